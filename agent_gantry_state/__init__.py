@@ -1,0 +1,78 @@
+"""Memory for agent tools: decorate a function, and it remembers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from agent_gantry_state import merge
+from agent_gantry_state.errors import (
+    CodecError,
+    CorruptEntryError,
+    DeclarationError,
+    EvictionWarning,
+    InjectedArgumentError,
+    MemoryConflictError,
+    MemoryErasedError,
+    MissingIdentityError,
+    ResolverError,
+    StateError,
+    StateWarning,
+    StoreClosedError,
+    StoreError,
+    StoreTimeoutError,
+    StoreUnavailableError,
+    StoreURLError,
+    UnstorableValueError,
+)
+from agent_gantry_state.gantry import Gantry
+from agent_gantry_state.injection.tool import Tool
+from agent_gantry_state.memory import Memory
+from agent_gantry_state.namespace import Namespace
+from agent_gantry_state.resolvers import Request, Resolver
+from agent_gantry_state.scopes import Identity, Scope, current_identity
+
+if TYPE_CHECKING:
+    from agent_gantry_state.integrations.agent_gantry import AgentGantry
+
+__all__ = [
+    "AgentGantry",
+    "CodecError",
+    "CorruptEntryError",
+    "DeclarationError",
+    "EvictionWarning",
+    "Gantry",
+    "Identity",
+    "InjectedArgumentError",
+    "Memory",
+    "MemoryConflictError",
+    "MemoryErasedError",
+    "MissingIdentityError",
+    "Namespace",
+    "Request",
+    "Resolver",
+    "ResolverError",
+    "Scope",
+    "StateError",
+    "StateWarning",
+    "StoreClosedError",
+    "StoreError",
+    "StoreTimeoutError",
+    "StoreURLError",
+    "StoreUnavailableError",
+    "Tool",
+    "UnstorableValueError",
+    "__version__",
+    "current_identity",
+    "merge",
+]
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # agent-gantry is optional, and slow to import: it is, when its class is asked for.
+    if name == "AgentGantry":
+        from agent_gantry_state.integrations.agent_gantry import AgentGantry
+
+        return AgentGantry
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,317 @@
+"""One store, sync and async callers: how a message gets to a store and its answer back.
+
+A caller may stand on an event loop, in a worker thread or in a program without any loop, and the store may answer at once,
+block, or be made of coroutines. Each kind of store has a bridge that serves all of these callers, and the code above asks a
+bridge without knowing which it is. Nothing else in this package waits.
+
+What must not be cut short (a commit) is run with `arun_uncut`: it goes to its end whatever cancels the caller, and only
+then does the cancellation go on. anyio's shield alone does not hold against `asyncio.wait_for`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import inspect
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
+
+import anyio
+import anyio.from_thread
+import anyio.to_thread
+
+from agent_gantry_state import steps as _steps
+from agent_gantry_state.errors import StoreClosedError, StoreTimeoutError
+from agent_gantry_state.steps import Pause, Steps
+from agent_gantry_state.stores.protocol import Commit, Forget, Lease, List, Load, Message, Release
+
+__all__ = ["Bridge", "Closed", "HomeLoop", "Inline", "Thread", "bridge_to", "in_asyncio"]
+
+T = TypeVar("T")
+
+_VERBS: dict[type[Any], str] = {
+    Load: "load",
+    Commit: "commit",
+    Forget: "forget",
+    List: "list",
+    Lease: "lease",
+    Release: "release",
+}
+
+#: Seconds that a bridge gives a store beyond a message's own timeout before it stops waiting for an answer.
+GRACE = 0.5
+
+
+class Bridge(Protocol):
+    """What the code above knows of a store."""
+
+    store: Any
+
+    def run(self, steps: Steps[T]) -> T:
+        """Run steps for a caller that may block."""
+        ...
+
+    async def arun(self, steps: Steps[T]) -> T:
+        """Run steps for a caller on an event loop; a cancellation ends them."""
+        ...
+
+    async def arun_uncut(self, steps: Steps[T]) -> T:
+        """Run steps for a caller on an event loop to their end, and let a cancellation go on only then."""
+        ...
+
+    def close(self) -> None:
+        """Close the store, for a caller that may block."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close the store, for a caller on an event loop."""
+        ...
+
+
+def in_asyncio() -> bool:
+    """Whether this thread is running an asyncio event loop.
+
+    Asks the thread: asyncio.to_thread copies the context, so sniffio would report a loop that this thread does not run.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+class _Methods:
+    """A store and its methods by kind of message."""
+
+    def __init__(self, store: Any) -> None:
+        self.store = store
+        self._answer: dict[type, Callable[[Any], Any]] = {kind: getattr(store, verb) for kind, verb in _VERBS.items()}
+
+
+class Inline(_Methods):
+    """A store that never waits: called where the caller stands, sync or async, without a hop or an await."""
+
+    def perform(self, request: Message | Pause) -> Any:
+        if isinstance(request, Pause):
+            time.sleep(request.seconds)
+            return None
+        return self._answer[type(request)](request)
+
+    async def aperform(self, request: Message | Pause) -> Any:
+        if isinstance(request, Pause):
+            await anyio.sleep(request.seconds)
+            return None
+        return self._answer[type(request)](request)
+
+    def run(self, steps: Steps[T]) -> T:
+        return _steps.run(steps, self.perform)
+
+    async def arun(self, steps: Steps[T]) -> T:
+        return await _steps.arun(steps, self.aperform)
+
+    async def arun_uncut(self, steps: Steps[T]) -> T:
+        # A commit is one call of a function; there is nothing between sending it and its answer that could be cut.
+        return await _steps.arun(steps, self.aperform)
+
+    def close(self) -> None:
+        self.store.close()
+
+    async def aclose(self) -> None:
+        self.store.close()
+
+
+class Thread(_Methods):
+    """A store that blocks: called where a sync caller stands, and in a worker thread for a caller on an event loop."""
+
+    def perform(self, request: Message | Pause) -> Any:
+        if isinstance(request, Pause):
+            time.sleep(request.seconds)
+            return None
+        return self._answer[type(request)](request)
+
+    def run(self, steps: Steps[T]) -> T:
+        return _steps.run(steps, self.perform)
+
+    async def arun(self, steps: Steps[T]) -> T:
+        return await anyio.to_thread.run_sync(self.run, steps, abandon_on_cancel=True)
+
+    async def arun_uncut(self, steps: Steps[T]) -> T:
+        return await uncut(lambda: anyio.to_thread.run_sync(self.run, steps))
+
+    def close(self) -> None:
+        self.store.close()
+
+    async def aclose(self) -> None:
+        await uncut(lambda: anyio.to_thread.run_sync(self.store.close))
+
+
+class HomeLoop(_Methods):
+    """A store made of coroutines: they run on one event loop, in a thread that the bridge keeps for it.
+
+    Clients of the asyncio world belong to the loop that they were made on, while one gantry meets many loops, trio, and
+    callers without any. A loop of its own is the only place where such a store always works.
+    """
+
+    def __init__(self, store: Any) -> None:
+        super().__init__(store)
+        self._lock = threading.Lock()
+        self._portal_context: Any = None
+        self._portal: anyio.from_thread.BlockingPortal | None = None
+        self._closed = False
+
+    def perform(self, request: Message | Pause) -> Any:
+        if isinstance(request, Pause):
+            time.sleep(request.seconds)
+            return None
+        future = self._send(request)
+        try:
+            return future.result(request.timeout + GRACE)
+        except concurrent.futures.TimeoutError:
+            if future.done():
+                raise  # the store's own error
+            future.cancel()
+            raise _late(request) from None
+
+    async def aperform(self, request: Message | Pause) -> Any:
+        if isinstance(request, Pause):
+            await anyio.sleep(request.seconds)
+            return None
+        if not in_asyncio():
+            return await anyio.to_thread.run_sync(self.perform, request, abandon_on_cancel=True)
+        future = asyncio.wrap_future(self._send(request))
+        done, _ = await asyncio.wait([future], timeout=request.timeout + GRACE)
+        if not done:
+            future.cancel()
+            raise _late(request)
+        return future.result()
+
+    def run(self, steps: Steps[T]) -> T:
+        return _steps.run(steps, self.perform)
+
+    async def arun(self, steps: Steps[T]) -> T:
+        return await _steps.arun(steps, self.aperform)
+
+    async def arun_uncut(self, steps: Steps[T]) -> T:
+        return await uncut(lambda: _steps.arun(steps, self.aperform))
+
+    def close(self) -> None:
+        with self._lock:
+            portal, context, self._portal, self._closed = self._portal, self._portal_context, None, True
+        if portal is None:
+            # Never used; what it holds was made outside a loop, if anything.
+            asyncio.run(self.store.close())
+            return
+        try:
+            portal.call(self.store.close)
+        finally:
+            context.__exit__(None, None, None)
+
+    async def aclose(self) -> None:
+        await uncut(lambda: anyio.to_thread.run_sync(self.close))
+
+    def _send(self, request: Message) -> concurrent.futures.Future[Any]:
+        with self._lock:
+            if self._closed:
+                raise _closed()
+            if self._portal is None:
+                self._portal_context = anyio.from_thread.start_blocking_portal(name="agent-gantry-state-store")
+                self._portal = self._portal_context.__enter__()
+            portal = self._portal
+        return portal.start_task_soon(self._ask, request)
+
+    async def _ask(self, request: Message) -> Any:
+        try:
+            with anyio.fail_after(request.timeout):
+                return await self._answer[type(request)](request)
+        except TimeoutError as error:
+            if isinstance(error, StoreTimeoutError):
+                raise
+            raise _late(request) from None
+
+
+class Closed:
+    """Stands in for the bridge of a gantry that was closed."""
+
+    store: Any = None
+
+    def perform(self, request: Any) -> Any:
+        raise _closed()
+
+    def run(self, steps: Steps[T]) -> T:
+        return _steps.run(steps, self.perform)
+
+    async def arun(self, steps: Steps[T]) -> T:
+        return _steps.run(steps, self.perform)
+
+    async def arun_uncut(self, steps: Steps[T]) -> T:
+        return _steps.run(steps, self.perform)
+
+    def close(self) -> None:
+        """Nothing is left to close."""
+
+    async def aclose(self) -> None:
+        """Nothing is left to close."""
+
+
+def bridge_to(store: Any) -> Bridge:
+    """The bridge for a store object.
+
+    Raises:
+        TypeError: It has not a method for each message, or some are coroutines and some are not.
+    """
+    methods = {verb: getattr(store, verb, None) for verb in (*_VERBS.values(), "close")}
+    missing = [verb for verb, method in methods.items() if not callable(method)]
+    if missing:
+        raise TypeError(
+            f"{type(store).__name__} is no store: it has no method {', '.join(missing)} "
+            "(agent_gantry_state.stores.protocol.Store says what each answers)"
+        )
+    coroutines = {verb for verb, method in methods.items() if inspect.iscoroutinefunction(method)}
+    if not coroutines:
+        return Inline(store) if getattr(store, "inline", False) else Thread(store)
+    plain = sorted(methods.keys() - coroutines)
+    if plain:
+        raise TypeError(f"{type(store).__name__} is no store: make its methods all async or none; plain: {plain}")
+    return HomeLoop(store)
+
+
+def _late(request: Message) -> StoreTimeoutError:
+    committed = None if isinstance(request, (Commit, Forget)) else False
+    return StoreTimeoutError(
+        f"the store gave no answer to {_VERBS[type(request)]} within {request.timeout:g} s", committed=committed
+    )
+
+
+def _closed() -> StoreClosedError:
+    return StoreClosedError("this gantry is closed: make a new one, or close it only when no tool is called any more")
+
+
+async def uncut(start: Callable[[], Awaitable[T]]) -> T:
+    """Await what *start* makes to its end, whatever cancels the caller, and let the cancellation go on only then."""
+    if not in_asyncio():
+        with anyio.CancelScope(shield=True):
+            return await start()
+    task: asyncio.Task[T] = asyncio.ensure_future(_as_coroutine(start))
+    cancelled: asyncio.CancelledError | None = None
+    # anyio would cancel again and again while the loop below waits; asyncio.shield holds off asyncio's own cancellation.
+    with anyio.CancelScope(shield=True):
+        while not task.done():
+            try:
+                await asyncio.shield(task)
+            except asyncio.CancelledError as error:
+                if task.cancelled():
+                    raise
+                cancelled = error
+            except BaseException:  # noqa: BLE001
+                break  # raised again below, or less important than a cancellation
+    if cancelled is not None:
+        if not task.cancelled() and task.exception() is not None:
+            cancelled.__context__ = task.exception()
+        raise cancelled
+    return task.result()
+
+
+async def _as_coroutine(start: Callable[[], Awaitable[T]]) -> T:
+    return await start()

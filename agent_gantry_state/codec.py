@@ -1,0 +1,386 @@
+"""Values to bytes and back, exactly, without ever executing or importing anything.
+
+The bytes are MessagePack written by one C call. What MessagePack would change in silence (tuples, sets, dates, big
+integers, ...) is handed over by the encoder and written as an extension type with a code of ours; what cannot come back
+as it went in is refused with the path of the offending value. Equal values give equal bytes (sets are sorted), so two
+values are the same exactly when their bytes are: `1`, `True` and `1.0` differ, and so do `0.0` and `-0.0`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import enum
+import pathlib
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import ormsgpack
+
+from agent_gantry_state.errors import CorruptEntryError, UnstorableValueError
+
+__all__ = ["FORMAT", "IMMUTABLE", "decode", "encode", "pack", "unpack"]
+
+#: First byte of every stored record; a reader refuses one that it does not know.
+FORMAT = b"\x01"
+
+#: Types whose instances are the same after a round trip and cannot be changed in place, so that they can be shared.
+IMMUTABLE = frozenset({str, int, float, bool, type(None), bytes})
+
+#: Containers nested this deep are always stored. The C encoder takes 1,024 lists and dicts; each of our extensions
+#: starts it anew, so that their number is limited too, or a hostile value could exhaust the C stack.
+MAX_DEPTH = 200
+_MAX_EXTENSION_DEPTH = 24
+
+_OPTIONS = (
+    ormsgpack.OPT_PASSTHROUGH_TUPLE
+    | ormsgpack.OPT_PASSTHROUGH_DATETIME
+    | ormsgpack.OPT_PASSTHROUGH_DATACLASS
+    | ormsgpack.OPT_PASSTHROUGH_SUBCLASS
+    | ormsgpack.OPT_PASSTHROUGH_UUID
+    | ormsgpack.OPT_PASSTHROUGH_ENUM
+    | ormsgpack.OPT_PASSTHROUGH_BIG_INT
+)
+_packb, _unpackb, _Ext = ormsgpack.packb, ormsgpack.unpackb, ormsgpack.Ext
+
+# Wire codes of the extension types. They are part of the stored format: never reuse or renumber one.
+_TUPLE, _SET, _FROZENSET, _INT, _DATETIME, _DATE, _TIME, _TIMEDELTA = range(1, 9)
+_DECIMAL, _UUID, _PAIRS, _STR, _PATH = range(9, 14)
+
+_PATH_KINDS: dict[type, str] = {
+    pathlib.PurePosixPath: "pure-posix",
+    pathlib.PureWindowsPath: "pure-windows",
+    pathlib.PosixPath: "posix",
+    pathlib.WindowsPath: "windows",
+}
+_PATH_TYPES = {kind: cls for cls, kind in _PATH_KINDS.items()}
+_PURE = {"posix": pathlib.PurePosixPath, "windows": pathlib.PureWindowsPath}
+
+_CONTAINERS = frozenset({dict, list, tuple, set, frozenset})
+_TIMELESS = frozenset({*IMMUTABLE, dt.date, dt.timedelta, decimal.Decimal, uuid.UUID, *_PATH_KINDS})
+_ATOMS = _TIMELESS | {dt.datetime, dt.time}
+
+#: Types of this package that are stored as plain dicts, with the function that makes one.
+_ALIASES: dict[type, Callable[[Any], dict[str, Any]]] = {}
+
+_Default = Callable[[Any], Any]
+
+
+class _TooDeep(TypeError):
+    """Raised inside the C encoder; the public error is made afterwards."""
+
+
+def pack(value: Any) -> bytes:
+    """Encode *value* without the format byte.
+
+    Raises:
+        UnstorableValueError: The value, or something in it, would not come back as it went in.
+    """
+    try:
+        packed = _packb(value, _DEFAULTS[0], _OPTIONS)
+    except (TypeError, RecursionError):
+        # A key that is no str, a lone surrogate, or something that cannot be carried: the walk tells which.
+        check(value, "")
+        try:
+            return _tagged_pack(value, 0, 0)
+        except (TypeError, RecursionError):
+            raise UnstorableValueError(
+                f"the value is nested too deeply: store it flatter, with at most {MAX_DEPTH} levels of which at most "
+                f"{_MAX_EXTENSION_DEPTH} are tuples, sets or dicts with keys other than str",
+                path="",
+            ) from None
+    # MessagePack writes bytearray and memoryview as bytes without asking. A bin header is one of these three bytes;
+    # they also occur in text and numbers, so that a hit only means that it is worth a look.
+    if (b"\xc4" in packed or b"\xc5" in packed or b"\xc6" in packed) and type(value) not in IMMUTABLE:
+        check(value, "")
+    return packed
+
+
+def unpack(packed: bytes) -> Any:
+    """Decode what `pack` wrote.
+
+    Raises:
+        CorruptEntryError: These are no such bytes.
+    """
+    try:
+        return _unpackb(packed, ext_hook=_decode_extension)
+    except CorruptEntryError:
+        raise
+    except Exception:  # noqa: BLE001
+        # From None: an error of the decoder may carry the bytes that it stumbled over.
+        raise CorruptEntryError("a stored entry cannot be read: its bytes are damaged") from None
+
+
+def encode(value: Any) -> bytes:
+    """Encode *value* as a record: the format byte, then its bytes.
+
+    Raises:
+        UnstorableValueError: The value, or something in it, would not come back as it went in.
+    """
+    return FORMAT + pack(value)
+
+
+def decode(record: bytes) -> Any:
+    """Decode a record that `encode` wrote.
+
+    Raises:
+        CorruptEntryError: The record is damaged or of a newer format.
+    """
+    return unpack(body(record))
+
+
+def body(record: bytes) -> bytes:
+    """The bytes of a record behind its format byte.
+
+    Raises:
+        CorruptEntryError: The record is empty or of a format that this version does not know.
+    """
+    if record[:1] != FORMAT:
+        raise CorruptEntryError(
+            "a stored entry is damaged or was written by a newer version of agent-gantry-state; "
+            "upgrade the package to read it"
+        )
+    return record[1:]
+
+
+def store_as_dict(kind: type, plain: Callable[[Any], dict[str, Any]]) -> None:
+    """Let values of exactly *kind* be stored as the dict that *plain* makes of them."""
+    _ALIASES[kind] = plain
+
+
+# Encoding. Each extension is packed by a C call of its own, so that depth is counted by choosing the function that the
+# next call gets: the C encoder has no other way to hand a number down.
+
+
+def _default_at(depth: int) -> _Default:
+    def default(value: Any) -> Any:
+        encoder = _ENCODERS.get(type(value))
+        if encoder is None:
+            return _ALIASES[type(value)](value)  # a KeyError here ends the encoding: the walk says what is wrong
+        if depth >= _MAX_EXTENSION_DEPTH:
+            raise _TooDeep
+        return encoder(value, depth + 1)
+
+    return default
+
+
+def _nested(value: Any, depth: int) -> bytes:
+    return _packb(value, _DEFAULTS[depth], _OPTIONS)
+
+
+def _encode_set(code: int) -> Callable[[Any, int], Any]:
+    def encoder(value: Any, depth: int) -> Any:
+        return _Ext(code, _packb(sorted([_nested(item, depth) for item in value]), None, _OPTIONS))
+
+    return encoder
+
+
+def _encode_int(value: int, depth: int) -> Any:
+    return _Ext(_INT, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True))
+
+
+def _encode_datetime(value: dt.datetime, depth: int) -> Any:
+    if value.tzinfo is not None and value.utcoffset() is None:
+        raise TypeError
+    return _Ext(_DATETIME, bytes((value.fold,)) + value.isoformat().encode())
+
+
+def _encode_time(value: dt.time, depth: int) -> Any:
+    if value.tzinfo is not None and value.utcoffset() is None:
+        raise TypeError
+    return _Ext(_TIME, bytes((value.fold,)) + value.isoformat().encode())
+
+
+def _encode_path(value: pathlib.PurePath, depth: int) -> Any:
+    return _Ext(_PATH, f"{_PATH_KINDS[type(value)]}\0{value}".encode("utf-8", "surrogatepass"))
+
+
+_ENCODERS: dict[type, Callable[[Any, int], Any]] = {
+    tuple: lambda value, depth: _Ext(_TUPLE, _nested(list(value), depth)),
+    set: _encode_set(_SET),
+    frozenset: _encode_set(_FROZENSET),
+    int: _encode_int,
+    dt.datetime: _encode_datetime,
+    dt.date: lambda value, depth: _Ext(_DATE, value.isoformat().encode()),
+    dt.time: _encode_time,
+    dt.timedelta: lambda value, depth: _Ext(_TIMEDELTA, _packb([value.days, value.seconds, value.microseconds])),
+    decimal.Decimal: lambda value, depth: _Ext(_DECIMAL, str(value).encode()),
+    uuid.UUID: lambda value, depth: _Ext(_UUID, value.bytes),
+    **dict.fromkeys(_PATH_KINDS, _encode_path),
+}
+_DEFAULTS: list[_Default] = [_default_at(depth) for depth in range(_MAX_EXTENSION_DEPTH + 1)]
+
+
+def _tagged(value: Any, depth: int, level: int) -> Any:
+    """Rewrite what the C encoder stops at (other keys than str, lone surrogates) as extensions, at any depth."""
+    kind = type(value)
+    if kind is str:
+        return value if _is_utf8(value) else _Ext(_STR, value.encode("utf-8", "surrogatepass"))
+    if kind in _ALIASES:
+        value, kind = _ALIASES[kind](value), dict
+    if kind not in _CONTAINERS:
+        return value
+    if level >= MAX_DEPTH:
+        raise _TooDeep
+    if kind is list:
+        return [_tagged(item, depth, level + 1) for item in value]
+    if kind is dict and all(type(key) is str and _is_utf8(key) for key in value):
+        return {key: _tagged(item, depth, level + 1) for key, item in value.items()}
+    if depth >= _MAX_EXTENSION_DEPTH:
+        raise _TooDeep
+    if kind is tuple:
+        return _Ext(_TUPLE, _tagged_pack(list(value), depth + 1, level))
+    if kind is dict:
+        pairs = [
+            [_tagged_pack(key, depth + 1, level + 1), _tagged_pack(item, depth + 1, level + 1)]
+            for key, item in value.items()
+        ]
+        return _Ext(_PAIRS, _packb(pairs, None, _OPTIONS))
+    items = sorted([_tagged_pack(item, depth + 1, level + 1) for item in value])
+    return _Ext(_SET if kind is set else _FROZENSET, _packb(items, None, _OPTIONS))
+
+
+def _tagged_pack(value: Any, depth: int, level: int) -> bytes:
+    return _packb(_tagged(value, depth, level), _DEFAULTS[depth], _OPTIONS)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# Checking: a walk over the whole value, only made when the C encoder stopped or might have been too kind. It keeps its
+# own stack, so that no depth that the encoder takes is too deep for it.
+
+
+def check(value: Any, path: str) -> None:
+    """Refuse what `pack` cannot carry, naming where under *path* it stands.
+
+    Raises:
+        UnstorableValueError: With `path`.
+    """
+    steps = [path]
+    children = [_children(value, steps)]
+    above = [id(value)]
+    while children:
+        for step, child in children[-1]:
+            steps.append(step)
+            if id(child) in above and type(child) not in _ATOMS:
+                raise _refusal(steps, "a container that contains itself", "store it without the cycle")
+            children.append(_children(child, steps))
+            above.append(id(child))
+            break
+        else:
+            children.pop()
+            above.pop()
+            steps.pop()
+
+
+def _children(value: Any, steps: list[str]) -> Iterator[tuple[str, Any]]:
+    """What is in *value* and worth a look; refuses *value* itself if it cannot be carried."""
+    kind = type(value)
+    if kind in _ATOMS:
+        if kind in (dt.datetime, dt.time) and value.tzinfo is not None and value.utcoffset() is None:
+            raise _refusal(steps, f"a {kind.__name__} whose tzinfo gives no offset", "give it a fixed offset")
+        return iter(())
+    if kind in _ALIASES:
+        value, kind = _ALIASES[kind](value), dict
+    if kind not in _CONTAINERS:
+        raise _refusal(steps, f"a value of type {kind.__name__}", _conversion(kind))
+    if kind is dict:
+        return _dict_children(value)
+    # Most containers hold nothing but atoms: one look at the set of their types is enough.
+    if _TIMELESS.issuperset(map(type, value)):
+        return iter(())
+    return ((f"[{index}]", item) for index, item in enumerate(value))
+
+
+def _dict_children(value: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
+    if not _TIMELESS.issuperset(map(type, value)):
+        for key in value:
+            yield f"{{key of type {type(key).__name__}}}", key
+    if not _TIMELESS.issuperset(map(type, value.values())):
+        for key, item in value.items():
+            yield f"[{key!r}]" if type(key) in IMMUTABLE else f"[<{type(key).__name__}>]", item
+
+
+def _refusal(steps: list[str], what: str, hint: str) -> UnstorableValueError:
+    shown = steps if len(steps) <= 12 else [*steps[:10], "...", steps[-1]]
+    path = "".join(shown)
+    return UnstorableValueError(f"{path or 'the value'} holds {what}, which cannot be stored; {hint}", path=path)
+
+
+def _conversion(kind: type) -> str:
+    """What to write instead, for the types that people try. Looks at the type alone: the value may be hostile."""
+    if kind in (bytearray, memoryview):
+        return "convert it with bytes(value)"
+    if issubclass(kind, enum.Enum):
+        return "store value.value"
+    if issubclass(kind, pathlib.PurePath):
+        return "convert it with str(path)"
+    if issubclass(kind, tuple) and hasattr(kind, "_asdict"):
+        return "convert it with value._asdict() or tuple(value)"
+    if hasattr(kind, "model_dump"):
+        return "convert it with value.model_dump()"
+    if hasattr(kind, "__dataclass_fields__"):
+        return "convert it with dataclasses.asdict(value)"
+    if hasattr(kind, "tolist"):
+        return "convert it with value.tolist()"
+    for base in (str, bytes, int, float, list, tuple, set, frozenset, decimal.Decimal, uuid.UUID):
+        if issubclass(kind, base):
+            return f"convert it with {base.__name__}(value)"
+    if issubclass(kind, Mapping):
+        return "convert it with dict(value)"
+    if issubclass(kind, Iterable):
+        return "convert it with list(value)"
+    return (
+        "convert it to None, bool, int, float, str, bytes, list, tuple, dict, set, frozenset, datetime, date, time, "
+        "timedelta, Decimal, UUID or a pathlib path"
+    )
+
+
+# Decoding.
+
+
+def _decode_extension(code: int, data: Any) -> Any:
+    decoder = _DECODERS.get(code)
+    if decoder is None:
+        raise CorruptEntryError(
+            "a stored entry is damaged or was written by a newer version of agent-gantry-state; "
+            "upgrade the package to read it"
+        )
+    return decoder(bytes(data))
+
+
+def _nested_items(data: bytes) -> Iterator[Any]:
+    return map(unpack, _unpackb(data))
+
+
+def _decode_path(data: bytes) -> pathlib.PurePath:
+    kind, _, text = data.decode("utf-8", "surrogatepass").partition("\0")
+    try:
+        return _PATH_TYPES[kind](text)  # type: ignore[no-any-return]
+    except NotImplementedError:
+        # A concrete path of the other operating system: its pure kind is the nearest that exists here.
+        return _PURE[kind](text)
+
+
+_DECODERS: dict[int, Callable[[bytes], Any]] = {
+    _TUPLE: lambda data: tuple(unpack(data)),
+    _SET: lambda data: set(_nested_items(data)),
+    _FROZENSET: lambda data: frozenset(_nested_items(data)),
+    _INT: lambda data: int.from_bytes(data, "big", signed=True),
+    _DATETIME: lambda data: dt.datetime.fromisoformat(data[1:].decode()).replace(fold=data[0]),
+    _DATE: lambda data: dt.date.fromisoformat(data.decode()),
+    _TIME: lambda data: dt.time.fromisoformat(data[1:].decode()).replace(fold=data[0]),
+    _TIMEDELTA: lambda data: dt.timedelta(*_unpackb(data)),
+    _DECIMAL: lambda data: decimal.Decimal(data.decode()),
+    _UUID: lambda data: uuid.UUID(bytes=data),
+    _PAIRS: lambda data: {unpack(key): unpack(item) for key, item in _unpackb(data)},
+    _STR: lambda data: data.decode("utf-8", "surrogatepass"),
+    _PATH: _decode_path,
+}

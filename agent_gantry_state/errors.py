@@ -1,0 +1,170 @@
+"""Every exception and warning of the package, in one tree under `StateError`.
+
+An error carries what happened as attributes and says in its message what was wrong, where, and what to do. Messages hold
+key names and scopes but never an id or a value: under agent-gantry they are shown to a language model. `committed` tells
+what is known of the write: False when surely nothing was written, None when that cannot be known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+__all__ = [
+    "CodecError",
+    "CorruptEntryError",
+    "DeclarationError",
+    "EvictionWarning",
+    "InjectedArgumentError",
+    "MemoryConflictError",
+    "MemoryErasedError",
+    "MissingIdentityError",
+    "ResolverError",
+    "StateError",
+    "StateWarning",
+    "StoreClosedError",
+    "StoreError",
+    "StoreTimeoutError",
+    "StoreURLError",
+    "StoreUnavailableError",
+    "UnstorableValueError",
+]
+
+
+class StateError(Exception):
+    """Base of every error that this package raises.
+
+    Attributes:
+        committed: False if surely nothing of the call was written; None if that is unknown.
+        transient: True where calling again may succeed without any other change.
+    """
+
+    committed: bool | None = False
+    transient: bool = False
+
+
+class DeclarationError(StateError, TypeError):
+    """A decorator was used in a way that cannot work; raised while the program is being set up."""
+
+
+class InjectedArgumentError(StateError, TypeError):
+    """A caller passed a parameter that is injected.
+
+    Attributes:
+        parameter: Name of the injected parameter.
+    """
+
+    def __init__(self, message: str, *, parameter: str) -> None:
+        super().__init__(message)
+        self.parameter = parameter
+
+
+class MissingIdentityError(StateError):
+    """A scope was asked for whose identity is not known here.
+
+    Attributes:
+        scope: The scope that was asked for.
+    """
+
+    def __init__(self, message: str, *, scope: str) -> None:
+        super().__init__(message)
+        self.scope = scope
+
+
+class ResolverError(StateError, TypeError):
+    """A resolver answered something other than a `Namespace` or None.
+
+    Attributes:
+        scope: The scope that it was asked for.
+    """
+
+    def __init__(self, message: str, *, scope: str) -> None:
+        super().__init__(message)
+        self.scope = scope
+
+
+class CodecError(StateError):
+    """A value could not be turned into bytes, or bytes into a value.
+
+    Attributes:
+        path: Where, for example ``memory['plan']['steps'][3]``; None if it is not known.
+    """
+
+    def __init__(self, message: str, *, path: str | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class UnstorableValueError(CodecError, TypeError):
+    """A memory holds a value that would not come back as it went in; nothing of the call was written."""
+
+
+class CorruptEntryError(CodecError):
+    """A stored entry cannot be read: its bytes are damaged, or were written by a newer version of this package."""
+
+
+class MemoryConflictError(StateError):
+    """Keys that a call changed were changed by another call meanwhile, and nothing says how to merge them.
+
+    Attributes:
+        keys: Every top-level key in conflict, sorted.
+        by_scope: The same keys for each scope.
+    """
+
+    transient = True
+
+    def __init__(self, message: str, *, by_scope: Mapping[str, Iterable[str]]) -> None:
+        super().__init__(message)
+        self.by_scope = {scope: tuple(keys) for scope, keys in by_scope.items()}
+        self.keys = tuple(sorted({key for keys in self.by_scope.values() for key in keys}))
+
+
+class MemoryErasedError(StateError):
+    """A namespace that a call had loaded was erased before the call could commit; nothing comes back from the dead.
+
+    Attributes:
+        scope: The scope of the namespace.
+    """
+
+    def __init__(self, message: str, *, scope: str) -> None:
+        super().__init__(message)
+        self.scope = scope
+
+
+class StoreError(StateError):
+    """A store could not do what it was asked.
+
+    Attributes:
+        committed: False if surely nothing was written; None if the outcome is unknown.
+    """
+
+    def __init__(self, message: str, *, committed: bool | None = False) -> None:
+        super().__init__(message)
+        self.committed = committed
+
+
+class StoreUnavailableError(StoreError):
+    """A store could not be reached."""
+
+    transient = True
+
+
+class StoreTimeoutError(StoreError, TimeoutError):
+    """A store did not answer in time."""
+
+    transient = True
+
+
+class StoreClosedError(StoreError):
+    """A gantry or its store was used after it had been closed."""
+
+
+class StoreURLError(StateError, ValueError):
+    """A store URL could not be understood."""
+
+
+class StateWarning(UserWarning):
+    """Base of this package's warnings."""
+
+
+class EvictionWarning(StateWarning):
+    """Live state was dropped because a bounded store was full."""

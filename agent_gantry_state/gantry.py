@@ -1,0 +1,471 @@
+"""The facade: what programs call.
+
+`Stateful` is everything that gives memory to functions; `Gantry` is that and nothing else, and the subclass of
+agent-gantry's own class in `integrations` is the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Final, Literal, TypeVar, overload
+
+from typing_extensions import ParamSpec, Self
+
+from agent_gantry_state.bridge import Bridge, bridge_to
+from agent_gantry_state.errors import DeclarationError
+from agent_gantry_state.injection.plan import Declaration
+from agent_gantry_state.injection.tool import Tool, decorate
+from agent_gantry_state.memory import Memory, Terms
+from agent_gantry_state.merge import Merge
+from agent_gantry_state.resolvers import Resolver, resolve
+from agent_gantry_state.scopes import ENTERED, Entered, Identity, Scope, check_ttl, new_id
+from agent_gantry_state.stores.protocol import KEEP
+from agent_gantry_state.stores.urls import open_store
+from agent_gantry_state.unit_of_work import UnitOfWork
+from agent_gantry_state.wiring import Layer, Settings, Wiring
+
+__all__ = ["Gantry", "MemoryBlock", "MemoryDecorator", "Override", "SessionBlock", "Stateful"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _Unset:
+    """No such argument was given."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "..."
+
+
+_UNSET: Final = _Unset()
+
+
+class MemoryDecorator:
+    """What `with_memory(...)` returns: put it above a function."""
+
+    __slots__ = ("_declaration", "_refuse", "_wiring")
+
+    def __init__(self, wiring: Wiring, declaration: Declaration, refuse: Callable[[Any], None]) -> None:
+        self._wiring = wiring
+        self._declaration = declaration
+        self._refuse = refuse
+
+    def __call__(self, fn: Callable[P, R], /) -> Tool[P, R]:
+        """Make *fn* a tool that is given a memory.
+
+        Raises:
+            DeclarationError: *fn* cannot get a memory that way; the message says what to do.
+        """
+        self._refuse(fn)
+        return decorate(self._wiring, fn, self._declaration)
+
+
+class _Block:
+    """A context manager that may be used with `with` and with `async with`; it does no I/O and so never waits."""
+
+    def _enter(self) -> Any:
+        raise NotImplementedError
+
+    def _exit(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Any:
+        return self._enter()
+
+    def __exit__(self, *exc: object) -> None:
+        self._exit()
+
+    async def __aenter__(self) -> Any:
+        return self._enter()
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._exit()
+
+
+class SessionBlock(_Block):
+    """An identity that holds inside a `with` block. Gives the `Identity`."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+        self._entered: list[Entered] = []
+
+    def _enter(self) -> Identity:
+        entered = Entered(self._identity)
+        entered.enter()
+        self._entered.append(entered)
+        return self._identity
+
+    def _exit(self) -> None:
+        self._entered.pop().leave()
+
+    def __enter__(self) -> Identity:
+        return self._enter()
+
+    async def __aenter__(self) -> Identity:
+        return self._enter()
+
+
+class Override(_Block):
+    """Other parts for a gantry inside a `with` block. Gives itself.
+
+    Attributes:
+        store: The store that holds inside the block.
+    """
+
+    def __init__(self, wiring: Wiring, layer: Layer, identity: Callable[[], Identity] | None, owned: Bridge | None):
+        self._wiring = wiring
+        self._layer = layer
+        self._identity = identity
+        self._owned = owned
+        self._entered: Entered | None = None
+
+    @property
+    def store(self) -> Any:
+        return self._wiring.settings.bridge.store
+
+    def _enter(self) -> Override:
+        # The identity first: it may be refused, and then nothing is to be taken back.
+        identity = None if self._identity is None else self._identity()
+        self._wiring.push(self._layer)
+        if identity is not None:
+            self._entered = Entered(identity)
+            self._entered.enter()
+        return self
+
+    def _exit(self) -> None:
+        if self._entered is not None:
+            self._entered.leave()
+        self._wiring.remove(self._layer)
+
+    def __enter__(self) -> Override:
+        return self._enter()
+
+    def __exit__(self, *exc: object) -> None:
+        self._exit()
+        if self._owned is not None:
+            self._owned.close()
+
+    async def __aenter__(self) -> Override:
+        return self._enter()
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._exit()
+        if self._owned is not None:
+            await self._owned.aclose()
+
+
+class MemoryBlock:
+    """A memory outside a tool: loaded when the `with` block begins, committed when it ends without an error."""
+
+    def __init__(self, open_unit: Callable[[], tuple[UnitOfWork, Settings]]) -> None:
+        self._open_unit = open_unit
+        self._open: tuple[UnitOfWork, Settings] | None = None
+
+    def __enter__(self) -> Memory:
+        unit, settings = self._open_unit()
+        memory = settings.bridge.run(unit.begin())[0]
+        self._open = unit, settings
+        return memory
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
+        unit, settings = self._taken()
+        if kind is None:
+            settings.bridge.run(unit.finish())
+
+    async def __aenter__(self) -> Memory:
+        unit, settings = self._open_unit()
+        memory = (await settings.bridge.arun(unit.begin()))[0]
+        self._open = unit, settings
+        return memory
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
+        unit, settings = self._taken()
+        if kind is None:
+            await settings.bridge.arun_uncut(unit.finish())
+
+    def _taken(self) -> tuple[UnitOfWork, Settings]:
+        assert self._open is not None  # noqa: S101 - a block is left after it was entered
+        unit, self._open = self._open, None
+        return unit
+
+
+class Stateful:
+    """Gives functions a memory.
+
+    Args:
+        store: Where memories live: a URL (``memory://``), or a store object, which stays open when this is closed.
+        app: Keeps this program's memories apart from those of others on the same store.
+        session: The session of every call, in a program that has but one user.
+        user: The user of every call, likewise.
+        resolvers: Asked in order, before the built-in ones, which memory a request means.
+        scopes: How the memories of a scope behave, by its name; also declares custom scopes.
+
+    Raises:
+        StoreURLError: The URL names no store.
+        TypeError: An argument is of the wrong type.
+        ValueError: An id is empty.
+    """
+
+    _wiring: Wiring
+
+    def _wire(
+        self,
+        store: Any = "memory://",
+        app: str = "default",
+        session: str | None = None,
+        user: str | None = None,
+        resolvers: Iterable[Resolver] = (),
+        scopes: Mapping[str, Scope] | None = None,
+    ) -> None:
+        identity = Identity(session, user) if session is not None or user is not None else None
+        self._wiring = Wiring(store, app, identity, tuple(resolvers), scopes or {})
+
+    @overload
+    def with_memory(self, fn: Callable[P, R], /) -> Tool[P, R]: ...
+    @overload
+    def with_memory(
+        self,
+        *,
+        scope: str = "session",
+        into: str = "memory",
+        name: str | None = None,
+        ttl: float | _Unset | None = _UNSET,
+        sliding: bool | _Unset = _UNSET,
+        merge: Mapping[str, Merge] | None = None,
+        on_conflict: Literal["raise", "retry"] = "raise",
+        retries: int = 20,
+    ) -> MemoryDecorator: ...
+    def with_memory(
+        self,
+        fn: Callable[..., Any] | None = None,
+        *,
+        scope: str = "session",
+        into: str = "memory",
+        name: str | None = None,
+        ttl: float | _Unset | None = _UNSET,
+        sliding: bool | _Unset = _UNSET,
+        merge: Mapping[str, Merge] | None = None,
+        on_conflict: Literal["raise", "retry"] = "raise",
+        retries: int = 20,
+    ) -> Any:
+        """Give a function a memory, with or without parentheses. It may stand above a function several times.
+
+        Args:
+            fn: The function, when used without parentheses.
+            scope: Who shares the memory: ``tool``, ``session``, ``conversation``, ``user``, ``global``, or any other name,
+                which is the identity key of that name.
+            into: Name of the parameter that gets the memory and is hidden from everybody else.
+            name: Name of the tool, under which its own memory (scope ``tool``) is filed; by default the name under which
+                it was registered, or its qualified name. Memories are found again only under the same name.
+            ttl: Seconds that a key lives after it was written, from the commit on. By default the scope's. None: a write
+                leaves a key's expiry as it is.
+            sliding: Whether each use of the memory restarts that time, too. By default the scope's.
+            merge: For keys that several calls may change at once, how to merge them: functions of
+                `agent_gantry_state.merge` or your own, of base, theirs and ours.
+            on_conflict: What to do when another call changed a key that cannot be merged: "raise" a
+                `MemoryConflictError`, or "retry", which runs the body again on what is there then.
+            retries: How often it may run again.
+
+        Returns:
+            The function as a `Tool`, or a decorator that makes one.
+
+        Raises:
+            DeclarationError: The function cannot get a memory that way; the message says what to do.
+            TypeError: An argument is of the wrong type.
+            ValueError: *ttl* is not positive.
+        """
+        wiring = self._wiring
+        wiring.check_scope(scope)
+        declared = wiring.scope(scope)
+        chosen = declared.ttl if isinstance(ttl, _Unset) else ttl
+        check_ttl("with_memory", chosen)
+        slides = (declared.sliding and chosen is not None) if isinstance(sliding, _Unset) else sliding
+        if slides and chosen is None:
+            raise DeclarationError("with_memory: sliding=True needs a ttl (seconds), here or in the scope")
+        if not isinstance(into, str) or not into.isidentifier():
+            raise DeclarationError("with_memory: into must be the name of a parameter")
+        if on_conflict not in ("raise", "retry"):
+            raise DeclarationError(f'with_memory: on_conflict must be "raise" or "retry", not {on_conflict!r}')
+        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+            raise DeclarationError("with_memory: retries must be an int of at least 0")
+        for key, function in (merge or {}).items():
+            if not isinstance(key, str) or not callable(function):
+                raise DeclarationError(f"with_memory: merge must map str keys to functions; {key!r} does not")
+        terms = Terms(scope, KEEP if chosen is None else float(chosen), bool(slides), dict(merge or {}))
+        declaration = Declaration(scope, into, terms, name, retries if on_conflict == "retry" else 0)
+        decorator = MemoryDecorator(wiring, declaration, self._refuse_decoration)
+        return decorator if fn is None else decorator(fn)
+
+    def session(
+        self,
+        id: str | None = None,
+        *,
+        user: str | None = None,
+        conversation: str | None = None,
+        **keys: str | None,
+    ) -> SessionBlock:
+        """State who calls, inside a `with` or `async with` block: the whole of it, what is left out is unknown.
+
+        Args:
+            id: Id of the session, any str but ""; without one, a new id with 256 random bits.
+            user: Id of the user.
+            conversation: Id of the conversation.
+            keys: Further identity keys, each the name of a scope: ``tenant="acme"``.
+
+        Returns:
+            A block whose ``as`` gives the `Identity`. It may be left in another task than it was entered in.
+
+        Raises:
+            TypeError: An id is no str.
+            ValueError: An id is "".
+        """
+        return SessionBlock(Identity(new_id() if id is None else id, user, conversation, keys))
+
+    def memory(
+        self,
+        scope: str = "session",
+        *,
+        session: str | None = None,
+        user: str | None = None,
+        conversation: str | None = None,
+        tool: str | None = None,
+        **keys: str | None,
+    ) -> MemoryBlock:
+        """Open a memory outside a tool: ``with gantry.memory("user", user="ada") as memory:``.
+
+        It is committed when the block ends without an error; a block that is left by one, or never left, commits nothing.
+
+        Args:
+            scope: Which memory.
+            session: Id of the session. If any id is given, the ids given are all that is known; else it is the identity
+                that was entered here, or the gantry's.
+            user: Id of the user.
+            conversation: Id of the conversation.
+            tool: Name of the tool, for scope ``tool``.
+            keys: Further identity keys.
+
+        Returns:
+            A block for `with` and `async with`, whose ``as`` gives the `Memory`.
+
+        Raises:
+            MissingIdentityError: On entering, if the scope depends on something that is not given.
+        """
+        wiring = self._wiring
+        wiring.check_scope(scope)
+        stated: Identity | None = None
+        if any(value is not None for value in (session, user, conversation, *keys.values())):
+            stated = Identity(session, user, conversation, keys)
+        declared = wiring.scope(scope)
+        terms = Terms(scope, KEEP if declared.ttl is None else float(declared.ttl), declared.sliding)
+
+        def open_unit() -> tuple[UnitOfWork, Settings]:
+            settings = wiring.settings
+            identity = stated or _current(settings)
+            namespace = resolve(scope, tool, identity, wiring.app, settings.resolvers, wiring.scopes)
+            return UnitOfWork({namespace: terms}, settings.resendable), settings
+
+        return MemoryBlock(open_unit)
+
+    def override(
+        self,
+        *,
+        session: str | None = None,
+        user: str | None = None,
+        conversation: str | None = None,
+        store: Any = None,
+        resolvers: Iterable[Resolver] | None = None,
+        clock: Callable[[], float] | None = None,
+        **keys: str | None,
+    ) -> Override:
+        """Swap parts inside a `with` or `async with` block, for a test; they come back however the block is left.
+
+        The identity is swapped for this context, the rest for the whole gantry, in every thread and loop.
+
+        Args:
+            session: Id of the session; naming one states the whole identity.
+            user: Id of the user; without *session* it changes the user only.
+            conversation: Id of the conversation, likewise.
+            store: A URL, which is closed after the block, or a store object, which is not.
+            resolvers: Instead of the gantry's own; the built-in ones still follow.
+            clock: Gives the time in seconds since the epoch, for stores that have no clock of their own.
+            keys: Further identity keys.
+
+        Raises:
+            ValueError: On entering, if *clock* is given for a store that goes by its own.
+            StoreURLError: *store* is a URL that names no store.
+        """
+        owned = bridge_to(open_store(store)) if isinstance(store, str) else None
+        bridge = owned or (None if store is None else bridge_to(store))
+        layer = Layer(bridge, None if resolvers is None else tuple(resolvers), clock)
+        given = {"user": user, "conversation": conversation, **keys}
+        identity: Callable[[], Identity] | None = None
+        if session is not None:
+            stated = Identity(session, user, conversation, keys)
+            identity = lambda: stated  # noqa: E731
+        elif any(value is not None for value in given.values()):
+            known = {key: value for key, value in given.items() if value is not None}
+            identity = lambda: (_current(self._wiring.settings) or Identity()).replace(**known)  # noqa: E731
+        return Override(self._wiring, layer, identity, owned)
+
+    def _refuse_decoration(self, fn: Any) -> None:
+        """Refuse a function that this gantry cannot decorate any more."""
+
+
+def _current(settings: Settings) -> Identity | None:
+    entered = ENTERED.get()
+    return settings.identity if entered is None else entered.identity
+
+
+class Gantry(Stateful):
+    """Gives plain functions a memory, without agent-gantry; any framework can use the decorated functions.
+
+    Close it when no tool is called any more, with `close` or `aclose` or as a context manager, sync or async.
+
+    Example:
+        >>> gantry = Gantry(session="local")
+        >>> @gantry.with_memory
+        ... def count(memory: dict) -> int:
+        ...     return memory.add("n", 1)
+        >>> count(), count()
+        (1, 2)
+        >>> gantry.close()
+    """
+
+    def __init__(
+        self,
+        store: Any = "memory://",
+        *,
+        app: str = "default",
+        session: str | None = None,
+        user: str | None = None,
+        resolvers: Iterable[Resolver] = (),
+        scopes: Mapping[str, Scope] | None = None,
+    ) -> None:
+        self._wire(store, app, session, user, resolvers, scopes)
+
+    __init__.__doc__ = Stateful.__doc__
+
+    def close(self) -> None:
+        """Close the store, if it was made from a URL. Tools that are called afterwards raise `StoreClosedError`."""
+        if (bridge := self._wiring.close()) is not None:
+            bridge.close()
+
+    async def aclose(self) -> None:
+        """`close`, for a caller on an event loop."""
+        if (bridge := self._wiring.close()) is not None:
+            await bridge.aclose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()

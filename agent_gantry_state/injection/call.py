@@ -1,0 +1,216 @@
+"""The call of a tool: open its memories, run the body, commit.
+
+There is one general way for sync callers and one for async ones, and beside each a short one for the common tool with a
+single memory in this process, which builds no message and no unit of work unless the body changed something.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Coroutine
+from math import inf
+from types import CoroutineType
+from typing import Any
+
+from agent_gantry_state.errors import MemoryConflictError
+from agent_gantry_state.injection.plan import Plan
+from agent_gantry_state.memory import Memory, open_memory
+from agent_gantry_state.namespace import Namespace
+from agent_gantry_state.scopes import ENTERED
+from agent_gantry_state.steps import Pause, Steps
+from agent_gantry_state.stores.memory import MemoryStore
+from agent_gantry_state.unit_of_work import UnitOfWork
+from agent_gantry_state.wiring import Settings, is_impersonal
+
+__all__ = ["acall", "call", "caller"]
+
+#: Longest pause before a body runs again after a conflict, in seconds, and the first one; each is drawn at random.
+_LONGEST_PAUSE, _FIRST_PAUSE = 0.25, 0.005
+
+
+def call(plan: Plan, fn: Callable[..., Any], shift: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a sync tool.
+
+    Args:
+        plan: The tool's.
+        fn: The function itself, or a method bound to its instance.
+        shift: 1 if *fn* is a bound method, else 0.
+        args: What the caller passed by position.
+        kwargs: What the caller passed by name.
+    """
+    plan.refuse(kwargs)
+    attempt = 0
+    while True:
+        settings = plan.wiring.settings
+        unit, which = plan.open(settings)
+        memories = settings.bridge.run(unit.begin())
+        named = dict(kwargs)
+        result = fn(*plan.place(args, named, memories, which, shift), **named)
+        if type(result) is CoroutineType:
+            return _finish_later(result, unit, settings)
+        try:
+            settings.bridge.run(unit.finish())
+        except MemoryConflictError:
+            attempt += 1
+            if attempt > plan.retries:
+                raise
+            settings.bridge.run(_pause(attempt))
+        else:
+            return result
+
+
+async def acall(
+    plan: Plan,
+    fn: Callable[..., Any],
+    shift: int,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    body: Callable[..., Coroutine[Any, Any, Any]] | None = None,
+    landed: Callable[[Any], None] | None = None,
+) -> Any:
+    """Call a tool from an event loop.
+
+    Args:
+        plan: The tool's.
+        fn: The function itself, or a method bound to its instance.
+        shift: 1 if *fn* is a bound method, else 0.
+        args: What the caller passed by position.
+        kwargs: What the caller passed by name.
+        body: Runs *fn*, which it is given before the arguments; without it *fn* is called and awaited.
+        landed: Told the result when everything is committed, even if the caller is cancelled just then.
+    """
+    plan.refuse(kwargs)
+    attempt = 0
+    while True:
+        settings = plan.wiring.settings
+        unit, which = plan.open(settings)
+        memories = await settings.bridge.arun(unit.begin())
+        named = dict(kwargs)
+        placed = plan.place(args, named, memories, which, shift)
+        result = await (fn(*placed, **named) if body is None else body(fn, *placed, **named))
+        try:
+            await settings.bridge.arun_uncut(_finish(unit, result, landed))
+        except MemoryConflictError:
+            attempt += 1
+            if attempt > plan.retries:
+                raise
+            await settings.bridge.arun(_pause(attempt))
+        else:
+            return result
+
+
+def _finish(unit: UnitOfWork, result: Any, landed: Callable[[Any], None] | None) -> Steps[None]:
+    yield from unit.finish()
+    if landed is not None:
+        landed(result)
+
+
+async def _finish_later(coroutine: Coroutine[Any, Any, Any], unit: UnitOfWork, settings: Settings) -> Any:
+    """Await what a function returned that is not declared `async def` but gives a coroutine, then commit."""
+    result = await coroutine
+    await settings.bridge.arun_uncut(unit.finish())
+    return result
+
+
+def _pause(attempt: int) -> Steps[None]:
+    yield Pause(random.uniform(0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt)))  # noqa: S311 - jitter
+
+
+def caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that a call of a tool, not bound to an instance, runs."""
+    if len(plan.declarations) == 1 and plan.retries == 0:
+        return _short_acaller(plan, fn) if plan.is_async else _short_caller(plan, fn)
+    if plan.is_async:
+
+        async def awaited(*args: Any, **kwargs: Any) -> Any:
+            return await acall(plan, fn, 0, args, kwargs)
+
+        return awaited
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return call(plan, fn, 0, args, kwargs)
+
+    return called
+
+
+# The short way. What it leaves out against the general one: a second memory, another store, a resolver to ask, a rerun.
+
+
+def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
+    into, index, slides = _place(plan)
+    begin, wiring, get_entered = _beginner(plan), plan.wiring, ENTERED.get
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        settings = wiring.settings
+        store = settings.direct
+        if store is None or into in kwargs:
+            return call(plan, fn, 0, args, kwargs)
+        memory = begin(store, settings, get_entered())
+        if len(args) > index:
+            result = fn(*args[:index], memory, *args[index:], **kwargs)
+        else:
+            kwargs[into] = memory
+            result = fn(*args, **kwargs)
+        if type(result) is CoroutineType:
+            return _finish_later(result, UnitOfWork.of(memory), settings)
+        base = memory._base
+        # `may_have_changed`, written out: a call of a function is a tenth of what a call of a tool costs.
+        if memory._touched or base.packed or slides or len(memory) != len(base.values):
+            UnitOfWork.of(memory).finish_with(store.commit)
+        return result
+
+    return called
+
+
+def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
+    into, index, slides = _place(plan)
+    begin, wiring, get_entered = _beginner(plan), plan.wiring, ENTERED.get
+
+    async def called(*args: Any, **kwargs: Any) -> Any:
+        settings = wiring.settings
+        store = settings.direct
+        if store is None or into in kwargs:
+            return await acall(plan, fn, 0, args, kwargs)
+        memory = begin(store, settings, get_entered())
+        if len(args) > index:
+            result = await fn(*args[:index], memory, *args[index:], **kwargs)
+        else:
+            kwargs[into] = memory
+            result = await fn(*args, **kwargs)
+        base = memory._base
+        # `may_have_changed`, written out: a call of a function is a tenth of what a call of a tool costs.
+        if memory._touched or base.packed or slides or len(memory) != len(base.values):
+            UnitOfWork.of(memory).finish_with(store.commit)
+        return result
+
+    return called
+
+
+def _place(plan: Plan) -> tuple[str, int, bool]:
+    into, index, _ = plan.places[0]
+    return into, sys.maxsize if index is None else index, plan.declarations[0].terms.slides
+
+
+def _beginner(plan: Plan) -> Callable[[MemoryStore, Settings, Any], Memory]:
+    declaration = plan.declarations[0]
+    terms, key = declaration.terms, (plan.wiring.app, declaration.scope)
+    slides, impersonal = terms.slides, is_impersonal(declaration.scope)
+
+    def begin(store: MemoryStore, settings: Settings, entered: Any) -> Memory:
+        identity: Any = settings.identity if entered is None else entered.identity
+        try:
+            namespace: Namespace = identity.namespaces[key]
+        except (AttributeError, KeyError):
+            namespace = plan.locate(declaration, settings, identity)
+        snapshot = store.snapshot(namespace)
+        now = store.now() if slides or snapshot.first_expiry != inf else 0.0
+        return open_memory(namespace, snapshot, now, terms)
+
+    def begin_impersonal(store: MemoryStore, settings: Settings, entered: Any) -> Memory:
+        namespace = plan.locate(declaration, settings, None)
+        snapshot = store.snapshot(namespace)
+        now = store.now() if slides or snapshot.first_expiry != inf else 0.0
+        return open_memory(namespace, snapshot, now, terms)
+
+    return begin_impersonal if impersonal else begin

@@ -1,0 +1,216 @@
+"""agent-gantry's own class, whose tools have a memory.
+
+agent-gantry runs a sync tool in a thread that goes on after its caller gave up, runs a tool again after any error, and
+counts errors against the tool's health. So what goes into its registry is an async twin of a decorated function: it loads
+and commits on the event loop and only the body runs in a thread; a memory error ends the call at once and counts against
+nothing; and a call whose commit has landed gives that result when it is run again.
+
+Everything private in agent-gantry that this package touches is used in this module and nowhere else: `_registry` (with
+its `_handlers`), `_executor`, and `ArgumentReconstructionError`, the one error that its engine takes as final. Known to
+work with 0.20.x.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+from typing_extensions import Self
+
+from agent_gantry_state.errors import DeclarationError, StateError
+from agent_gantry_state.gantry import Stateful
+from agent_gantry_state.injection.call import acall
+from agent_gantry_state.injection.tool import BoundTool, Tool
+from agent_gantry_state.resolvers import Resolver
+from agent_gantry_state.scopes import Scope
+
+try:
+    import agent_gantry as _upstream
+    from agent_gantry.core.executor import ArgumentReconstructionError, ExecutionEngine
+    from agent_gantry.core.registry import ToolRegistry
+    from agent_gantry.schema.execution import ExecutionStatus, ToolCall, ToolResult
+    from agent_gantry.schema.tool import ToolDefinition
+except ImportError as error:
+    raise ImportError(
+        "agent_gantry_state.AgentGantry needs agent-gantry 0.20: pip install 'agent-gantry-state[agent-gantry]'. "
+        "Without it, agent_gantry_state.Gantry gives memory to plain functions"
+    ) from error
+
+__all__ = ["AgentGantry", "MemoryFailure"]
+
+
+class MemoryFailure(ArgumentReconstructionError):
+    """A memory error inside agent-gantry's engine, which does not run a tool again after it."""
+
+
+class _Record:
+    """What became of the body of one `ToolCall`, over all its attempts."""
+
+    __slots__ = ("error", "landed", "result")
+
+    def __init__(self) -> None:
+        self.landed = False
+        self.result: Any = None
+        self.error: StateError | None = None
+
+    def land(self, result: Any) -> None:
+        self.landed, self.result = True, result
+
+
+_RECORD: ContextVar[_Record | None] = ContextVar("agent_gantry_state_record", default=None)
+
+
+class _Engine(ExecutionEngine):
+    """Keeps a record of each call for its twin, and gives a memory error its own name in the result."""
+
+    async def execute(self, call: ToolCall) -> ToolResult:
+        record = _Record()
+        before = _RECORD.set(record)
+        try:
+            result = await super().execute(call)
+        finally:
+            _RECORD.reset(before)
+        if record.error is not None and result.status is ExecutionStatus.FAILURE:
+            return result.model_copy(update={"error_type": type(record.error).__name__})
+        return result
+
+
+class _Registry(ToolRegistry):
+    """Takes the async twin of each decorated function, however it gets here."""
+
+    def register_tool(self, tool: ToolDefinition, handler: Callable[..., Any] | None = None) -> None:
+        if isinstance(handler, (Tool, BoundTool)):
+            handler.plan.register(f"{tool.namespace}.{tool.name}")
+        super().register_tool(tool, _twin(handler) if handler is not None else None)
+
+    def register_handler(self, key: str, handler: Callable[..., Any]) -> None:
+        super().register_handler(key, _twin(handler))
+
+    def holds(self, fn: Any) -> bool:
+        """Whether *fn* was registered."""
+        return any(handler is fn or getattr(handler, "__wrapped__", None) is fn for handler in self._handlers.values())
+
+
+def _twin(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """The async function to run for *handler*: itself, unless it is a tool with a memory."""
+    if not isinstance(handler, (Tool, BoundTool)):
+        return handler
+    plan, fn, shift = handler.plan, handler.__wrapped__, handler.shift
+    body = None if plan.is_async else _in_thread
+
+    async def twin(*args: Any, **kwargs: Any) -> Any:
+        record = _RECORD.get()
+        if record is not None and record.landed:
+            return record.result
+        # The body may call other tools; their twins must not take this call's record for theirs.
+        before = _RECORD.set(None)
+        try:
+            return await acall(plan, fn, shift, args, kwargs, body, None if record is None else record.land)
+        except StateError as error:
+            if record is not None:
+                record.error = error
+            raise MemoryFailure(str(error)) from error
+        finally:
+            _RECORD.reset(before)
+
+    signature = inspect.signature(handler)
+    hints = {name: p.annotation for name, p in signature.parameters.items() if p.annotation is not p.empty}
+    if signature.return_annotation is not signature.empty:
+        hints["return"] = signature.return_annotation
+    twin.__name__ = getattr(handler, "__name__", plan.label)
+    twin.__qualname__ = getattr(handler, "__qualname__", plan.label)
+    twin.__module__ = getattr(handler, "__module__", None) or __name__
+    twin.__doc__ = handler.__doc__
+    twin.__annotations__ = hints
+    twin.__signature__ = signature  # type: ignore[attr-defined]
+    twin.__wrapped__ = handler  # type: ignore[attr-defined]
+    return twin
+
+
+async def _in_thread(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    result = await asyncio.to_thread(fn, *args, **kwargs)
+    return await result if inspect.isawaitable(result) else result
+
+
+class AgentGantry(Stateful, _upstream.AgentGantry):
+    """`agent_gantry.AgentGantry`, whose tools have a memory.
+
+    A true subclass: constructor arguments, `quick_start`, `from_config`, `from_modules`, and everything that takes a gantry
+    work as they do there. `with_memory` goes below `register`:
+
+        @gantry.register
+        @gantry.with_memory
+        async def read_file(filename: str, memory: dict) -> str: ...
+
+    Args:
+        args: Passed on to agent-gantry, as are all keywords that are not listed here.
+        store: Where memories live: a URL (``memory://``), or a store object, which stays open when this is closed.
+        app: Keeps this program's memories apart from those of others on the same store.
+        session: The session of every call, in a program that has but one user.
+        user: The user of every call, likewise.
+        resolvers: Asked in order, before the built-in ones, which memory a request means.
+        scopes: How the memories of a scope behave, by its name; also declares custom scopes.
+        kwargs: Passed on to agent-gantry.
+
+    Raises:
+        StoreURLError: The URL names no store.
+        TypeError: An argument is of the wrong type.
+        ValueError: An id is empty.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        store: Any = "memory://",
+        app: str = "default",
+        session: str | None = None,
+        user: str | None = None,
+        resolvers: Iterable[Resolver] = (),
+        scopes: Mapping[str, Scope] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._wire(store, app, session, user, resolvers, scopes)
+        super().__init__(*args, **kwargs)
+        # agent-gantry makes its registry and engine itself. Giving them our subclass afterwards keeps whatever it made
+        # them with, which a copy of its constructor calls would not.
+        if type(self._registry) is ToolRegistry:
+            self._registry.__class__ = _Registry
+        if type(self._executor) is ExecutionEngine:
+            self._executor.__class__ = _Engine
+
+    @classmethod
+    def from_config(cls, path: str, **kwargs: Any) -> Self:
+        """Make a gantry from a YAML file of agent-gantry's; *kwargs* as in the constructor."""
+        from agent_gantry.schema.config import AgentGantryConfig
+
+        return cls(config=AgentGantryConfig.from_yaml(path), **kwargs)
+
+    @classmethod
+    async def from_modules(cls, modules: Sequence[str], *, attr: str = "tools", **kwargs: Any) -> Self:
+        """Make a gantry of the tools in *modules*, each with a gantry named *attr*; *kwargs* as in the constructor.
+
+        The tools keep the store of their own gantry; a session that is entered on any gantry holds for all.
+        """
+        gantry = cls(**kwargs)
+        await gantry.collect_tools_from_modules(modules, module_attr=attr)
+        return gantry
+
+    async def close(self) -> None:
+        """Release what agent-gantry holds, and close the store if it was made from a URL."""
+        await super().close()
+        if (bridge := self._wiring.close()) is not None:
+            await bridge.aclose()
+
+    async def aclose(self) -> None:
+        """The same as `close`."""
+        await self.close()
+
+    def _refuse_decoration(self, fn: Any) -> None:
+        if isinstance(self._registry, _Registry) and self._registry.holds(fn):
+            raise DeclarationError(
+                f"{getattr(fn, '__qualname__', fn)} is registered already, without its memory; "
+                "put with_memory below register, next to the function"
+            )

@@ -1,0 +1,69 @@
+"""The address of one memory: app, scope and id, each taken literally.
+
+Ids come from people and programs. They are never parsed, folded or joined: wherever one string has to stand for the three
+parts, each part goes behind its own length, and stores file a namespace under the digest of that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from typing import NamedTuple
+
+__all__ = ["Namespace"]
+
+
+class _Namespace(NamedTuple):
+    scope: str
+    id: str
+    app: str = ""
+
+
+class Namespace(_Namespace):
+    """The address of one memory.
+
+    A tuple, for it is the key of caches on the call path and a tuple is hashed and compared in C.
+
+    Args:
+        scope: Name of the scope.
+        id: Who or what in that scope: any str but "", of any length. It is never read as a path, a pattern or SQL.
+        app: Keeps apart programs that share a store; the gantry sets its own.
+
+    Raises:
+        TypeError: A part is no str.
+        ValueError: *scope* or *id* is empty.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, scope: str, id: str, app: str = "") -> Namespace:
+        for name, part in (("scope", scope), ("id", id), ("app", app)):
+            if not isinstance(part, str):
+                raise TypeError(f"Namespace: {name} must be a str, not {type(part).__name__}")
+        if not scope or not id:
+            raise ValueError("Namespace: scope and id must not be empty")
+        return super().__new__(cls, scope, id, app)
+
+    @property
+    def address(self) -> bytes:
+        """Its parts, each behind its length, so that no two namespaces have the same bytes."""
+        return _address(self)
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of `address`: the 32 bytes under which stores keep it."""
+        return _digest(self)
+
+    def __repr__(self) -> str:
+        # An id may be a person's: it is in no log and no traceback.
+        return f"<Namespace of scope {self.scope!r}>"
+
+
+def _address(namespace: Namespace) -> bytes:
+    parts = [part.encode("utf-8", "surrogatepass") for part in (namespace.app, namespace.scope, namespace.id)]
+    return b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+
+
+@lru_cache(maxsize=4096)
+def _digest(namespace: Namespace) -> bytes:
+    return hashlib.sha256(_address(namespace)).digest()

@@ -1,0 +1,123 @@
+"""From a request to the address of a memory: a chain of resolvers, of which the first that answers wins.
+
+A resolver is any callable that takes a `Request` and returns a `Namespace`, or None if the request is none of its business.
+A gantry tries its own resolvers in order and then the built-in ones: `tool`, `global`, and one for every identity key.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from agent_gantry_state.errors import MissingIdentityError, ResolverError
+from agent_gantry_state.namespace import Namespace
+from agent_gantry_state.scopes import Identity
+
+__all__ = ["BUILT_IN_SCOPES", "Request", "Resolver", "resolve"]
+
+#: Scopes that need no declaration.
+BUILT_IN_SCOPES = ("tool", "session", "conversation", "user", "global")
+
+_NOBODY = Identity()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a resolver is asked.
+
+    Attributes:
+        scope: Name of the scope that a tool declared.
+        tool: Name of the tool; None outside one.
+        identity: What is known of the caller.
+    """
+
+    scope: str
+    tool: str | None
+    identity: Identity
+
+
+Resolver = Callable[[Request], "Namespace | None"]
+
+
+def resolve_tool(request: Request) -> Namespace | None:
+    """One memory for each tool, whoever calls it."""
+    if request.scope != "tool" or request.tool is None:
+        return None
+    return Namespace("tool", request.tool)
+
+
+def resolve_global(request: Request) -> Namespace | None:
+    """One memory for everybody."""
+    return Namespace("global", "global") if request.scope == "global" else None
+
+
+def resolve_identity(request: Request) -> Namespace | None:
+    """One memory for each value of the identity key that has the scope's name."""
+    key = request.identity.get(request.scope)
+    return None if key is None else Namespace(request.scope, key)
+
+
+BUILT_IN: tuple[Resolver, ...] = (resolve_tool, resolve_global, resolve_identity)
+
+
+def resolve(
+    scope: str,
+    tool: str | None,
+    identity: Identity | None,
+    app: str,
+    resolvers: Iterable[Resolver] = (),
+    declared: Iterable[str] = (),
+) -> Namespace:
+    """The namespace for a scope, in *app*.
+
+    Args:
+        scope: Name of the scope.
+        tool: Name of the tool that asks; None outside one.
+        identity: What is known of the caller; None if nothing is.
+        app: The app of the gantry.
+        resolvers: Tried in order, before the built-in ones.
+        declared: Custom scopes that the gantry declares, for the hint in an error.
+
+    Raises:
+        MissingIdentityError: None of them has an answer; it says what is missing and how to give it.
+        ResolverError: One of them answered with something else than a namespace or None.
+    """
+    request = Request(scope, tool, _NOBODY if identity is None else identity)
+    for resolver in (*resolvers, *BUILT_IN):
+        namespace = resolver(request)
+        if namespace is None:
+            continue
+        if not isinstance(namespace, Namespace):
+            raise ResolverError(
+                f"resolver {_name(resolver)} must answer scope {scope!r} with a Namespace(scope=, id=) or None, "
+                f"not {type(namespace).__name__}",
+                scope=scope,
+            )
+        return Namespace(namespace.scope, namespace.id, app)
+    raise _missing(scope, request, declared)
+
+
+def _missing(scope: str, request: Request, declared: Iterable[str]) -> MissingIdentityError:
+    if scope == "tool":
+        return MissingIdentityError("the tool scope has a memory only for a tool: pass tool=..., its name", scope=scope)
+    known = {*BUILT_IN_SCOPES, *declared, *request.identity.keys}
+    near = difflib.get_close_matches(scope, known - {scope}, 1) if scope not in BUILT_IN_SCOPES else []
+    hint = f" Or did you mean scope={near[0]!r}?" if near and scope not in declared else ""
+    if scope == "session":
+        return MissingIdentityError(
+            "no session is known here. Open one around the call, `with gantry.session(...):` (or `async with`), or, in a "
+            'program with a single user, say so once: AgentGantry(session="local").',
+            scope=scope,
+        )
+    give = f'{scope}="..."'
+    once = f"AgentGantry({give})" if scope == "user" else "a resolver of your own, AgentGantry(resolvers=[...])"
+    return MissingIdentityError(
+        f"no {scope} is known here. Give it with the session, `with gantry.session(..., {give}):` (or `async with`), "
+        f"or with {once}.{hint}",
+        scope=scope,
+    )
+
+
+def _name(resolver: Resolver) -> str:
+    return getattr(resolver, "__qualname__", type(resolver).__name__)

@@ -1,0 +1,176 @@
+"""Who shares a memory: scopes, and what is known of the caller.
+
+The identity of the caller travels in a context variable, so that it reaches a tool through tasks, `asyncio.to_thread` and
+whatever a framework puts between. There is one for the whole process and none per gantry: tools may live on another gantry
+than the one that was asked to run them.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from agent_gantry_state.namespace import Namespace
+
+__all__ = ["ENTERED", "Entered", "Identity", "Scope", "check_ttl", "current_identity", "new_id"]
+
+#: Scopes that no identity key can have: what they resolve to does not depend on who calls.
+IMPERSONAL_SCOPES = frozenset({"tool", "global"})
+
+
+class Identity:
+    """What is known of the caller. What is not known is None, which is never the same as anything.
+
+    Args:
+        session: Id of the session.
+        user: Id of the user.
+        conversation: Id of the conversation.
+        keys: Further identity keys, each the name of a scope: ``{"tenant": "acme"}``.
+
+    Raises:
+        TypeError: An id is no str.
+        ValueError: An id is "", or a key is the name of a scope that is nobody's (``tool``, ``global``).
+    """
+
+    __slots__ = ("_keys", "namespaces")
+
+    def __init__(
+        self,
+        session: str | None = None,
+        user: str | None = None,
+        conversation: str | None = None,
+        keys: Mapping[str, str | None] = MappingProxyType({}),
+    ) -> None:
+        given = {"session": session, "user": user, "conversation": conversation, **keys}
+        for key, value in given.items():
+            if key in IMPERSONAL_SCOPES:
+                raise ValueError(f"identity: {key!r} is a scope of its own and cannot be an identity key")
+            if value is not None and not isinstance(value, str):
+                raise TypeError(f"identity: {key} must be a str, not {type(value).__name__}; convert it with str()")
+            if value == "":
+                raise ValueError(f"identity: {key} must not be empty; leave it out if it is not known")
+        self._keys = MappingProxyType({key: value for key, value in given.items() if value is not None})
+        #: Namespaces that the built-in resolvers found for it, by app and scope; a cache of the call path.
+        self.namespaces: dict[tuple[str, str], Namespace] = {}
+
+    @property
+    def session(self) -> str | None:
+        """Id of the session, None if it is not known."""
+        return self._keys.get("session")
+
+    @property
+    def user(self) -> str | None:
+        """Id of the user, None if it is not known."""
+        return self._keys.get("user")
+
+    @property
+    def conversation(self) -> str | None:
+        """Id of the conversation, None if it is not known."""
+        return self._keys.get("conversation")
+
+    @property
+    def keys(self) -> Mapping[str, str]:
+        """All that is known, by key."""
+        return self._keys
+
+    def get(self, key: str) -> str | None:
+        """The id for *key*, None if it is not known."""
+        return self._keys.get(key)
+
+    def replace(self, **keys: str | None) -> Identity:
+        """This identity with some keys changed; None takes one away."""
+        merged: dict[str, Any] = {**self._keys, **keys}
+        return Identity(merged.pop("session", None), merged.pop("user", None), merged.pop("conversation", None), merged)
+
+    def __eq__(self, other: object) -> bool:
+        return self._keys == other._keys if isinstance(other, Identity) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._keys.items()))
+
+    def __repr__(self) -> str:
+        return f"<Identity with {', '.join(self._keys) or 'nothing known'}>"
+
+
+def new_id() -> str:
+    """A fresh id with 256 random bits."""
+    return secrets.token_urlsafe(32)
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """How the memories of one scope behave, unless a decorator says otherwise.
+
+    Args:
+        ttl: Seconds that a key lives after it was last written; None: for ever.
+        sliding: Whether each use of the memory restarts the time, too.
+
+    Raises:
+        TypeError: *ttl* is no number.
+        ValueError: *ttl* is not positive or not finite, or *sliding* was asked for without one.
+    """
+
+    ttl: float | None = None
+    sliding: bool = False
+
+    def __post_init__(self) -> None:
+        check_ttl("Scope", self.ttl)
+        if self.sliding and self.ttl is None:
+            raise ValueError("Scope: sliding=True needs a ttl (seconds)")
+
+
+def check_ttl(where: str, ttl: float | None) -> None:
+    """Refuse a ttl that is neither None nor a positive, finite number of seconds.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is not positive or not finite.
+    """
+    if ttl is None:
+        return
+    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
+        raise TypeError(f"{where}: ttl must be a number of seconds or None, not {type(ttl).__name__}")
+    if not (0 < ttl < math.inf):
+        raise ValueError(f"{where}: ttl must be a positive, finite number of seconds, not {ttl}")
+
+
+class Entered:
+    """An identity that was entered in a context, and what to go back to.
+
+    Leaving goes by this handle and not by a token of the context variable, for it may happen in another task or thread
+    than entering, or out of order.
+    """
+
+    __slots__ = ("closed", "identity", "outer")
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
+        self.outer: Entered | None = None
+        self.closed = False
+
+    def enter(self) -> None:
+        self.outer = ENTERED.get()
+        ENTERED.set(self)
+
+    def leave(self) -> None:
+        self.closed = True
+        if ENTERED.get() is not self:
+            return
+        outer = self.outer
+        while outer is not None and outer.closed:
+            outer = outer.outer
+        ENTERED.set(outer)
+
+
+ENTERED: ContextVar[Entered | None] = ContextVar("agent_gantry_state_identity", default=None)
+
+
+def current_identity() -> Identity | None:
+    """The identity that was entered here with `session` or `override`; None if none was."""
+    entered = ENTERED.get()
+    return None if entered is None else entered.identity

@@ -1,0 +1,341 @@
+"""The default store: the memory of this process, bounded, with a time to live.
+
+A namespace is kept as an immutable `Snapshot` that the next commit replaces, so that a load is one look-up and hands out
+what is there without copying it. Nothing here waits or does I/O; one lock covers a commit.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import cachetools
+
+from agent_gantry_state.errors import EvictionWarning
+from agent_gantry_state.namespace import Namespace
+from agent_gantry_state.stores.protocol import (
+    EMPTY,
+    KEEP,
+    UNSHARED,
+    Change,
+    Commit,
+    Committed,
+    Forget,
+    Lease,
+    List,
+    Listed,
+    Load,
+    Loaded,
+    Moved,
+    Page,
+    Put,
+    Release,
+    Snapshot,
+)
+
+__all__ = ["MemoryStore"]
+
+_log = logging.getLogger("agent_gantry_state")
+_peek = cachetools.Cache.__getitem__
+
+#: Seconds for which a commit that landed is remembered, so that it can be sent again.
+TOKEN_SECONDS = 60.0
+#: An eviction looks at this many namespaces in search of one that was not used since it was last looked at.
+_CHANCES = 16
+
+
+class _Slot:
+    """A namespace's place in the cache: what stands there now, and whether it was used since an eviction came by."""
+
+    __slots__ = ("registered", "snapshot", "tokens", "used")
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self.used = True
+        # Until when the cache keeps it: never earlier than the last of its keys expires.
+        self.registered = math.inf
+        self.tokens: dict[bytes, float] = {}
+
+
+class _Namespaces(cachetools.TLRUCache[Namespace, _Slot]):
+    """Slots by namespace. A look-up does not reorder them; an eviction gives a slot that was used a second chance."""
+
+    evictions = 0
+
+    def popitem(self) -> tuple[Namespace, _Slot]:
+        for _ in range(_CHANCES):
+            namespace, slot = super().popitem()
+            if not slot.used:
+                break
+            slot.used = False
+            self[namespace] = slot
+        else:
+            namespace, slot = super().popitem()
+        self.evictions += 1
+        message = (
+            f"the memory store is full: the state of a {namespace.scope} that was in use was dropped "
+            f"({self.evictions} so far). Raise the bound, memory://?max_namespaces=..., give the scope a ttl, or use a "
+            "store that keeps it"
+        )
+        _log.warning(message)
+        warnings.warn(message, EvictionWarning, stacklevel=2)
+        return namespace, slot
+
+
+class MemoryStore:
+    """Keeps memories in this process; they are gone when it ends.
+
+    Args:
+        max_namespaces: How many namespaces it holds. When it is full, one that was not used lately is dropped, with an
+            `EvictionWarning`; `evictions` counts them.
+        clock: Gives the time in seconds since the epoch, by which keys expire.
+
+    Raises:
+        ValueError: *max_namespaces* is not positive.
+    """
+
+    inline = True
+
+    def __init__(self, max_namespaces: int = 100_000, clock: Callable[[], float] = time.time) -> None:
+        if max_namespaces < 1:
+            raise ValueError(f"MemoryStore: max_namespaces must be at least 1, not {max_namespaces}")
+        self._lock = threading.RLock()
+        self._clock = clock
+        self._latest = -math.inf
+        self._slots = _Namespaces(max_namespaces, ttu=lambda _, slot, __: slot.registered, timer=self._now)
+        self._leases: dict[Namespace, tuple[bytes, float]] = {}
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Gives the time in seconds since the epoch."""
+        return self._clock
+
+    @clock.setter
+    def clock(self, clock: Callable[[], float]) -> None:
+        with self._lock:
+            self._clock = clock
+            self._latest = -math.inf
+
+    @property
+    def evictions(self) -> int:
+        """How many namespaces were dropped because the store was full."""
+        return self._slots.evictions
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._slots)
+
+    def _now(self) -> float:
+        # What has expired stays so when the clock is set back.
+        now = self._clock()
+        if now < self._latest:
+            return self._latest
+        self._latest = now
+        return now
+
+    def snapshot(self, namespace: Namespace) -> Snapshot:
+        """The namespace as it stands: `load` for one namespace, without a message."""
+        try:
+            slot = _peek(self._slots, namespace)
+        except KeyError:
+            return EMPTY
+        slot.used = True
+        snapshot = slot.snapshot
+        if snapshot.first_expiry != math.inf:
+            return _live(snapshot, self._now())
+        return snapshot
+
+    def now(self) -> float:
+        """The time in seconds since the epoch, by which keys expire."""
+        return self._now()
+
+    def load(self, message: Load, /) -> Loaded:
+        """Answer a `Load`."""
+        with self._lock:
+            snapshots = [self.snapshot(namespace) for namespace in message.namespaces]
+            now = self._now()
+        if message.keys is not None:
+            snapshots = [
+                snapshot if keys is None else _only(snapshot, keys)
+                for snapshot, keys in zip(snapshots, message.keys, strict=True)
+            ]
+        return Loaded(tuple(snapshots), now)
+
+    def commit(self, message: Commit, /) -> Committed | Moved:
+        """Answer a `Commit`."""
+        token = message.token
+        with self._lock:
+            if token and self._landed(token, message.changes[0].namespace):
+                return Committed()
+            current = [self.snapshot(change.namespace) for change in message.changes]
+            for change, snapshot in zip(message.changes, current, strict=True):
+                if snapshot.head != change.head and _moved(change, snapshot):
+                    return Moved(tuple(current), self._now())
+            for change, snapshot in zip(message.changes, current, strict=True):
+                self._write(change, snapshot, message.version, token)
+        return Committed()
+
+    def forget(self, message: Forget, /) -> None:
+        """Answer a `Forget`."""
+        with self._lock:
+            for namespace in message.namespaces:
+                self._slots.pop(namespace, None)
+
+    def list(self, message: List, /) -> Page:
+        """Answer a `List`."""
+        with self._lock:
+            found = [
+                Listed(namespace, owner)
+                for namespace in self._slots
+                if (message.app is None or namespace.app == message.app)
+                and (message.scope is None or namespace.scope == message.scope)
+                and (message.after is None or namespace.digest > message.after)
+                and (snapshot := self.snapshot(namespace)) is not EMPTY
+                and ((owner := snapshot.owner) == message.owner or message.owner is None)
+            ]
+        found.sort(key=lambda listed: listed.namespace.digest)
+        page = tuple(found[: message.limit])
+        return Page(page, page[-1].namespace.digest if len(found) > message.limit else None)
+
+    def lease(self, message: Lease, /) -> float:
+        """Answer a `Lease`."""
+        with self._lock:
+            now = self._now()
+            holder, until = self._leases.get(message.namespace, (message.holder, now))
+            if holder != message.holder and until > now:
+                return until - now
+            for namespace in [n for n, (_, until) in self._leases.items() if until <= now]:
+                del self._leases[namespace]
+            self._leases[message.namespace] = (message.holder, now + message.ttl)
+        return 0.0
+
+    def release(self, message: Release, /) -> None:
+        """Answer a `Release`."""
+        with self._lock:
+            if self._leases.get(message.namespace, (b"", 0.0))[0] == message.holder:
+                del self._leases[message.namespace]
+
+    def close(self) -> None:
+        """Drop everything."""
+        with self._lock:
+            self._slots.clear()
+            self._leases.clear()
+
+    def _landed(self, token: bytes, namespace: Namespace) -> bool:
+        try:
+            return token in _peek(self._slots, namespace).tokens
+        except KeyError:
+            return False
+
+    def _write(self, change: Change, snapshot: Snapshot, version: bytes, token: bytes) -> None:
+        after = _applied(change, snapshot, version, self._now)
+        namespace = change.namespace
+        try:
+            slot = _peek(self._slots, namespace)
+        except KeyError:
+            slot = _Slot(after)
+            slot.registered = self._keep_until(after)
+            self._slots[namespace] = slot
+        else:
+            slot.snapshot = after
+            until = after.last_expiry() if after.first_expiry != math.inf else math.inf
+            if until > slot.registered or slot.registered == math.inf != until:
+                slot.registered = self._keep_until(after)
+                self._slots[namespace] = slot
+        if token:
+            now = self._now()
+            for old in [old for old, until in slot.tokens.items() if until <= now]:
+                del slot.tokens[old]
+            slot.tokens[token] = now + TOKEN_SECONDS
+
+    def _keep_until(self, snapshot: Snapshot) -> float:
+        until = snapshot.last_expiry()
+        if until == math.inf:
+            return until
+        # A quarter longer than needed, or every commit would have to register the namespace anew.
+        return until + max(1.0, (until - self._now()) / 4)
+
+
+def _live(snapshot: Snapshot, now: float) -> Snapshot:
+    """What is not expired; nothing at all where the last key was."""
+    return EMPTY if snapshot.last_expiry() <= now else snapshot.live(now)
+
+
+def _only(snapshot: Snapshot, keys: tuple[str, ...]) -> Snapshot:
+    def chosen(mapping: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in mapping.items() if key in wanted}
+
+    wanted = set(keys)
+    return Snapshot(
+        chosen(snapshot.values),
+        chosen(snapshot.packed),
+        chosen(snapshot.versions),
+        snapshot.head,
+        snapshot.owner,
+        chosen(snapshot.expires_at),
+        chosen(snapshot.slides),
+        snapshot.touched,
+    )
+
+
+def _moved(change: Change, snapshot: Snapshot) -> bool:
+    """Whether a namespace with another head than the one loaded stands in the way of a change."""
+    if change.whole or change.loaded_owner != snapshot.owner or (change.head is not None and snapshot.head is None):
+        return True
+    versions = snapshot.versions
+    return any(versions.get(key) != version for key, version in change.checks.items())
+
+
+def _applied(change: Change, snapshot: Snapshot, version: bytes, now: Callable[[], float]) -> Snapshot:
+    """The snapshot that follows *snapshot*."""
+    values, versions, packed = snapshot.values.copy(), snapshot.versions.copy(), snapshot.packed
+    expires_at, slides = snapshot.expires_at, snapshot.slides
+    if packed or expires_at or slides or change.deletes:
+        packed, expires_at, slides = packed.copy(), expires_at.copy(), slides.copy()
+        for key in change.deletes:
+            for mapping in (values, versions, packed, expires_at, slides):
+                mapping.pop(key, None)
+    touched = snapshot.touched
+    if change.touch:
+        touched = now()
+    for key, put in change.puts.items():
+        if put.last:
+            values.pop(key, None)
+        if put.value is UNSHARED:
+            if packed is snapshot.packed:
+                packed = packed.copy()
+            values[key] = None
+            packed[key] = put.packed
+        else:
+            values[key] = put.value
+            if packed:
+                packed.pop(key, None)
+        versions[key] = version
+        if put.ttl is not KEEP:
+            expires_at, slides = expires_at.copy(), slides.copy()
+            _expire(key, put, expires_at, slides, now)
+    return Snapshot(
+        values,
+        packed,
+        versions,
+        version,
+        snapshot.owner if change.owner is None else change.owner,
+        expires_at,
+        slides,
+        touched,
+    )
+
+
+def _expire(key: str, put: Put, expires_at: dict[str, float], slides: dict[str, float], now: Callable[[], float]) -> None:
+    expires_at.pop(key, None)
+    slides.pop(key, None)
+    if isinstance(put.ttl, (int, float)):
+        if put.slides:
+            slides[key] = put.ttl
+        else:
+            expires_at[key] = now() + put.ttl

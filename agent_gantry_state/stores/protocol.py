@@ -1,0 +1,425 @@
+"""What a store is asked and what it answers: a small, frozen set of messages.
+
+A unit of work never touches a store. It yields one of these messages, and a bridge has the store answer it. A store is
+any object with a method per message, all plain (`Store`) or all async (`AsyncStore`); it inherits nothing. Every wait of
+a store ends at the message's `timeout` (seconds), with a `StoreTimeoutError`.
+
+The rules that the conformance suite holds a store to stand with the messages.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from agent_gantry_state import codec
+from agent_gantry_state.namespace import Namespace
+
+__all__ = [
+    "EMPTY",
+    "KEEP",
+    "UNSHARED",
+    "AsyncStore",
+    "Change",
+    "Commit",
+    "Committed",
+    "Entry",
+    "Forget",
+    "Lease",
+    "List",
+    "Listed",
+    "Load",
+    "Loaded",
+    "Message",
+    "Moved",
+    "Page",
+    "Put",
+    "Release",
+    "Snapshot",
+    "Store",
+    "Ttl",
+]
+
+
+class _Keep:
+    """The expiry of a key stays as it is."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "KEEP"
+
+
+class _Unshared:
+    """No shared value: the value is a container and travels as bytes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "UNSHARED"
+
+
+KEEP: Final = _Keep()
+UNSHARED: Final = _Unshared()
+
+#: Seconds from the commit on; None takes an expiry away; KEEP leaves the one there is.
+Ttl = float | None | _Keep
+
+
+@dataclass(slots=True)
+class Entry:
+    """One key of a namespace, as a store keeps it.
+
+    Attributes:
+        record: Format byte and encoded value.
+        version: Random bytes of the commit that wrote it; compared for equality only.
+        position: Sorts the keys of a namespace; a new key's is greater than any there is.
+        expires_at: Time on the store's clock (seconds since the epoch) from which on it is gone; None: never.
+        slides: Instead of `expires_at`, seconds after the namespace's last touch.
+    """
+
+    record: bytes
+    version: bytes
+    position: int
+    expires_at: float | None = None
+    slides: float | None = None
+
+
+class Snapshot:
+    """One namespace at one moment; never changed after it was made, so that it can be shared.
+
+    Values that cannot be changed in place stand in `values` themselves, containers stand there as None and in `packed` as
+    bytes (without the format byte): a working copy is then one C-level dict copy and a decode of each container.
+    """
+
+    __slots__ = ("expires_at", "first_expiry", "head", "owner", "packed", "slides", "touched", "values", "versions")
+
+    def __init__(
+        self,
+        values: dict[str, Any],
+        packed: dict[str, bytes],
+        versions: dict[str, bytes],
+        head: bytes | None,
+        owner: str | None = None,
+        expires_at: dict[str, float] = {},  # noqa: B006 - never changed
+        slides: dict[str, float] = {},  # noqa: B006 - never changed
+        touched: float = 0.0,
+    ) -> None:
+        self.values = values
+        self.packed = packed
+        self.versions = versions
+        self.head = head
+        self.owner = owner
+        self.expires_at = expires_at
+        self.slides = slides
+        self.touched = touched
+        self.first_expiry = self._first_expiry() if expires_at or slides else math.inf
+
+    def _first_expiry(self) -> float:
+        return min(*self.expires_at.values(), *(self.touched + ttl for ttl in self.slides.values()), math.inf)
+
+    @classmethod
+    def of(
+        cls, entries: Mapping[str, Entry], head: bytes | None, owner: str | None = None, touched: float = 0.0
+    ) -> Snapshot:
+        """Make a snapshot of entries as a store keeps them.
+
+        Raises:
+            CorruptEntryError: A record is damaged or of a newer format.
+        """
+        values: dict[str, Any] = {}
+        packed: dict[str, bytes] = {}
+        for key, entry in sorted(entries.items(), key=lambda item: item[1].position):
+            body = codec.body(entry.record)
+            value = codec.unpack(body)
+            if type(value) in codec.IMMUTABLE:
+                values[key] = value
+            else:
+                values[key], packed[key] = None, body
+        return cls(
+            values,
+            packed,
+            {key: entry.version for key, entry in entries.items()},
+            head,
+            owner,
+            {key: entry.expires_at for key, entry in entries.items() if entry.expires_at is not None},
+            {key: entry.slides for key, entry in entries.items() if entry.slides is not None},
+            touched,
+        )
+
+    def deadline(self, key: str) -> float | None:
+        """Time on the store's clock at which *key* expires; None: never."""
+        ttl = self.slides.get(key)
+        return self.expires_at.get(key) if ttl is None else self.touched + ttl
+
+    def last_expiry(self) -> float:
+        """Time from which on nothing of the namespace is left; infinite if something stays."""
+        if len(self.expires_at) + len(self.slides) < len(self.values) or not self.values:
+            return math.inf
+        return max(self.deadline(key) or math.inf for key in self.values)
+
+    def value(self, key: str) -> Any:
+        """The value of a key that is in `values`, decoded: a private copy if it is a container."""
+        packed = self.packed.get(key)
+        return self.values[key] if packed is None else codec.unpack(packed)
+
+    def live(self, now: float) -> Snapshot:
+        """This snapshot without the keys that are expired at *now*."""
+        if now < self.first_expiry:
+            return self
+        gone = {key for key in (*self.expires_at, *self.slides) if (self.deadline(key) or math.inf) <= now}
+        return Snapshot(
+            _without(self.values, gone),
+            _without(self.packed, gone),
+            _without(self.versions, gone),
+            self.head,
+            self.owner,
+            _without(self.expires_at, gone),
+            _without(self.slides, gone),
+            self.touched,
+        )
+
+
+def _without(mapping: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+    return {key: value for key, value in mapping.items() if key not in keys}
+
+
+#: A namespace that is not there.
+EMPTY: Final = Snapshot({}, {}, {}, None)
+
+
+class Put:
+    """A key to write.
+
+    Attributes:
+        value: The value itself if its type is in `codec.IMMUTABLE`, else UNSHARED.
+        packed: Encoded value without the format byte; made when first asked for.
+        ttl: Seconds from the commit on, None or KEEP. A key that is not there has nothing to keep.
+        slides: Whether *ttl* counts from the namespace's last touch instead.
+        last: Whether a key that is there moves to the end, for it was deleted and made again.
+    """
+
+    __slots__ = ("_packed", "last", "slides", "ttl", "value")
+
+    def __init__(
+        self, value: Any, packed: bytes | None = None, ttl: Ttl = KEEP, slides: bool = False, last: bool = False
+    ) -> None:
+        self.value = value
+        self._packed = packed
+        self.ttl = ttl
+        self.slides = slides
+        self.last = last
+
+    @property
+    def packed(self) -> bytes:
+        if self._packed is None:
+            self._packed = codec.pack(self.value)
+        return self._packed
+
+    @property
+    def record(self) -> bytes:
+        """What a store writes: the format byte and the encoded value."""
+        return codec.FORMAT + self.packed
+
+    def __repr__(self) -> str:
+        return f"Put(ttl={self.ttl!r}, slides={self.slides}, last={self.last})"
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not Put:
+            return NotImplemented
+        return (self.packed, self.ttl, self.slides, self.last) == (other.packed, other.ttl, other.slides, other.last)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(slots=True)
+class Change:
+    """What one commit does to one namespace.
+
+    Attributes:
+        namespace: Its address.
+        head: The head that was loaded, None if there was no namespace. A store whose head is still this one has nothing
+            else to check.
+        puts: Keys to write. New ones follow each other, and what is there, in this order.
+        deletes: Keys to delete.
+        checks: For each key of `puts` and `deletes`, the version that was loaded, None if there was no such key. A key
+            with another version has moved; one that expired meanwhile has not.
+        whole: Whether any other head than `head` is a move: for serializable units.
+        touch: Whether this use restarts the time of the keys that slide.
+        owner: Who the namespace belongs to from now on: a user, "" for nobody; None leaves it as it is.
+        loaded_owner: The owner that was loaded; another one is a move.
+    """
+
+    namespace: Namespace
+    head: bytes | None
+    puts: dict[str, Put]
+    deletes: Sequence[str]
+    checks: dict[str, bytes | None]
+    whole: bool = False
+    touch: bool = False
+    owner: str | None = None
+    loaded_owner: str | None = None
+
+
+@dataclass(slots=True)
+class Load:
+    """Read namespaces as they stand at one moment.
+
+    Attributes:
+        namespaces: Which.
+        keys: For each namespace the keys that are wanted, None for all; None for all of all.
+        timeout: Seconds.
+    """
+
+    namespaces: tuple[Namespace, ...]
+    keys: tuple[tuple[str, ...] | None, ...] | None = None
+    timeout: float = 4.0
+
+
+@dataclass(slots=True)
+class Loaded:
+    """Answer to `Load`: a snapshot for each namespace, without what is expired, and the time on the store's clock."""
+
+    snapshots: tuple[Snapshot, ...]
+    now: float
+
+
+@dataclass(slots=True)
+class Commit:
+    """Write changes of one or more namespaces in one step, or nothing.
+
+    Attributes:
+        token: 16 random bytes that name the unit of work. A store keeps it for 60 s with each namespace that it wrote,
+            in the same step, and answers a commit that it has seen with `Committed` without writing again.
+        version: Random bytes: the new head of each namespace, and the version of each key written.
+        changes: One for each namespace.
+        timeout: Seconds.
+    """
+
+    token: bytes
+    version: bytes
+    changes: tuple[Change, ...]
+    timeout: float = 6.0
+
+
+@dataclass(slots=True)
+class Committed:
+    """Answer to `Commit`: everything is written."""
+
+
+@dataclass(slots=True)
+class Moved:
+    """Answer to `Commit`: nothing is written, for something is not as it was loaded.
+
+    Attributes:
+        snapshots: For each change, how its namespace stands now. It may hold no more than the keys in `checks`.
+        now: Time on the store's clock.
+    """
+
+    snapshots: tuple[Snapshot, ...]
+    now: float
+
+
+@dataclass(slots=True)
+class Forget:
+    """Erase namespaces, whatever is in them. A commit that loaded one of them before finds another head."""
+
+    namespaces: tuple[Namespace, ...]
+    timeout: float = 6.0
+
+
+@dataclass(slots=True)
+class List:
+    """Ask which namespaces there are.
+
+    Attributes:
+        app: Only of this app.
+        scope: Only of this scope.
+        owner: Only with this owner.
+        after: Cursor of the page before; None for the first.
+        limit: At most this many.
+        timeout: Seconds.
+    """
+
+    app: str | None = None
+    scope: str | None = None
+    owner: str | None = None
+    after: bytes | None = None
+    limit: int = 1000
+    timeout: float = 4.0
+
+
+@dataclass(slots=True)
+class Listed:
+    """One namespace of a `Page`."""
+
+    namespace: Namespace
+    owner: str | None
+
+
+@dataclass(slots=True)
+class Page:
+    """Answer to `List`, ordered by digest; `after` is the cursor of the next page, None if this was the last."""
+
+    listed: tuple[Listed, ...]
+    after: bytes | None
+
+
+@dataclass(slots=True)
+class Lease:
+    """Ask to be the only holder of a namespace for *ttl* seconds, or renew a lease that is held.
+
+    The answer is 0.0 if it is granted, else the seconds that the present holder's lease has left. It never waits.
+    """
+
+    namespace: Namespace
+    holder: bytes
+    ttl: float
+    timeout: float = 4.0
+
+
+@dataclass(slots=True)
+class Release:
+    """Give a lease back. One that is held by somebody else stays."""
+
+    namespace: Namespace
+    holder: bytes
+    timeout: float = 4.0
+
+
+Message = Load | Commit | Forget | List | Lease | Release
+
+
+class Store(Protocol):
+    """A store whose methods return their answers.
+
+    `inline` says that no method ever waits or does I/O, so that it may be called on an event loop's own thread. `clock`
+    is the function that gives the time, or None if the store goes by a clock of its own.
+    """
+
+    inline: bool
+    clock: Callable[[], float] | None
+
+    def load(self, message: Load, /) -> Loaded: ...
+    def commit(self, message: Commit, /) -> Committed | Moved: ...
+    def forget(self, message: Forget, /) -> None: ...
+    def list(self, message: List, /) -> Page: ...
+    def lease(self, message: Lease, /) -> float: ...
+    def release(self, message: Release, /) -> None: ...
+    def close(self) -> None: ...
+
+
+class AsyncStore(Protocol):
+    """A store whose methods are coroutines; they all run on one event loop that the bridge keeps for it."""
+
+    clock: Callable[[], float] | None
+
+    async def load(self, message: Load, /) -> Loaded: ...
+    async def commit(self, message: Commit, /) -> Committed | Moved: ...
+    async def forget(self, message: Forget, /) -> None: ...
+    async def list(self, message: List, /) -> Page: ...
+    async def lease(self, message: Lease, /) -> float: ...
+    async def release(self, message: Release, /) -> None: ...
+    async def close(self) -> None: ...

@@ -1,0 +1,300 @@
+"""What happens in a call: load, run, then commit or discard.
+
+A unit of work opens the memories that a call needs from one snapshot, finds what the call changed in them, and commits all
+of it in one step. Where another call was quicker it merges, always from what was loaded and what this call made of it, and
+tries again. It is pure: it yields messages (`steps`) and is sent the answers.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from agent_gantry_state import codec, merge
+from agent_gantry_state.errors import MemoryConflictError, MemoryErasedError, StoreTimeoutError, UnstorableValueError
+from agent_gantry_state.memory import Changes, Memory, Terms, changes_of, open_memory, pack_at
+from agent_gantry_state.merge import ABSENT, Conflict
+from agent_gantry_state.namespace import Namespace
+from agent_gantry_state.steps import Steps
+from agent_gantry_state.stores.protocol import (
+    KEEP,
+    UNSHARED,
+    Change,
+    Commit,
+    Load,
+    Loaded,
+    Moved,
+    Put,
+    Snapshot,
+)
+
+__all__ = ["UnitOfWork"]
+
+_random = random.Random()  # noqa: S311 - unique, not secret
+if hasattr(os, "register_at_fork"):
+    # A child that went on with its parent's sequence would give two commits one version.
+    os.register_at_fork(after_in_child=_random.seed)
+_getrandbits = _random.getrandbits
+
+#: Sends at most this long after what another call moved, in seconds, resends included.
+COMMIT_SECONDS = 6.0
+#: A sliding time to live is restarted only when this part of it has gone.
+TOUCH_AFTER = 0.1
+
+
+class UnitOfWork:
+    """One call's memories, from load to commit.
+
+    Args:
+        needs: The namespaces to load, each with how its memory behaves.
+        resendable: Whether the answer to a commit can be lost, so that the store has to remember the unit.
+    """
+
+    __slots__ = ("_changes", "_deadline", "_needs", "_pending", "_token", "memories")
+
+    def __init__(self, needs: Mapping[Namespace, Terms], resendable: bool = True) -> None:
+        self._needs = needs
+        self._token = _getrandbits(128).to_bytes(16, "big") if resendable else b""
+        self.memories: tuple[Memory, ...] = ()
+
+    @classmethod
+    def of(cls, memory: Memory) -> UnitOfWork:
+        """The unit of a memory that was opened without one, from a store that answers at once."""
+        unit = cls({}, resendable=False)
+        unit.memories = (memory,)
+        return unit
+
+    def begin(self) -> Steps[tuple[Memory, ...]]:
+        """Load the memories, in the order in which they are needed."""
+        loaded: Loaded = yield Load(tuple(self._needs))
+        self.memories = tuple(
+            open_memory(namespace, snapshot, loaded.now, terms)
+            for (namespace, terms), snapshot in zip(self._needs.items(), loaded.snapshots, strict=True)
+        )
+        return self.memories
+
+    def finish(self) -> Steps[None]:
+        """Commit what the call changed, merging where others were quicker.
+
+        Raises:
+            MemoryConflictError: What both sides changed cannot be merged.
+            MemoryErasedError: A namespace was erased after it had been loaded.
+            StoreTimeoutError: Others were quicker for too long.
+            UnstorableValueError: The call left something in a memory that cannot be stored.
+        """
+        commit = self.commit()
+        if commit is None:
+            return
+        self._deadline = time.monotonic() + COMMIT_SECONDS
+        while commit is not None:
+            answer = yield commit
+            if not isinstance(answer, Moved):
+                return
+            commit = self.settle(answer)
+
+    def finish_with(self, send: Callable[[Commit], Any]) -> None:
+        """`finish` for a store that answers at once, without a generator."""
+        commit = self.commit()
+        if commit is None or not isinstance(answer := send(commit), Moved):
+            return
+        self._deadline = time.monotonic() + COMMIT_SECONDS
+        while (commit := self.settle(answer)) is not None:
+            if not isinstance(answer := send(commit), Moved):
+                return
+
+    def commit(self) -> Commit | None:
+        """The commit of what the call changed; None if there is nothing to commit."""
+        self._pending: list[_Pending] = []
+        for memory in self.memories:
+            changes = changes_of(memory)
+            touch = memory._terms.slides and _is_due(memory, changes)
+            if changes is not None or touch:
+                self._pending.append(_Pending(memory, changes, _change(memory, changes, touch)))
+        return self._message() if self._pending else None
+
+    def settle(self, moved: Moved) -> Commit | None:
+        """The next commit after others were quicker; None if theirs leaves nothing to write."""
+        if time.monotonic() > self._deadline:
+            raise StoreTimeoutError(
+                f"other calls kept changing the same keys for {COMMIT_SECONDS:g} s, so that nothing was written; "
+                "try again, or spread what they write over more keys",
+                committed=False,
+            )
+        conflicts: dict[str, list[str]] = {}
+        causes: list[BaseException] = []
+        rebased = []
+        for pending, snapshot in zip(self._pending, moved.snapshots, strict=True):
+            rebase = _Rebase(pending, snapshot, moved.now)
+            change = rebase.run()
+            if rebase.conflicts:
+                conflicts.setdefault(pending.memory._terms.scope, []).extend(rebase.conflicts)
+                causes.extend(rebase.causes)
+            elif change.puts or change.deletes or change.touch:
+                rebased.append(_Pending(pending.memory, pending.changes, change))
+        if conflicts:
+            raise _conflict(conflicts) from (causes[0] if causes else None)
+        self._pending = rebased
+        return self._message() if rebased else None
+
+    def _message(self) -> Commit:
+        version = self._token[:8] or _getrandbits(64).to_bytes(8, "big")
+        return Commit(self._token, version, tuple(pending.change for pending in self._pending))
+
+
+def _is_due(memory: Memory, changes: Changes | None) -> bool:
+    """Whether this use is to restart the time of the keys that slide."""
+    if changes is not None:
+        return True
+    base = memory._base
+    return bool(base.slides) and memory._now - base.touched > TOUCH_AFTER * min(base.slides.values())
+
+
+class _Pending(NamedTuple):
+    """One memory's part of a commit: what the call did to it, and the change as it stands after merging."""
+
+    memory: Memory
+    changes: Changes | None
+    change: Change
+
+
+def _change(memory: Memory, changes: Changes | None, touch: bool) -> Change:
+    namespace, base = memory._namespace, memory._base
+    assert namespace is not None  # noqa: S101 - a unit opens its memories with one
+    if changes is None:
+        return Change(namespace, base.head, {}, (), {}, False, touch, None, base.owner)
+    puts, deletes, _ = changes
+    version = base.versions.get
+    checks = {key: version(key) for key in puts}
+    if deletes:
+        checks.update((key, version(key)) for key in deletes)
+    return Change(namespace, base.head, puts, deletes, checks, False, touch, None, base.owner)
+
+
+class _Rebase:
+    """One namespace's change, made again on top of what others committed."""
+
+    __slots__ = ("base", "causes", "change", "changes", "conflicts", "current", "now", "terms")
+
+    def __init__(self, pending: _Pending, current: Snapshot, now: float) -> None:
+        self.terms = pending.memory._terms
+        self.base = pending.memory._base
+        self.changes = pending.changes
+        self.change = pending.change
+        self.current = current
+        self.now = now
+        self.conflicts: list[str] = []
+        self.causes: list[BaseException] = []
+
+    def run(self) -> Change:
+        base, change, current = self.base, self.change, self.current
+        if base.head is not None and current.head is None and self.now < base.last_expiry():
+            raise MemoryErasedError(
+                f"{self.terms.scope} memory: it was erased after this call had loaded it, so that nothing was written; "
+                "a new call starts from an empty one",
+                scope=self.terms.scope,
+            )
+        puts, deletes = dict(change.puts), list(change.deletes)
+        checks: dict[str, bytes | None] = {}
+        for key, seen in change.checks.items():
+            checks[key] = version = current.versions.get(key)
+            if version == seen or (version is None and self._expired(key)):
+                continue
+            try:
+                merged = self._merge(key)
+            except (Conflict, UnstorableValueError) as error:
+                self.conflicts.append(key)
+                if str(error):
+                    self.causes.append(error)
+                continue
+            except Exception as error:  # noqa: BLE001
+                # A declared merge failed: the conflict says which key, and this error is its cause.
+                self.conflicts.append(key)
+                self.causes.append(error)
+                continue
+            puts.pop(key, None)
+            if key in deletes:
+                deletes.remove(key)
+            if isinstance(merged, Put):
+                puts[key] = merged
+            elif merged is ABSENT and version is not None:
+                deletes.append(key)
+            elif merged is None:
+                del checks[key]
+        return Change(
+            change.namespace,
+            current.head,
+            puts,
+            deletes,
+            checks,
+            change.whole,
+            change.touch and (current.head is not None or bool(puts)),
+            change.owner,
+            current.owner,
+        )
+
+    def _expired(self, key: str) -> bool:
+        """Whether a key that is gone went by itself; then it counts as unchanged."""
+        deadline = self.base.deadline(key)
+        return deadline is not None and deadline <= self.now
+
+    def _merge(self, key: str) -> Put | Any:
+        """What to write for a key that moved: a put, ABSENT to delete it, None to leave theirs."""
+        assert self.changes is not None  # noqa: S101 - a change without changes checks nothing
+        base = self.base.value(key) if key in self.base.values else ABSENT
+        theirs = self.current.value(key) if key in self.current.values else ABSENT
+        put = self.changes.puts.get(key)
+        ours = ABSENT if put is None else _value(put)
+        if put is not None and key in self.changes.added:
+            merged: Any = _add(theirs, self.changes.added[key])
+        elif theirs is ABSENT and ours is ABSENT:
+            return None
+        elif key in self.terms.merges and not (put is not None and _unchanged(base, ours)):
+            merged = self.terms.merges[key](base, theirs, ours)
+        else:
+            merged = merge.three_way(base, theirs, ours)
+        if merged is ABSENT:
+            return ABSENT if theirs is not ABSENT else None
+        packed = pack_at(merged, key)
+        if theirs is not ABSENT and packed == codec.pack(theirs) and (put is None or put.ttl is KEEP):
+            return None
+        shared = merged if type(merged) in codec.IMMUTABLE else UNSHARED
+        # A key that moved keeps the place that the other call gave it.
+        ttl, slides = (self.terms.ttl, self.terms.slides) if put is None else (put.ttl, put.slides)
+        return Put(shared, packed, ttl, slides, False)
+
+
+def _value(put: Put) -> Any:
+    """The value of a put, as a private copy."""
+    return codec.unpack(put.packed) if put.value is UNSHARED else put.value
+
+
+def _unchanged(base: Any, ours: Any) -> bool:
+    return base is not ABSENT and codec.pack(base) == codec.pack(ours)
+
+
+def _add(theirs: Any, n: Any) -> Any:
+    current = 0 if theirs is ABSENT else theirs
+    if not merge.is_number(current):
+        raise Conflict(f"another call made it a {type(current).__name__}, which cannot be added to")
+    return current + n
+
+
+def _conflict(by_scope: dict[str, list[str]]) -> MemoryConflictError:
+    keys = next(iter(by_scope.values()))
+    where = "; ".join(f"{scope} memory: {_named(keys)}" for scope, keys in by_scope.items())
+    many = sum(map(len, by_scope.values())) > 1
+    return MemoryConflictError(
+        f"{where} {'were' if many else 'was'} changed by another call since this one read "
+        f"{'them' if many else 'it'}, so that nothing was written. Declare how to merge, "
+        f'with_memory(merge={{"{keys[0]}": ...}}) with a function of agent_gantry_state.merge or your own, or have the '
+        'tool run again with on_conflict="retry".',
+        by_scope=by_scope,
+    )
+
+
+def _named(keys: list[str]) -> str:
+    shown = ", ".join(repr(key) for key in keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
+    return f"{'key' if len(keys) == 1 else 'keys'} {shown}"

@@ -1,0 +1,205 @@
+"""What a gantry's tools find when they are called: the store, the resolvers, the clock, and who calls by default.
+
+`override` swaps parts of it for the whole gantry, in every thread and loop. Overrides are layers: each is taken out by its
+own handle, in whatever order, and the uppermost that says something about a part holds.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from agent_gantry_state.bridge import Bridge, Closed, Inline, bridge_to
+from agent_gantry_state.errors import DeclarationError
+from agent_gantry_state.resolvers import BUILT_IN_SCOPES, Resolver
+from agent_gantry_state.scopes import IMPERSONAL_SCOPES, Identity, Scope
+from agent_gantry_state.stores.memory import MemoryStore
+from agent_gantry_state.stores.urls import open_store
+
+__all__ = ["Layer", "Settings", "Wiring"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What holds right now; replaced as a whole, so that a call reads it once and keeps it.
+
+    Attributes:
+        bridge: The way to the store.
+        resolvers: The gantry's own; the built-in ones follow.
+        identity: Who calls where nothing else is known.
+        direct: The store, if it is a `MemoryStore` and no resolver of the gantry's own has to be asked: what the shortest
+            call path needs, else None.
+        resendable: Whether the store's answer to a commit can be lost.
+    """
+
+    bridge: Bridge
+    resolvers: tuple[Resolver, ...]
+    identity: Identity | None
+    direct: MemoryStore | None
+    resendable: bool
+
+
+@dataclass(eq=False, slots=True)
+class Layer:
+    """What one override says; None for what it does not."""
+
+    bridge: Bridge | None = None
+    resolvers: tuple[Resolver, ...] | None = None
+    clock: Callable[[], float] | None = None
+
+
+class Wiring:
+    """A gantry's store, resolvers and names; what decorated functions hold on to.
+
+    Args:
+        store: A URL or a store object. A store that was made here from a URL is closed with the gantry.
+        app: Keeps this gantry's memories apart from those of other programs on the same store.
+        identity: Who calls where nothing else is known.
+        resolvers: Tried before the built-in ones.
+        scopes: Declared scopes by name.
+    """
+
+    def __init__(
+        self,
+        store: Any,
+        app: str,
+        identity: Identity | None,
+        resolvers: tuple[Resolver, ...],
+        scopes: Mapping[str, Scope],
+    ) -> None:
+        if not isinstance(app, str):
+            raise TypeError(f"app must be a str, not {type(app).__name__}")
+        for resolver in resolvers:
+            if not callable(resolver):
+                raise TypeError(f"a resolver must be callable, not {type(resolver).__name__}")
+        for name, scope in scopes.items():
+            if not isinstance(scope, Scope):
+                raise TypeError(f"scopes[{name!r}] must be a Scope(...), not {type(scope).__name__}")
+        self.app = app
+        self.scopes = dict(scopes)
+        self._owns_store = isinstance(store, str)
+        self._lock = threading.Lock()
+        self._base = Layer(bridge_to(open_store(store) if isinstance(store, str) else store), resolvers, None)
+        self._layers: list[Layer] = []
+        self._identity = identity
+        self._names: dict[str, weakref.ref[Any] | Callable[[], Any]] = {}
+        self.closed = False
+        self.settings = self._settle()
+
+    def scope(self, name: str) -> Scope:
+        """What was declared for a scope."""
+        return self.scopes.get(name, _PLAIN)
+
+    def push(self, layer: Layer) -> None:
+        """Put an override on top.
+
+        Raises:
+            ValueError: It sets a clock while the store goes by its own.
+        """
+        with self._lock:
+            bridge = layer.bridge or self.settings.bridge
+            clocks = [each for each in (*self._layers, layer) if each.clock is not None]
+            if clocks and getattr(bridge.store, "clock", None) is None:
+                raise ValueError(
+                    f"override(clock=...): {type(bridge.store).__name__} goes by its own clock, which cannot be set; "
+                    'override the store as well, for example with store="memory://"'
+                )
+            self._layers.append(layer)
+            self.settings = self._settle()
+
+    def remove(self, layer: Layer) -> None:
+        """Take an override out, wherever in the pile it is."""
+        with self._lock:
+            self._layers.remove(layer)
+            self.settings = self._settle()
+
+    def _settle(self) -> Settings:
+        bridge, resolvers, clock = self._base.bridge, self._base.resolvers, None
+        for layer in self._layers:
+            bridge = layer.bridge or bridge
+            resolvers = resolvers if layer.resolvers is None else layer.resolvers
+            clock = layer.clock or clock
+        assert bridge is not None and resolvers is not None  # noqa: S101, PT018 - the base has both
+        if self.closed:
+            bridge = Closed()
+        store = bridge.store
+        wanted = clock or _default_clock(store)
+        if wanted is not None and store.clock is not wanted:
+            store.clock = wanted
+        direct = store if type(store) is MemoryStore and not resolvers else None
+        return Settings(bridge, resolvers, self._identity, direct, not isinstance(bridge, Inline))
+
+    def claim(self, name: str, fn: Callable[..., Any]) -> None:
+        """Note that *name* is the tool *fn*, for its memories are filed under that name.
+
+        Raises:
+            DeclarationError: Another function has it.
+        """
+        with self._lock:
+            there = self._names.get(name, _nothing)()
+            if there is not None and there is not fn and not _redefines(there, fn):
+                raise DeclarationError(
+                    f"two different tools of this gantry are named {name!r}, and both have a memory that is filed under "
+                    "that name; give one of them another, with_memory(name=...)"
+                )
+            try:
+                self._names[name] = weakref.ref(fn)
+            except TypeError:
+                self._names[name] = lambda: fn
+
+    def check_scope(self, scope: str) -> None:
+        """Refuse what cannot be the name of a scope.
+
+        Raises:
+            DeclarationError: It is no str, or empty.
+        """
+        if not isinstance(scope, str):
+            raise DeclarationError(f"with_memory: scope must be a str, not {type(scope).__name__}")
+        if not scope:
+            raise DeclarationError(
+                f"with_memory: scope must not be empty; built in are {', '.join(BUILT_IN_SCOPES)}, and any other name "
+                "is the identity key of that name"
+            )
+
+    def close(self) -> Bridge | None:
+        """Let no tool use the store any more; returns its bridge if it is to be closed."""
+        with self._lock:
+            if self.closed:
+                return None
+            self.closed = True
+            self.settings = self._settle()
+        return self._base.bridge if self._owns_store else None
+
+
+_PLAIN = Scope()
+_CLOCKS: weakref.WeakKeyDictionary[Any, Callable[[], float]] = weakref.WeakKeyDictionary()
+
+
+def _default_clock(store: Any) -> Callable[[], float] | None:
+    """The clock that a store had when it was first seen; None if it goes by its own."""
+    clock: Callable[[], float] | None = getattr(store, "clock", None)
+    if clock is None:
+        return None
+    try:
+        return _CLOCKS.setdefault(store, clock)
+    except TypeError:
+        return time.time
+
+
+def _nothing() -> None:
+    return None
+
+
+def _redefines(old: Any, new: Any) -> bool:
+    """Whether *new* took the place of *old*, as when a notebook's cell runs again or a module is reloaded."""
+    names = [(getattr(fn, "__module__", None), getattr(fn, "__qualname__", None)) for fn in (old, new)]
+    return names[0] == names[1] and None not in names[0] and "<locals>" not in str(names[0][1])
+
+
+def is_impersonal(scope: str) -> bool:
+    """Whether a scope resolves to the same namespace whoever calls, as far as the built-in resolvers go."""
+    return scope in IMPERSONAL_SCOPES
