@@ -215,10 +215,10 @@ class HomeLoop(_Methods):
         with self._lock:
             if self._closed:
                 raise _closed()
-            if self._portal is None:
-                self._portal_context = anyio.from_thread.start_blocking_portal(name="agent-gantry-state-store")
-                self._portal = self._portal_context.__enter__()
             portal = self._portal
+            if portal is None:
+                self._portal_context = anyio.from_thread.start_blocking_portal(name="agent-gantry-state-store")
+                self._portal = portal = self._portal_context.__enter__()
         return portal.start_task_soon(self._ask, request)
 
     async def _ask(self, request: Message) -> Any:

@@ -7,9 +7,9 @@ made behind the class's back to a key that is there already (`dict.__setitem__(m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from agent_gantry_state import codec
 from agent_gantry_state.errors import UnstorableValueError
@@ -21,12 +21,13 @@ from agent_gantry_state.stores.protocol import EMPTY, KEEP, UNSHARED, Put, Snaps
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Changes", "Memory", "Terms", "changes_of", "may_have_changed", "open_memory", "pack_at"]
+__all__ = ["Changes", "Memory", "Terms", "changes_of", "open_memory", "pack_at"]
 
 _Dict = dict[str, Any]
 #: In `Memory._touched`, a key of which only the expiry was set; None is one that was assigned or deleted, and a number is
 #: what was added to one.
 _EXPIRY = object()
+_IMMUTABLE = codec.IMMUTABLE
 _set, _get, _update, _new = dict.__setitem__, dict.get, dict.update, dict.__new__
 
 
@@ -50,18 +51,19 @@ class Terms:
 _UNBOUND = Terms("")
 
 
-class Changes(NamedTuple):
-    """What a call did to one memory.
+#: What a call did to one memory: keys that it wrote, in the order in which new ones go behind those that are there; keys
+#: that it deleted, of those that were there; and for keys that it only added to, what it added.
+Changes = tuple[dict[str, Put], list[str], dict[str, Any]]
 
-    Attributes:
-        puts: Keys that it wrote, in the order in which new ones go behind those that are there.
-        deletes: Keys that it deleted, of those that were there.
-        added: For keys that it only added to, what it added.
-    """
 
-    puts: dict[str, Put]
-    deletes: list[str]
-    added: dict[str, Any]
+class _Extra:
+    """What only some calls do to a memory: keys that were deleted at some time, and times to live that were set."""
+
+    __slots__ = ("removed", "ttls")
+
+    def __init__(self) -> None:
+        self.removed: set[str] = set()
+        self.ttls: dict[str, float | None] = {}
 
 
 class Memory(dict[str, Any]):
@@ -72,21 +74,21 @@ class Memory(dict[str, Any]):
     to it then is stored.
     """
 
-    __slots__ = ("_base", "_namespace", "_now", "_removed", "_terms", "_touched", "_ttls")
+    __slots__ = ("_base", "_extra", "_namespace", "_now", "_terms", "_touched")
 
-    # What a unit of work sets when it opens a memory; the slots that only some calls use are set when first needed.
+    # What a unit of work sets when it opens a memory.
     _base: Snapshot
+    _extra: _Extra | None
     _namespace: Namespace | None
     _now: float
     _terms: Terms
     _touched: dict[str, Any]
-    _removed: set[str]
-    _ttls: dict[str, float | None]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._namespace = None
         self._base = EMPTY
+        self._extra = None
         self._terms = _UNBOUND
         self._now = 0.0
         self._touched = {}
@@ -193,9 +195,8 @@ class Memory(dict[str, Any]):
         """
         if key not in self:
             raise KeyError(key)
-        ttls: dict[str, float | None] = getattr(self, "_ttls", {})
-        if key in ttls:
-            return ttls[key]
+        if self._extra is not None and key in self._extra.ttls:
+            return self._extra.ttls[key]
         if key in self._touched and isinstance(ttl := self._terms.ttl, float):
             return ttl
         deadline = self._base.deadline(key)
@@ -233,19 +234,16 @@ class Memory(dict[str, Any]):
 
     def _expire(self, key: str, ttl: float | None) -> None:
         self._touched.setdefault(key, _EXPIRY)
-        try:
-            self._ttls[key] = ttl
-        except AttributeError:
-            self._ttls = {key: ttl}
+        if self._extra is None:
+            self._extra = _Extra()
+        self._extra.ttls[key] = ttl
 
     def _remove(self, key: str) -> None:
         self._touched[key] = None
-        try:
-            self._removed.add(key)
-        except AttributeError:
-            self._removed = {key}
-        if hasattr(self, "_ttls"):
-            self._ttls.pop(key, None)
+        if self._extra is None:
+            self._extra = _Extra()
+        self._extra.removed.add(key)
+        self._extra.ttls.pop(key, None)
 
 
 codec.store_as_dict(Memory, dict)
@@ -260,16 +258,11 @@ def open_memory(namespace: Namespace, snapshot: Snapshot, now: float, terms: Ter
             _set(memory, key, codec.unpack(packed))
     memory._namespace = namespace
     memory._base = snapshot
+    memory._extra = None
     memory._terms = terms
     memory._now = now
     memory._touched = {}
     return memory
-
-
-def may_have_changed(memory: Memory) -> bool:
-    """Whether it is worth asking for `changes_of` a memory, or its use restarts a time to live."""
-    base = memory._base
-    return bool(memory._touched or base.packed or memory._terms.slides or len(memory) != len(base.values))
 
 
 def changes_of(memory: Memory) -> Changes | None:
@@ -278,70 +271,92 @@ def changes_of(memory: Memory) -> Changes | None:
     Raises:
         UnstorableValueError: A key or value cannot be stored.
     """
-    base, touched = memory._base, memory._touched
-    ttls: Mapping[str, float | None] = getattr(memory, "_ttls", {})
+    base, terms, extra = memory._base, memory._terms, memory._extra
+    values, packed = base.values, base.packed
     puts: dict[str, Put] = {}
     deletes: list[str] = []
     added: dict[str, Any] = {}
-    for key in _candidates(memory, base, touched):
-        value = _get(memory, key, ABSENT)
+    expected = len(values)
+    fresh = 0
+    for key, delta in memory._touched.items():
+        value, old = _get(memory, key, ABSENT), values.get(key, ABSENT)
         if value is ABSENT:
-            if key in base.values:
+            if old is not ABSENT:
                 deletes.append(key)
+                expected -= 1
             continue
-        put = _put(memory, key, value, ttls)
+        if old is ABSENT:
+            expected += 1
+        kind = type(value)
+        if kind in _IMMUTABLE and kind is type(old) is not float and extra is None and key not in packed:
+            # What `_put` does, for the usual change: of one of these types, what is equal has the same bytes.
+            if value == old and terms.ttl is KEEP:
+                continue
+            put: Put | None = Put(value, None, terms.ttl, terms.slides)
+        else:
+            put = _put(memory, key, value, old, extra, terms, explicit=True)
         if put is None:
             continue
         puts[key] = put
-        delta = touched.get(key)
         if delta is not None and delta is not _EXPIRY:
             added[key] = delta
-    if not puts and not deletes:
-        return None
-    return Changes(_ordered(memory, puts), deletes, added)
+        fresh += old is ABSENT or put.last
+    for key in packed:
+        if key not in memory._touched:
+            put = _put(memory, key, _get(memory, key, ABSENT), None, extra, terms, explicit=False)
+            if put is not None:
+                puts[key] = put
+    if len(memory) != expected:
+        _find_hidden(memory, puts, deletes)
+        fresh = len(puts)
+    if fresh > 1:
+        puts = _ordered(memory, puts)
+    return (puts, deletes, added) if puts or deletes else None
 
 
-def _candidates(memory: Memory, base: Snapshot, touched: _Dict) -> Iterator[str]:
-    """Keys that may have changed, each once."""
-    yield from touched
-    for key in base.packed:
-        if key not in touched:
-            yield key
-    if len(memory) != len(base.values) + sum((key in memory) - (key in base.values) for key in touched):
-        # Something was written behind the class's back; whatever is not the very same object is looked at.
-        for key in {**base.values, **memory}:
-            known = key in touched or key in base.packed
-            if not known and _get(memory, key, ABSENT) is not base.values.get(key, ABSENT):
-                yield key
-
-
-def _put(memory: Memory, key: str, value: Any, ttls: Mapping[str, float | None]) -> Put | None:
+def _put(
+    memory: Memory, key: str, value: Any, old: Any, extra: _Extra | None, terms: Terms, *, explicit: bool
+) -> Put | None:
     """The put for a key that is in the memory, None if it is as it was loaded."""
-    base = memory._base
     if type(key) is not str:
         raise UnstorableValueError(
             f"memory has a key of type {type(key).__name__}, which cannot be stored; keys are str, so use str(key)",
             path=f"memory[<{type(key).__name__}>]",
         )
+    base = memory._base
+    kind = type(value)
     packed: bytes | None = None
-    old: Any = base.values.get(key, ABSENT)
-    if type(value) in codec.IMMUTABLE:
-        unchanged = value is old and key not in base.packed
-        if not unchanged and type(value) is type(old) and key not in base.packed:
-            packed = codec.pack(value)
-            unchanged = packed == codec.pack(old)
+    if kind in codec.IMMUTABLE:
+        # Of one of these types and no float, what is equal has the same bytes.
+        unchanged = kind is type(old) and key not in base.packed
+        unchanged = unchanged and (value == old if kind is not float else codec.pack(value) == codec.pack(old))
         shared = value
     else:
         packed = pack_at(value, key)
         unchanged = packed == base.packed.get(key)
         shared = UNSHARED
-    last = key in base.values and key in getattr(memory, "_removed", ())
-    if key in ttls:
-        return Put(shared, packed, ttls[key], False, last)
-    if unchanged and not last and (key not in memory._touched or memory._terms.ttl is KEEP):
+    last = extra is not None and key in extra.removed and old is not ABSENT
+    if extra is not None and key in extra.ttls:
+        return Put(shared, packed, extra.ttls[key], False, last)
+    if unchanged and not last and (not explicit or terms.ttl is KEEP):
         # An assignment is a write even if it changes nothing, where a write starts the key's time anew.
         return None
-    return Put(shared, packed, memory._terms.ttl, memory._terms.slides, last)
+    return Put(shared, packed, terms.ttl, terms.slides, last)
+
+
+def _find_hidden(memory: Memory, puts: dict[str, Put], deletes: list[str]) -> None:
+    """Find what was written or deleted behind the class's back: whatever is not the very object that was loaded."""
+    base, touched = memory._base, memory._touched
+    for key in {**base.values, **memory}:
+        value, old = _get(memory, key, ABSENT), base.values.get(key, ABSENT)
+        if key in touched or key in base.packed or value is old:
+            continue
+        if value is ABSENT:
+            deletes.append(key)
+        else:
+            put = _put(memory, key, value, old, memory._extra, memory._terms, explicit=True)
+            if put is not None:
+                puts[key] = put
 
 
 def pack_at(value: Any, key: str) -> bytes:

@@ -11,7 +11,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from agent_gantry_state import codec, merge
 from agent_gantry_state.errors import MemoryConflictError, MemoryErasedError, StoreTimeoutError, UnstorableValueError
@@ -38,6 +38,7 @@ if hasattr(os, "register_at_fork"):
     # A child that went on with its parent's sequence would give two commits one version.
     os.register_at_fork(after_in_child=_random.seed)
 _getrandbits = _random.getrandbits
+_new = object.__new__
 
 #: Sends at most this long after what another call moved, in seconds, resends included.
 COMMIT_SECONDS = 6.0
@@ -53,17 +54,21 @@ class UnitOfWork:
         resendable: Whether the answer to a commit can be lost, so that the store has to remember the unit.
     """
 
-    __slots__ = ("_changes", "_deadline", "_needs", "_pending", "_token", "memories")
+    __slots__ = ("_deadline", "_made", "_needs", "_pending", "_token", "memories")
 
     def __init__(self, needs: Mapping[Namespace, Terms], resendable: bool = True) -> None:
         self._needs = needs
         self._token = _getrandbits(128).to_bytes(16, "big") if resendable else b""
         self.memories: tuple[Memory, ...] = ()
 
+    _made: list[tuple[Memory, Changes | None]]
+    _pending: list[Change]
+
     @classmethod
     def of(cls, memory: Memory) -> UnitOfWork:
         """The unit of a memory that was opened without one, from a store that answers at once."""
-        unit = cls({}, resendable=False)
+        unit = _new(cls)
+        unit._token = b""
         unit.memories = (memory,)
         return unit
 
@@ -107,13 +112,14 @@ class UnitOfWork:
 
     def commit(self) -> Commit | None:
         """The commit of what the call changed; None if there is nothing to commit."""
-        self._pending: list[_Pending] = []
+        self._pending = pending = []
+        self._made = made = []
         for memory in self.memories:
             changes = changes_of(memory)
-            touch = memory._terms.slides and _is_due(memory, changes)
-            if changes is not None or touch:
-                self._pending.append(_Pending(memory, changes, _change(memory, changes, touch)))
-        return self._message() if self._pending else None
+            if changes is not None or (memory._terms.slides and _is_due(memory)):
+                made.append((memory, changes))
+                pending.append(_change(memory, changes))
+        return self._message() if pending else None
 
     def settle(self, moved: Moved) -> Commit | None:
         """The next commit after others were quicker; None if theirs leaves nothing to write."""
@@ -125,52 +131,43 @@ class UnitOfWork:
             )
         conflicts: dict[str, list[str]] = {}
         causes: list[BaseException] = []
-        rebased = []
-        for pending, snapshot in zip(self._pending, moved.snapshots, strict=True):
-            rebase = _Rebase(pending, snapshot, moved.now)
-            change = rebase.run()
+        made, pending = [], []
+        for (memory, changes), change, snapshot in zip(self._made, self._pending, moved.snapshots, strict=True):
+            rebase = _Rebase(memory, changes, change, snapshot, moved.now)
+            rebased = rebase.run()
             if rebase.conflicts:
-                conflicts.setdefault(pending.memory._terms.scope, []).extend(rebase.conflicts)
+                conflicts.setdefault(memory._terms.scope, []).extend(rebase.conflicts)
                 causes.extend(rebase.causes)
-            elif change.puts or change.deletes or change.touch:
-                rebased.append(_Pending(pending.memory, pending.changes, change))
+            elif rebased.puts or rebased.deletes or rebased.touch:
+                made.append((memory, changes))
+                pending.append(rebased)
         if conflicts:
             raise _conflict(conflicts) from (causes[0] if causes else None)
-        self._pending = rebased
-        return self._message() if rebased else None
+        self._made, self._pending = made, pending
+        return self._message() if pending else None
 
     def _message(self) -> Commit:
         version = self._token[:8] or _getrandbits(64).to_bytes(8, "big")
-        return Commit(self._token, version, tuple(pending.change for pending in self._pending))
+        return Commit(self._token, version, tuple(self._pending))
 
 
-def _is_due(memory: Memory, changes: Changes | None) -> bool:
-    """Whether this use is to restart the time of the keys that slide."""
-    if changes is not None:
-        return True
+def _is_due(memory: Memory) -> bool:
+    """Whether this use is to restart the time of the keys that slide, though it writes nothing."""
     base = memory._base
     return bool(base.slides) and memory._now - base.touched > TOUCH_AFTER * min(base.slides.values())
 
 
-class _Pending(NamedTuple):
-    """One memory's part of a commit: what the call did to it, and the change as it stands after merging."""
-
-    memory: Memory
-    changes: Changes | None
-    change: Change
-
-
-def _change(memory: Memory, changes: Changes | None, touch: bool) -> Change:
-    namespace, base = memory._namespace, memory._base
+def _change(memory: Memory, changes: Changes | None) -> Change:
+    namespace, base, slides = memory._namespace, memory._base, memory._terms.slides
     assert namespace is not None  # noqa: S101 - a unit opens its memories with one
     if changes is None:
-        return Change(namespace, base.head, {}, (), {}, False, touch, None, base.owner)
+        return Change(namespace, base.head, {}, (), {}, False, slides, None, base.owner)
     puts, deletes, _ = changes
     version = base.versions.get
     checks = {key: version(key) for key in puts}
     if deletes:
         checks.update((key, version(key)) for key in deletes)
-    return Change(namespace, base.head, puts, deletes, checks, False, touch, None, base.owner)
+    return Change(namespace, base.head, puts, deletes, checks, False, slides, None, base.owner)
 
 
 class _Rebase:
@@ -178,11 +175,11 @@ class _Rebase:
 
     __slots__ = ("base", "causes", "change", "changes", "conflicts", "current", "now", "terms")
 
-    def __init__(self, pending: _Pending, current: Snapshot, now: float) -> None:
-        self.terms = pending.memory._terms
-        self.base = pending.memory._base
-        self.changes = pending.changes
-        self.change = pending.change
+    def __init__(self, memory: Memory, changes: Changes | None, change: Change, current: Snapshot, now: float) -> None:
+        self.terms = memory._terms
+        self.base = memory._base
+        self.changes = changes
+        self.change = change
         self.current = current
         self.now = now
         self.conflicts: list[str] = []
@@ -245,10 +242,10 @@ class _Rebase:
         assert self.changes is not None  # noqa: S101 - a change without changes checks nothing
         base = self.base.value(key) if key in self.base.values else ABSENT
         theirs = self.current.value(key) if key in self.current.values else ABSENT
-        put = self.changes.puts.get(key)
+        put = self.changes[0].get(key)
         ours = ABSENT if put is None else _value(put)
-        if put is not None and key in self.changes.added:
-            merged: Any = _add(theirs, self.changes.added[key])
+        if put is not None and key in self.changes[2]:
+            merged: Any = _add(theirs, self.changes[2][key])
         elif theirs is ABSENT and ours is ABSENT:
             return None
         elif key in self.terms.merges and not (put is not None and _unchanged(base, ours)):

@@ -155,7 +155,7 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
         if type(result) is CoroutineType:
             return _finish_later(result, UnitOfWork.of(memory), settings)
         base = memory._base
-        # `may_have_changed`, written out: a call of a function is a tenth of what a call of a tool costs.
+        # A change needs a touched key, a container or another length; asking costs less than a unit of work.
         if memory._touched or base.packed or slides or len(memory) != len(base.values):
             UnitOfWork.of(memory).finish_with(store.commit)
         return result
@@ -179,7 +179,7 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
             kwargs[into] = memory
             result = await fn(*args, **kwargs)
         base = memory._base
-        # `may_have_changed`, written out: a call of a function is a tenth of what a call of a tool costs.
+        # A change needs a touched key, a container or another length; asking costs less than a unit of work.
         if memory._touched or base.packed or slides or len(memory) != len(base.values):
             UnitOfWork.of(memory).finish_with(store.commit)
         return result

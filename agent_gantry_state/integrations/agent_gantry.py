@@ -198,6 +198,9 @@ class AgentGantry(Stateful, _upstream.AgentGantry):
         await gantry.collect_tools_from_modules(modules, module_attr=attr)
         return gantry
 
+    async def __aenter__(self) -> Self:
+        return self
+
     async def close(self) -> None:
         """Release what agent-gantry holds, and close the store if it was made from a URL."""
         await super().close()

@@ -6,6 +6,7 @@ what is there without copying it. Nothing here waits or does I/O; one lock cover
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
@@ -49,6 +50,9 @@ TOKEN_SECONDS = 60.0
 _CHANCES = 16
 
 
+_COMMITTED = Committed()
+
+
 class _Slot:
     """A namespace's place in the cache: what stands there now, and whether it was used since an eviction came by."""
 
@@ -65,7 +69,10 @@ class _Slot:
 class _Namespaces(cachetools.TLRUCache[Namespace, _Slot]):
     """Slots by namespace. A look-up does not reorder them; an eviction gives a slot that was used a second chance."""
 
-    evictions = 0
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        #: Scopes of the namespaces that were evicted and that nobody was told of yet.
+        self.evicted: list[str] = []
 
     def popitem(self) -> tuple[Namespace, _Slot]:
         for _ in range(_CHANCES):
@@ -76,14 +83,7 @@ class _Namespaces(cachetools.TLRUCache[Namespace, _Slot]):
             self[namespace] = slot
         else:
             namespace, slot = super().popitem()
-        self.evictions += 1
-        message = (
-            f"the memory store is full: the state of a {namespace.scope} that was in use was dropped "
-            f"({self.evictions} so far). Raise the bound, memory://?max_namespaces=..., give the scope a ttl, or use a "
-            "store that keeps it"
-        )
-        _log.warning(message)
-        warnings.warn(message, EvictionWarning, stacklevel=2)
+        self.evicted.append(namespace.scope)
         return namespace, slot
 
 
@@ -104,11 +104,13 @@ class MemoryStore:
     def __init__(self, max_namespaces: int = 100_000, clock: Callable[[], float] = time.time) -> None:
         if max_namespaces < 1:
             raise ValueError(f"MemoryStore: max_namespaces must be at least 1, not {max_namespaces}")
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._clock = clock
         self._latest = -math.inf
         self._slots = _Namespaces(max_namespaces, ttu=lambda _, slot, __: slot.registered, timer=self._now)
         self._leases: dict[Namespace, tuple[bytes, float]] = {}
+        #: How many namespaces were dropped because the store was full.
+        self.evictions = 0
 
     @property
     def clock(self) -> Callable[[], float]:
@@ -120,11 +122,6 @@ class MemoryStore:
         with self._lock:
             self._clock = clock
             self._latest = -math.inf
-
-    @property
-    def evictions(self) -> int:
-        """How many namespaces were dropped because the store was full."""
-        return self._slots.evictions
 
     def __len__(self) -> int:
         with self._lock:
@@ -168,17 +165,26 @@ class MemoryStore:
 
     def commit(self, message: Commit, /) -> Committed | Moved:
         """Answer a `Commit`."""
-        token = message.token
+        token, changes = message.token, message.changes
         with self._lock:
-            if token and self._landed(token, message.changes[0].namespace):
-                return Committed()
-            current = [self.snapshot(change.namespace) for change in message.changes]
-            for change, snapshot in zip(message.changes, current, strict=True):
+            if token and self._landed(token, changes[0].namespace):
+                return _COMMITTED
+            if len(changes) == 1:
+                # What the loops below do, for the usual commit.
+                change, snapshot = changes[0], self.snapshot(changes[0].namespace)
                 if snapshot.head != change.head and _moved(change, snapshot):
-                    return Moved(tuple(current), self._now())
-            for change, snapshot in zip(message.changes, current, strict=True):
+                    return Moved((snapshot,), self._now())
                 self._write(change, snapshot, message.version, token)
-        return Committed()
+            else:
+                current = tuple([self.snapshot(change.namespace) for change in changes])
+                for change, snapshot in zip(changes, current, strict=True):
+                    if snapshot.head != change.head and _moved(change, snapshot):
+                        return Moved(current, self._now())
+                for change, snapshot in zip(changes, current, strict=True):
+                    self._write(change, snapshot, message.version, token)
+        if self._slots.evicted:
+            self._warn()
+        return _COMMITTED
 
     def forget(self, message: Forget, /) -> None:
         """Answer a `Forget`."""
@@ -226,6 +232,20 @@ class MemoryStore:
             self._slots.clear()
             self._leases.clear()
 
+    def _warn(self) -> None:
+        with self._lock:
+            scopes, self._slots.evicted = self._slots.evicted, []
+            self.evictions += len(scopes)
+        for scope in scopes:
+            message = (
+                f"the memory store is full: the state of a {scope} that was in use was dropped ({self.evictions} so "
+                "far). Raise the bound, memory://?max_namespaces=..., give the scope a ttl, or use a store that keeps it"
+            )
+            _log.warning(message)
+            # Whoever turns warnings into errors must not see a call fail whose commit has landed.
+            with contextlib.suppress(EvictionWarning):
+                warnings.warn(message, EvictionWarning, stacklevel=3)
+
     def _landed(self, token: bytes, namespace: Namespace) -> bool:
         try:
             return token in _peek(self._slots, namespace).tokens
@@ -243,15 +263,20 @@ class MemoryStore:
             self._slots[namespace] = slot
         else:
             slot.snapshot = after
-            until = after.last_expiry() if after.first_expiry != math.inf else math.inf
-            if until > slot.registered or slot.registered == math.inf != until:
-                slot.registered = self._keep_until(after)
-                self._slots[namespace] = slot
+            if after.first_expiry != slot.registered:
+                self._register(namespace, slot)
         if token:
             now = self._now()
             for old in [old for old, until in slot.tokens.items() if until <= now]:
                 del slot.tokens[old]
             slot.tokens[token] = now + TOKEN_SECONDS
+
+    def _register(self, namespace: Namespace, slot: _Slot) -> None:
+        """Have the cache keep a slot for as long as its snapshot needs it."""
+        until = slot.snapshot.last_expiry()
+        if until > slot.registered or slot.registered == math.inf != until:
+            slot.registered = self._keep_until(slot.snapshot)
+            self._slots[namespace] = slot
 
     def _keep_until(self, snapshot: Snapshot) -> float:
         until = snapshot.last_expiry()
