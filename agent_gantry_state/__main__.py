@@ -23,12 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("demo", help="show on the real agent-gantry what a tool with a memory does")
     parser.parse_args(argv)
     try:
-        from agent_gantry_state.demo import run
+        import agent_gantry_state.integrations.agent_gantry  # noqa: F401 - says which extra is missing
     except ImportError as error:
-        if error.name is not None and error.name.startswith("agent_gantry_state"):
-            raise
-        print(f"the demo runs on agent-gantry: {error}", file=sys.stderr)  # noqa: T201
+        print(f"the demo runs on the real agent-gantry. {error}", file=sys.stderr)  # noqa: T201
         return 1
+    from agent_gantry_state.demo import run
+
     return run()
 
 
