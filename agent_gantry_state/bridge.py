@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextvars
 import inspect
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 import anyio
-import anyio.from_thread
 import anyio.to_thread
 
 from agent_gantry_state import steps as _steps
@@ -62,11 +62,11 @@ class Bridge(Protocol):
         ...
 
     def close(self) -> None:
-        """Close the store, for a caller that may block."""
+        """Give up what the bridge holds, and close the store if it is owned; for a caller that may block."""
         ...
 
     async def aclose(self) -> None:
-        """Close the store, for a caller on an event loop."""
+        """`close`, for a caller on an event loop."""
         ...
 
 
@@ -83,10 +83,11 @@ def in_asyncio() -> bool:
 
 
 class _Methods:
-    """A store and its methods by kind of message."""
+    """A store and its methods by kind of message. A store that is *owned* is closed with its bridge."""
 
-    def __init__(self, store: Any) -> None:
+    def __init__(self, store: Any, owned: bool = False) -> None:
         self.store = store
+        self._owned = owned
         self._answer: dict[type, Callable[[Any], Any]] = {kind: getattr(store, verb) for kind, verb in _VERBS.items()}
 
 
@@ -116,10 +117,11 @@ class Inline(_Methods):
         return await _steps.arun(steps, self.aperform)
 
     def close(self) -> None:
-        self.store.close()
+        if self._owned:
+            self.store.close()
 
     async def aclose(self) -> None:
-        self.store.close()
+        self.close()
 
 
 class Thread(_Methods):
@@ -141,24 +143,26 @@ class Thread(_Methods):
         return await uncut(lambda: anyio.to_thread.run_sync(self.run, steps))
 
     def close(self) -> None:
-        self.store.close()
+        if self._owned:
+            self.store.close()
 
     async def aclose(self) -> None:
-        await uncut(lambda: anyio.to_thread.run_sync(self.store.close))
+        await uncut(lambda: anyio.to_thread.run_sync(self.close))
 
 
 class HomeLoop(_Methods):
     """A store made of coroutines: they run on one event loop, in a thread that the bridge keeps for it.
 
     Clients of the asyncio world belong to the loop that they were made on, while one gantry meets many loops, trio, and
-    callers without any. A loop of its own is the only place where such a store always works.
+    callers without any. A loop of its own is the only place where such a store always works. Its thread is a daemon, so
+    that a program which forgot to close its gantry ends all the same.
     """
 
-    def __init__(self, store: Any) -> None:
-        super().__init__(store)
+    def __init__(self, store: Any, owned: bool = False) -> None:
+        super().__init__(store, owned)
         self._lock = threading.Lock()
-        self._portal_context: Any = None
-        self._portal: anyio.from_thread.BlockingPortal | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
         self._closed = False
 
     def perform(self, request: Message | Pause) -> Any:
@@ -198,15 +202,15 @@ class HomeLoop(_Methods):
 
     def close(self) -> None:
         with self._lock:
-            portal, context, self._portal, self._closed = self._portal, self._portal_context, None, True
-        if portal is None:
-            # Never used; what it holds was made outside a loop, if anything.
-            asyncio.run(self.store.close())
-            return
-        try:
-            portal.call(self.store.close)
-        finally:
-            context.__exit__(None, None, None)
+            if self._closed:
+                return
+            self._closed = True
+            if self._owned:
+                self._start(self.store.close()).result()
+            if self._loop is not None and self._thread is not None:
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._thread.join()
+                self._loop.close()
 
     async def aclose(self) -> None:
         await uncut(lambda: anyio.to_thread.run_sync(self.close))
@@ -215,11 +219,16 @@ class HomeLoop(_Methods):
         with self._lock:
             if self._closed:
                 raise _closed()
-            portal = self._portal
-            if portal is None:
-                self._portal_context = anyio.from_thread.start_blocking_portal(name="agent-gantry-state-store")
-                self._portal = portal = self._portal_context.__enter__()
-        return portal.start_task_soon(self._ask, request)
+            return self._start(self._ask(request))
+
+    def _start(self, coroutine: Coroutine[Any, Any, Any]) -> concurrent.futures.Future[Any]:
+        """Start a coroutine on the home loop, which is made when it is first needed. Needs the lock."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=self._loop.run_forever, name="agent-gantry-state-store", daemon=True)
+            self._thread.start()
+        # An empty context: with the caller's, anyio would take the library that the caller runs for this loop's.
+        return contextvars.Context().run(asyncio.run_coroutine_threadsafe, coroutine, self._loop)
 
     async def _ask(self, request: Message) -> Any:
         try:
@@ -255,8 +264,8 @@ class Closed:
         """Nothing is left to close."""
 
 
-def bridge_to(store: Any) -> Bridge:
-    """The bridge for a store object.
+def bridge_to(store: Any, owned: bool = False) -> Bridge:
+    """The bridge for a store object, which is closed with the bridge if it is *owned*.
 
     Raises:
         TypeError: It has not a method for each message, or some are coroutines and some are not.
@@ -270,11 +279,11 @@ def bridge_to(store: Any) -> Bridge:
         )
     coroutines = {verb for verb, method in methods.items() if inspect.iscoroutinefunction(method)}
     if not coroutines:
-        return Inline(store) if getattr(store, "inline", False) else Thread(store)
+        return Inline(store, owned) if getattr(store, "inline", False) else Thread(store, owned)
     plain = sorted(methods.keys() - coroutines)
     if plain:
         raise TypeError(f"{type(store).__name__} is no store: make its methods all async or none; plain: {plain}")
-    return HomeLoop(store)
+    return HomeLoop(store, owned)
 
 
 def _late(request: Message) -> StoreTimeoutError:

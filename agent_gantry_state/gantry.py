@@ -7,12 +7,12 @@ agent-gantry's own class in `integrations` is the other.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Literal, TypeVar, overload
 
 from typing_extensions import ParamSpec, Self
 
-from agent_gantry_state.bridge import Bridge, bridge_to
 from agent_gantry_state.errors import DeclarationError
 from agent_gantry_state.injection.plan import Declaration
 from agent_gantry_state.injection.tool import Tool, decorate
@@ -21,9 +21,8 @@ from agent_gantry_state.merge import Merge
 from agent_gantry_state.resolvers import Resolver, resolve
 from agent_gantry_state.scopes import ENTERED, Entered, Identity, Scope, check_ttl, new_id
 from agent_gantry_state.stores.protocol import KEEP
-from agent_gantry_state.stores.urls import open_store
 from agent_gantry_state.unit_of_work import UnitOfWork
-from agent_gantry_state.wiring import Layer, Settings, Wiring
+from agent_gantry_state.wiring import Layer, Settings, Wiring, open_bridge
 
 __all__ = ["Gantry", "MemoryBlock", "MemoryDecorator", "Override", "SessionBlock", "Stateful"]
 
@@ -85,6 +84,15 @@ class _Block:
         self._exit()
 
 
+def _leave(entered: list[Entered]) -> None:
+    """Leave the entry of a block that holds here; if none does, for it is another task that leaves, the last one made."""
+    here = ENTERED.get()
+    handle = here if here in entered else entered[-1]
+    assert handle is not None  # noqa: S101 - a block is left after it was entered
+    entered.remove(handle)
+    handle.leave()
+
+
 class SessionBlock(_Block):
     """An identity that holds inside a `with` block. Gives the `Identity`."""
 
@@ -99,7 +107,7 @@ class SessionBlock(_Block):
         return self._identity
 
     def _exit(self) -> None:
-        self._entered.pop().leave()
+        _leave(self._entered)
 
     def __enter__(self) -> Identity:
         return self._enter()
@@ -115,12 +123,12 @@ class Override(_Block):
         store: The store that holds inside the block.
     """
 
-    def __init__(self, wiring: Wiring, layer: Layer, identity: Callable[[], Identity] | None, owned: Bridge | None):
+    def __init__(self, wiring: Wiring, layer: Layer, identity: Callable[[], Identity] | None):
         self._wiring = wiring
         self._layer = layer
         self._identity = identity
-        self._owned = owned
-        self._entered: Entered | None = None
+        self._layers: list[Layer] = []
+        self._entered: list[Entered] = []
 
     @property
     def store(self) -> Any:
@@ -129,32 +137,34 @@ class Override(_Block):
     def _enter(self) -> Override:
         # The identity first: it may be refused, and then nothing is to be taken back.
         identity = None if self._identity is None else self._identity()
-        self._wiring.push(self._layer)
+        layer = replace(self._layer)
+        self._wiring.push(layer)
+        self._layers.append(layer)
         if identity is not None:
-            self._entered = Entered(identity)
-            self._entered.enter()
+            self._entered.append(Entered(identity))
+            self._entered[-1].enter()
         return self
 
     def _exit(self) -> None:
-        if self._entered is not None:
-            self._entered.leave()
-        self._wiring.remove(self._layer)
+        if self._identity is not None:
+            _leave(self._entered)
+        self._wiring.remove(self._layers.pop())
 
     def __enter__(self) -> Override:
         return self._enter()
 
     def __exit__(self, *exc: object) -> None:
         self._exit()
-        if self._owned is not None:
-            self._owned.close()
+        if self._layer.bridge is not None and not self._layers:
+            self._layer.bridge.close()
 
     async def __aenter__(self) -> Override:
         return self._enter()
 
     async def __aexit__(self, *exc: object) -> None:
         self._exit()
-        if self._owned is not None:
-            await self._owned.aclose()
+        if self._layer.bridge is not None and not self._layers:
+            await self._layer.bridge.aclose()
 
 
 class MemoryBlock:
@@ -291,6 +301,10 @@ class Stateful:
             raise DeclarationError(f'with_memory: on_conflict must be "raise" or "retry", not {on_conflict!r}')
         if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
             raise DeclarationError("with_memory: retries must be an int of at least 0")
+        if name is not None and (not isinstance(name, str) or not name):
+            raise DeclarationError(f"with_memory: name must be a str that is not empty, not {type(name).__name__}")
+        if merge is not None and not isinstance(merge, Mapping):
+            raise DeclarationError(f"with_memory: merge must map str keys to functions, not be a {type(merge).__name__}")
         for key, function in (merge or {}).items():
             if not isinstance(key, str) or not callable(function):
                 raise DeclarationError(f"with_memory: merge must map str keys to functions; {key!r} does not")
@@ -397,8 +411,7 @@ class Stateful:
             ValueError: On entering, if *clock* is given for a store that goes by its own.
             StoreURLError: *store* is a URL that names no store.
         """
-        owned = bridge_to(open_store(store)) if isinstance(store, str) else None
-        bridge = owned or (None if store is None else bridge_to(store))
+        bridge = None if store is None else open_bridge(store)
         layer = Layer(bridge, None if resolvers is None else tuple(resolvers), clock)
         given = {"user": user, "conversation": conversation, **keys}
         identity: Callable[[], Identity] | None = None
@@ -408,7 +421,7 @@ class Stateful:
         elif any(value is not None for value in given.values()):
             known = {key: value for key, value in given.items() if value is not None}
             identity = lambda: (_current(self._wiring.settings) or Identity()).replace(**known)  # noqa: E731
-        return Override(self._wiring, layer, identity, owned)
+        return Override(self._wiring, layer, identity)
 
     def _refuse_decoration(self, fn: Any) -> None:
         """Refuse a function that this gantry cannot decorate any more."""

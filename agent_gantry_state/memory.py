@@ -1,8 +1,9 @@
 """The memory that a tool is handed: a real dict, filled before the call and looked at after it.
 
 Reads are the dict's own, at its speed and for every C function that walks a dict. Writes go through methods that note which
-keys they touched; a change inside a container needs no method, for containers are encoded again when the call ends. A write
-made behind the class's back to a key that is there already (`dict.__setitem__(memory, ...)`) is the one thing not seen.
+keys they touched; a change inside a container needs no method, for containers are encoded again when the call ends. The one
+thing not seen is a write made behind the class's back (`dict.__setitem__(memory, ...)`) that leaves the number of keys as
+it was.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ from agent_gantry_state.stores.protocol import EMPTY, KEEP, UNSHARED, Put, Snaps
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Changes", "Memory", "Terms", "changes_of", "open_memory", "pack_at"]
+__all__ = ["Changes", "Memory", "Terms", "changes_of", "open_memory", "pack_at", "plain_changes"]
 
 _Dict = dict[str, Any]
 #: In `Memory._touched`, a key of which only the expiry was set; None is one that was assigned or deleted, and a number is
 #: what was added to one.
 _EXPIRY = object()
 _IMMUTABLE = codec.IMMUTABLE
+_CONTAINERS = frozenset({dict, list, set, tuple, frozenset})
+#: Those of which what is equal has the same bytes.
+_EQUAL_IS_SAME = _IMMUTABLE - {float}
 _set, _get, _update, _new = dict.__setitem__, dict.get, dict.update, dict.__new__
 
 
@@ -265,6 +269,30 @@ def open_memory(namespace: Namespace, snapshot: Snapshot, now: float, terms: Ter
     return memory
 
 
+def plain_changes(memory: Memory) -> dict[str, Any] | None:
+    """The values that the call assigned, where that is all that it can have done; None: ask `changes_of`.
+
+    All means: no containers, no deadlines, nothing deleted, at most one key that is new. What it gives is what `changes_of`
+    would, for a commit that finds the namespace as it was loaded.
+    """
+    base = memory._base
+    if memory._extra is not None or base.packed or memory._terms.ttl is not KEEP:
+        return None
+    values, plain = base.values, {}
+    expected = known = len(values)
+    for key in memory._touched:
+        value, old = _get(memory, key, ABSENT), values.get(key, ABSENT)
+        kind = type(value)
+        if kind not in _EQUAL_IS_SAME or type(key) is not str:
+            return None
+        if old is ABSENT:
+            expected += 1
+        elif kind is type(old) and value == old:
+            continue
+        plain[key] = value
+    return plain if len(memory) == expected <= known + 1 else None
+
+
 def changes_of(memory: Memory) -> Changes | None:
     """What the call did to its memory; None if nothing.
 
@@ -301,11 +329,20 @@ def changes_of(memory: Memory) -> Changes | None:
         if delta is not None and delta is not _EXPIRY:
             added[key] = delta
         fresh += old is ABSENT or put.last
-    for key in packed:
-        if key not in memory._touched:
-            put = _put(memory, key, _get(memory, key, ABSENT), None, extra, terms, explicit=False)
-            if put is not None:
-                puts[key] = put
+    for key, before in packed.items():
+        if key in memory._touched:
+            continue
+        value = _get(memory, key, ABSENT)
+        if value is ABSENT:
+            deletes.append(key)
+            expected -= 1
+        elif type(value) in _CONTAINERS:
+            # What `_put` does, for a container that was not assigned: `extra` knows touched keys only.
+            after = pack_at(value, key)
+            if after != before:
+                puts[key] = Put(UNSHARED, after, terms.ttl, terms.slides)
+        elif (found := _put(memory, key, value, None, extra, terms, explicit=False)) is not None:
+            puts[key] = found
     if len(memory) != expected:
         _find_hidden(memory, puts, deletes)
         fresh = len(puts)

@@ -144,21 +144,27 @@ def graft(target: Any, source: Any) -> Any:
     Returns:
         *target* where it could be kept, else *source*.
     """
+    # From a private copy: the source may hold parts of the target, which change on the way.
+    return _graft(target, codec.unpack(codec.pack(source)), set())
+
+
+def _graft(target: Any, source: Any, used: set[int]) -> Any:
     kind = type(target)
-    if kind is not type(source) or target is source:
+    if kind is not type(source) or kind not in (dict, list, set) or id(target) in used:
+        # A container that stands in the target twice can only become one of the two.
         return source
+    used.add(id(target))
     if kind is dict:
-        kept = {key: graft(target[key], value) if key in target else value for key, value in source.items()}
+        kept = {key: _graft(target[key], value, used) if key in target else value for key, value in source.items()}
         target.clear()
         target.update(kept)
     elif kind is list:
         # What is at the same index is the same thing, as far as anybody can tell.
-        target[:] = [graft(old, new) for old, new in zip(target, source, strict=False)] + source[len(target) :]
-    elif kind is set:
+        items = [_graft(old, new, used) for old, new in zip(target, source, strict=False)]
+        target[:] = items + source[len(target) :]
+    else:
         target.clear()
         target.update(source)
-    else:
-        return source
     return target
 
 

@@ -46,6 +46,11 @@ COMMIT_SECONDS = 6.0
 TOUCH_AFTER = 0.1
 
 
+def new_version() -> bytes:
+    """Random bytes for a commit's version."""
+    return _getrandbits(64).to_bytes(8, "big")
+
+
 class UnitOfWork:
     """One call's memories, from load to commit.
 
@@ -103,8 +108,11 @@ class UnitOfWork:
     def finish_with(self, send: Callable[[Commit], Any]) -> None:
         """`finish` for a store that answers at once, without a generator."""
         commit = self.commit()
-        if commit is None or not isinstance(answer := send(commit), Moved):
-            return
+        if commit is not None and isinstance(answer := send(commit), Moved):
+            self.settle_with(answer, send)
+
+    def settle_with(self, answer: Moved, send: Callable[[Commit], Any]) -> None:
+        """The rest of `finish_with`, after others were quicker."""
         self._deadline = time.monotonic() + COMMIT_SECONDS
         while (commit := self.settle(answer)) is not None:
             if not isinstance(answer := send(commit), Moved):
@@ -131,24 +139,36 @@ class UnitOfWork:
             )
         conflicts: dict[str, list[str]] = {}
         causes: list[BaseException] = []
-        made, pending = [], []
+        pending = []
         for (memory, changes), change, snapshot in zip(self._made, self._pending, moved.snapshots, strict=True):
             rebase = _Rebase(memory, changes, change, snapshot, moved.now)
             rebased = rebase.run()
             if rebase.conflicts:
                 conflicts.setdefault(memory._terms.scope, []).extend(rebase.conflicts)
                 causes.extend(rebase.causes)
-            elif rebased.puts or rebased.deletes or rebased.touch:
-                made.append((memory, changes))
-                pending.append(rebased)
+            pending.append(rebased)
         if conflicts:
             raise _conflict(conflicts) from (causes[0] if causes else None)
-        self._made, self._pending = made, pending
-        return self._message() if pending else None
+        self._pending = pending
+        # What has nothing left to write goes along as long as something has, for its keys may move again.
+        return self._message() if any(each.puts or each.deletes or each.touch for each in pending) else None
 
     def _message(self) -> Commit:
         version = self._token[:8] or _getrandbits(64).to_bytes(8, "big")
         return Commit(self._token, version, tuple(self._pending))
+
+
+def finish_one(memory: Memory, send: Callable[[Commit], Any]) -> None:
+    """`UnitOfWork.finish` for one memory that was opened without a unit, from a store that answers at once."""
+    changes = changes_of(memory)
+    if changes is None and not (memory._terms.slides and _is_due(memory)):
+        return
+    change = _change(memory, changes)
+    answer = send(Commit(b"", new_version(), (change,)))
+    if isinstance(answer, Moved):
+        unit = UnitOfWork.of(memory)
+        unit._made, unit._pending = [(memory, changes)], [change]
+        unit.settle_with(answer, send)
 
 
 def _is_due(memory: Memory) -> bool:
@@ -164,9 +184,11 @@ def _change(memory: Memory, changes: Changes | None) -> Change:
         return Change(namespace, base.head, {}, (), {}, False, slides, None, base.owner)
     puts, deletes, _ = changes
     version = base.versions.get
-    checks = {key: version(key) for key in puts}
-    if deletes:
-        checks.update((key, version(key)) for key in deletes)
+    checks = {}
+    for key in puts:
+        checks[key] = version(key)
+    for key in deletes:
+        checks[key] = version(key)
     return Change(namespace, base.head, puts, deletes, checks, False, slides, None, base.owner)
 
 
@@ -211,15 +233,15 @@ class _Rebase:
                 self.conflicts.append(key)
                 self.causes.append(error)
                 continue
-            puts.pop(key, None)
+            # A key of which theirs is kept is still checked: if it moves again, it is merged again.
             if key in deletes:
                 deletes.remove(key)
             if isinstance(merged, Put):
                 puts[key] = merged
-            elif merged is ABSENT and version is not None:
-                deletes.append(key)
-            elif merged is None:
-                del checks[key]
+            else:
+                puts.pop(key, None)
+                if merged is ABSENT:
+                    deletes.append(key)
         return Change(
             change.namespace,
             current.head,

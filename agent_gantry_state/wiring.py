@@ -7,7 +7,6 @@ own handle, in whatever order, and the uppermost that says something about a par
 from __future__ import annotations
 
 import threading
-import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -81,13 +80,14 @@ class Wiring:
                 raise TypeError(f"scopes[{name!r}] must be a Scope(...), not {type(scope).__name__}")
         self.app = app
         self.scopes = dict(scopes)
-        self._owns_store = isinstance(store, str)
         self._lock = threading.Lock()
-        self._base = Layer(bridge_to(open_store(store) if isinstance(store, str) else store), resolvers, None)
+        self._base = Layer(open_bridge(store), resolvers, None)
         self._layers: list[Layer] = []
         self._identity = identity
         self._names: dict[str, weakref.ref[Any] | Callable[[], Any]] = {}
         self.closed = False
+        #: The store on which this gantry has set a clock, if it has.
+        self.clocked: Any = None
         self.settings = self._settle()
 
     def scope(self, name: str) -> Scope:
@@ -127,9 +127,7 @@ class Wiring:
         if self.closed:
             bridge = Closed()
         store = bridge.store
-        wanted = clock or _default_clock(store)
-        if wanted is not None and store.clock is not wanted:
-            store.clock = wanted
+        _set_clock(self, store, clock if getattr(store, "clock", None) is not None else None)
         direct = store if type(store) is MemoryStore and not resolvers else None
         return Settings(bridge, resolvers, self._identity, direct, not isinstance(bridge, Inline))
 
@@ -166,28 +164,63 @@ class Wiring:
             )
 
     def close(self) -> Bridge | None:
-        """Let no tool use the store any more; returns its bridge if it is to be closed."""
+        """Let no tool use the store any more; returns its bridge, to be closed, the first time."""
         with self._lock:
             if self.closed:
                 return None
             self.closed = True
             self.settings = self._settle()
-        return self._base.bridge if self._owns_store else None
+        return self._base.bridge
 
 
 _PLAIN = Scope()
-_CLOCKS: weakref.WeakKeyDictionary[Any, Callable[[], float]] = weakref.WeakKeyDictionary()
 
 
-def _default_clock(store: Any) -> Callable[[], float] | None:
-    """The clock that a store had when it was first seen; None if it goes by its own."""
-    clock: Callable[[], float] | None = getattr(store, "clock", None)
-    if clock is None:
-        return None
-    try:
-        return _CLOCKS.setdefault(store, clock)
-    except TypeError:
-        return time.time
+def open_bridge(store: Any) -> Bridge:
+    """The bridge to a store that is given by its URL, and then owned by the bridge, or as an object.
+
+    Raises:
+        StoreURLError: The URL names no store.
+        TypeError: The object is no store.
+    """
+    return bridge_to(open_store(store), owned=True) if isinstance(store, str) else bridge_to(store)
+
+
+class _StoreClocks:
+    """The clocks that gantries have set on one store, and the one that it had before."""
+
+    def __init__(self, default: Callable[[], float]) -> None:
+        self.default = default
+        self.set: dict[int, Callable[[], float]] = {}
+
+
+_CLOCKS: weakref.WeakKeyDictionary[Any, _StoreClocks] = weakref.WeakKeyDictionary()
+_CLOCKS_LOCK = threading.Lock()
+
+
+def _set_clock(wiring: Wiring, store: Any, clock: Callable[[], float] | None) -> None:
+    """Let *store* go by *clock* for one gantry, or by none of its own; take back what it had set on another store.
+
+    The last clock that a gantry set on a store holds; when none is left the store has the one that it came with.
+    """
+    with _CLOCKS_LOCK:
+        before, wiring.clocked = wiring.clocked, None if clock is None else store
+        if before is not None and before is not store:
+            _CLOCKS[before].set.pop(id(wiring), None)
+            _apply(before)
+        if clock is not None:
+            _CLOCKS.setdefault(store, _StoreClocks(store.clock)).set[id(wiring)] = clock
+            _apply(store)
+        elif before is store and before is not None:
+            _CLOCKS[store].set.pop(id(wiring), None)
+            _apply(store)
+
+
+def _apply(store: Any) -> None:
+    clocks = _CLOCKS[store]
+    wanted = next(reversed(clocks.set.values()), clocks.default)
+    if store.clock is not wanted:
+        store.clock = wanted
 
 
 def _nothing() -> None:

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from math import inf
-from types import CoroutineType
 from typing import Any
 
+from agent_gantry_state.codec import IMMUTABLE
 from agent_gantry_state.errors import MemoryConflictError
 from agent_gantry_state.injection.plan import Plan
-from agent_gantry_state.memory import Memory, open_memory
+from agent_gantry_state.memory import Memory, open_memory, plain_changes
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.scopes import ENTERED
 from agent_gantry_state.steps import Pause, Steps
 from agent_gantry_state.stores.memory import MemoryStore
-from agent_gantry_state.unit_of_work import UnitOfWork
+from agent_gantry_state.unit_of_work import UnitOfWork, finish_one, new_version
 from agent_gantry_state.wiring import Settings, is_impersonal
 
 __all__ = ["acall", "call", "caller"]
@@ -47,8 +47,8 @@ def call(plan: Plan, fn: Callable[..., Any], shift: int, args: tuple[Any, ...], 
         memories = settings.bridge.run(unit.begin())
         named = dict(kwargs)
         result = fn(*plan.place(args, named, memories, which, shift), **named)
-        if type(result) is CoroutineType:
-            return _finish_later(result, unit, settings)
+        if type(result) not in IMMUTABLE and hasattr(type(result), "__await__"):
+            return _finish_later(plan, fn, shift, args, kwargs, result, unit, settings, attempt)
         try:
             settings.bridge.run(unit.finish())
         except MemoryConflictError:
@@ -68,6 +68,7 @@ async def acall(
     kwargs: dict[str, Any],
     body: Callable[..., Coroutine[Any, Any, Any]] | None = None,
     landed: Callable[[Any], None] | None = None,
+    attempt: int = 0,
 ) -> Any:
     """Call a tool from an event loop.
 
@@ -79,9 +80,9 @@ async def acall(
         kwargs: What the caller passed by name.
         body: Runs *fn*, which it is given before the arguments; without it *fn* is called and awaited.
         landed: Told the result when everything is committed, even if the caller is cancelled just then.
+        attempt: How often the body has run before.
     """
     plan.refuse(kwargs)
-    attempt = 0
     while True:
         settings = plan.wiring.settings
         unit, which = plan.open(settings)
@@ -106,11 +107,33 @@ def _finish(unit: UnitOfWork, result: Any, landed: Callable[[Any], None] | None)
         landed(result)
 
 
-async def _finish_later(coroutine: Coroutine[Any, Any, Any], unit: UnitOfWork, settings: Settings) -> Any:
-    """Await what a function returned that is not declared `async def` but gives a coroutine, then commit."""
-    result = await coroutine
-    await settings.bridge.arun_uncut(unit.finish())
-    return result
+async def _finish_later(
+    plan: Plan,
+    fn: Callable[..., Any],
+    shift: int,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    awaitable: Awaitable[Any],
+    unit: UnitOfWork,
+    settings: Settings,
+    attempt: int = 0,
+) -> Any:
+    """Await what a function returned that is not declared `async def` but gives an awaitable, then commit."""
+    result = await awaitable
+    try:
+        await settings.bridge.arun_uncut(unit.finish())
+    except MemoryConflictError:
+        attempt += 1
+        if attempt > plan.retries:
+            raise
+        await settings.bridge.arun(_pause(attempt))
+    else:
+        return result
+    return await acall(plan, fn, shift, args, kwargs, _called_and_awaited, None, attempt)
+
+
+async def _called_and_awaited(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    return await fn(*args, **kwargs)
 
 
 def _pause(attempt: int) -> Steps[None]:
@@ -147,17 +170,20 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
         if store is None or into in kwargs:
             return call(plan, fn, 0, args, kwargs)
         memory = begin(store, settings, get_entered())
-        if len(args) > index:
+        if len(args) == index and not kwargs:
+            result = fn(*args, memory)
+        elif len(args) > index:
             result = fn(*args[:index], memory, *args[index:], **kwargs)
         else:
             kwargs[into] = memory
             result = fn(*args, **kwargs)
-        if type(result) is CoroutineType:
-            return _finish_later(result, UnitOfWork.of(memory), settings)
+        if type(result) not in IMMUTABLE and hasattr(type(result), "__await__"):
+            kwargs.pop(into, None)
+            return _finish_later(plan, fn, 0, args, kwargs, result, UnitOfWork.of(memory), settings)
         base = memory._base
         # A change needs a touched key, a container or another length; asking costs less than a unit of work.
         if memory._touched or base.packed or slides or len(memory) != len(base.values):
-            UnitOfWork.of(memory).finish_with(store.commit)
+            _finish_short(memory, store)
         return result
 
     return called
@@ -173,7 +199,9 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
         if store is None or into in kwargs:
             return await acall(plan, fn, 0, args, kwargs)
         memory = begin(store, settings, get_entered())
-        if len(args) > index:
+        if len(args) == index and not kwargs:
+            result = await fn(*args, memory)
+        elif len(args) > index:
             result = await fn(*args[:index], memory, *args[index:], **kwargs)
         else:
             kwargs[into] = memory
@@ -181,10 +209,17 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
         base = memory._base
         # A change needs a touched key, a container or another length; asking costs less than a unit of work.
         if memory._touched or base.packed or slides or len(memory) != len(base.values):
-            UnitOfWork.of(memory).finish_with(store.commit)
+            _finish_short(memory, store)
         return result
 
     return called
+
+
+def _finish_short(memory: Memory, store: MemoryStore) -> None:
+    plain, namespace = plain_changes(memory), memory._namespace
+    assert namespace is not None  # noqa: S101 - it was opened with one
+    if plain is None or (plain and not store.assign(namespace, memory._base.head, plain, new_version())):
+        finish_one(memory, store.commit)
 
 
 def _place(plan: Plan) -> tuple[str, int, bool]:

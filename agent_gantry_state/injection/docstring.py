@@ -11,8 +11,11 @@ from collections.abc import Collection
 
 __all__ = ["without_parameters"]
 
-_GOOGLE = re.compile(r"^(?P<indent>[ \t]*)(Args|Arguments|Parameters|Params|Keyword Args|Other Parameters):[ \t]*$")
+_GOOGLE = re.compile(
+    r"^(?P<indent>[ \t]*)(Args|Arguments|Parameters|Params|Keyword Args|Keyword Arguments|Other Parameters):[ \t]*$"
+)
 _NUMPY = re.compile(r"^(?P<indent>[ \t]*)(Parameters|Other Parameters)[ \t]*$")
+_HEAD = re.compile(r"^(?P<indent>\s*)(?P<about>[^:(]*)(?P<rest>.*)$", re.DOTALL)
 _SPHINX = re.compile(r"^(?P<indent>[ \t]*):(?:param|parameter|arg|argument|key|keyword|type)\b(?P<what>[^:]*):")
 
 
@@ -31,7 +34,8 @@ def without_parameters(doc: str | None, names: Collection[str]) -> str | None:
                 kept.extend(lines[index:end])
             index = end
         elif match := _GOOGLE.match(line):
-            end = _block_end(lines, index, len(match["indent"]))
+            # The compiler takes the entries' own indent away where a docstring begins with them.
+            end = _block_end(lines, index, len(match["indent"]) if index else -1)
             kept.extend(_section(lines[index : index + 1], lines[index + 1 : end], names))
             index = end
         elif (match := _NUMPY.match(line)) and index + 1 < len(lines) and _is_rule(lines[index + 1]):
@@ -56,8 +60,8 @@ def _section(heading: list[str], body: list[str], names: Collection[str]) -> lis
             entries.append([line])
         else:
             entries[-1].append(line)
-    kept = [entry for entry in entries if not _names(entry[0]) & set(names)]
-    if len(kept) == len(entries):
+    kept = [entry for entry in (_entry(entry, names) for entry in entries) if entry]
+    if kept == entries:
         return heading + body
     if any(entry[0].strip() for entry in kept):
         blanks = _trailing_blanks(body)
@@ -66,10 +70,22 @@ def _section(heading: list[str], body: list[str], names: Collection[str]) -> lis
     return []
 
 
-def _names(line: str) -> set[str]:
-    """The parameters that an entry's first line is about: ``memory: ...``, ``memory (dict): ...``, ``a, b : int``."""
-    head = re.split(r"[:(]", line.strip(), maxsplit=1)[0]
-    return {name.strip().lstrip("*`").rstrip("`") for name in head.split(",")}
+def _entry(entry: list[str], names: Collection[str]) -> list[str]:
+    """An entry without the parameters *names*; nothing if it is about no other.
+
+    Its first line begins with what it is about: ``memory: ...``, ``memory (dict): ...``, ``a, b : int``.
+    """
+    match = _HEAD.match(entry[0])
+    if match is None:
+        return entry
+    about = match["about"].split(",")
+    kept = [name for name in about if name.strip().strip("*`") not in names]
+    if len(kept) == len(about):
+        return entry
+    if not kept:
+        return []
+    space = match["about"][len(match["about"].rstrip()) :]
+    return [match["indent"] + ",".join(kept).strip() + space + match["rest"], *entry[1:]]
 
 
 def _block_end(lines: list[str], start: int, indent: int) -> int:

@@ -137,7 +137,7 @@ class Plan:
 
     def annotations(self) -> dict[str, Any]:
         """The annotations without what is injected."""
-        return {name: hint for name, hint in _annotations(self.target).items() if name not in self.injected}
+        return {name: hint for name, hint in _annotations(self.code).items() if name not in self.injected}
 
     # The name under which its own memories are filed.
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         __wrapped__: Callable[..., R]
         _self_parent: Any
         _self_instance: Any
+        _self_owner: Any
 
         def __call__(self, *args: Any, **kwargs: Any) -> R: ...
 
@@ -82,8 +83,8 @@ class BoundTool(_Method[R]):
 
     @property
     def __func__(self) -> Any:
-        # inspect.signature asks a method for its function, whatever signature the method itself gives.
-        return self._self_parent
+        # inspect asks a method for its function, whatever the method itself says of its signature and kind.
+        return self._self_parent._self_function
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -118,7 +119,8 @@ class BoundTool(_Method[R]):
         return self
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return getattr, (self.__wrapped__.__self__, self.__wrapped__.__name__)  # type: ignore[attr-defined]
+        owner = getattr(self.__wrapped__, "__self__", None) or self._self_owner
+        return getattr, (owner, self.__wrapped__.__name__)
 
 
 class Tool(_Function[P, R]):
@@ -134,6 +136,8 @@ class Tool(_Function[P, R]):
     def __init__(self, wrapped: Callable[P, R], plan: Plan) -> None:
         super().__init__(wrapped, _unused)
         self._self_plan = plan
+        # For a class or static method, the tool of the function in it.
+        self._self_function: Any = self if plan.target is wrapped else Tool(plan.target, plan)
         type(self).__call__.__set__(self, caller(plan, wrapped))  # type: ignore[attr-defined]
 
     @property
@@ -190,9 +194,13 @@ def decorate(wiring: Wiring, fn: Any, declaration: Declaration) -> Tool[Any, Any
     Raises:
         DeclarationError: *fn* cannot get a memory that way.
     """
+    if inspect.ismethod(fn):
+        # A bound method: its function becomes the tool, and is bound again.
+        return decorate(wiring, fn.__func__, declaration).__get__(fn.__self__, type(fn.__self__))  # type: ignore[return-value]
     declarations: tuple[Declaration, ...] = (declaration,)
-    if isinstance(fn, Tool):
-        fn.plan.refuse_beside(wiring, declaration)
-        declarations += fn.plan.declarations
-        fn = fn.__wrapped__
+    inner = fn.__func__ if type(fn) in (classmethod, staticmethod) else fn
+    if isinstance(inner, Tool):
+        inner.plan.refuse_beside(wiring, declaration)
+        declarations += inner.plan.declarations
+        fn = inner.__wrapped__ if inner is fn else type(fn)(inner.__wrapped__)
     return Tool(fn, Plan(wiring, fn, declarations))

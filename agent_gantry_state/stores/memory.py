@@ -61,7 +61,7 @@ class _Slot:
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
         self.used = True
-        # Until when the cache keeps it: never earlier than the last of its keys expires.
+        # Until when the cache keeps it: when the last of its keys expires.
         self.registered = math.inf
         self.tokens: dict[bytes, float] = {}
 
@@ -186,6 +186,36 @@ class MemoryStore:
             self._warn()
         return _COMMITTED
 
+    def assign(self, namespace: Namespace, head: bytes | None, values: dict[str, Any], version: bytes) -> bool:
+        """Commit plain values to one namespace without a message, if it is as it was loaded and no key in it expires.
+
+        Returns:
+            Whether it did; if not, nothing was done.
+        """
+        with self._lock:
+            try:
+                slot = _peek(self._slots, namespace)
+            except KeyError:
+                return False
+            there = slot.snapshot
+            if there.head != head or there.packed or there.first_expiry != math.inf:
+                return False
+            slot.used = True
+            versions = there.versions.copy()
+            for key in values:
+                versions[key] = version
+            slot.snapshot = Snapshot(
+                there.values | values,
+                there.packed,
+                versions,
+                version,
+                there.owner,
+                there.expires_at,
+                there.slides,
+                there.touched,
+            )
+        return True
+
     def forget(self, message: Forget, /) -> None:
         """Answer a `Forget`."""
         with self._lock:
@@ -201,7 +231,7 @@ class MemoryStore:
                 if (message.app is None or namespace.app == message.app)
                 and (message.scope is None or namespace.scope == message.scope)
                 and (message.after is None or namespace.digest > message.after)
-                and (snapshot := self.snapshot(namespace)) is not EMPTY
+                and (snapshot := self._glance(namespace)) is not EMPTY
                 and ((owner := snapshot.owner) == message.owner or message.owner is None)
             ]
         found.sort(key=lambda listed: listed.namespace.digest)
@@ -232,6 +262,13 @@ class MemoryStore:
             self._slots.clear()
             self._leases.clear()
 
+    def _glance(self, namespace: Namespace) -> Snapshot:
+        """`snapshot` that does not count as a use."""
+        used = _peek(self._slots, namespace).used
+        snapshot = self.snapshot(namespace)
+        _peek(self._slots, namespace).used = used
+        return snapshot
+
     def _warn(self) -> None:
         with self._lock:
             scopes, self._slots.evicted = self._slots.evicted, []
@@ -259,7 +296,7 @@ class MemoryStore:
             slot = _peek(self._slots, namespace)
         except KeyError:
             slot = _Slot(after)
-            slot.registered = self._keep_until(after)
+            slot.registered = after.last_expiry()
             self._slots[namespace] = slot
         else:
             slot.snapshot = after
@@ -272,18 +309,11 @@ class MemoryStore:
             slot.tokens[token] = now + TOKEN_SECONDS
 
     def _register(self, namespace: Namespace, slot: _Slot) -> None:
-        """Have the cache keep a slot for as long as its snapshot needs it."""
+        """Have the cache keep a slot for as long as its snapshot needs it, and no longer."""
         until = slot.snapshot.last_expiry()
-        if until > slot.registered or slot.registered == math.inf != until:
-            slot.registered = self._keep_until(slot.snapshot)
+        if until != slot.registered:
+            slot.registered = until
             self._slots[namespace] = slot
-
-    def _keep_until(self, snapshot: Snapshot) -> float:
-        until = snapshot.last_expiry()
-        if until == math.inf:
-            return until
-        # A quarter longer than needed, or every commit would have to register the namespace anew.
-        return until + max(1.0, (until - self._now()) / 4)
 
 
 def _live(snapshot: Snapshot, now: float) -> Snapshot:

@@ -244,8 +244,9 @@ class Change:
             else to check.
         puts: Keys to write. New ones follow each other, and what is there, in this order.
         deletes: Keys to delete.
-        checks: For each key of `puts` and `deletes`, the version that was loaded, None if there was no such key. A key
-            with another version has moved; one that expired meanwhile has not.
+        checks: For keys, the version that was seen, None if there was no such key. A key with another version has moved;
+            one that expired meanwhile has not. Every key of `puts` and `deletes` is here; so are keys that the call
+            changed but of which, after merging, nothing is left to write.
         whole: Whether any other head than `head` is a move: for serializable units.
         touch: Whether this use restarts the time of the keys that slide.
         owner: Who the namespace belongs to from now on: a user, "" for nobody; None leaves it as it is.

@@ -54,7 +54,11 @@ def open_store(url: str) -> Any:
     Raises:
         StoreURLError: The scheme or an option is unknown, or something in the URL is malformed.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        # From None: the error shows the URL, and with it a password.
+        raise StoreURLError("a store URL is malformed: its host cannot be read") from None
     if not parts.scheme or "://" not in url:
         raise StoreURLError("a store is named by a URL such as memory://, or given as an object; this is neither")
     pairs = parse_qsl(parts.query, keep_blank_values=True)
