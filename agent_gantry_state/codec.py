@@ -20,7 +20,7 @@ import ormsgpack
 
 from agent_gantry_state.errors import CorruptEntryError, UnstorableValueError
 
-__all__ = ["FORMAT", "IMMUTABLE", "decode", "encode", "pack", "unpack"]
+__all__ = ["FORMAT", "IMMUTABLE", "decode", "encode", "pack", "shortened", "unpack"]
 
 #: First byte of every stored record; a reader refuses one that it does not know.
 FORMAT = b"\x01"
@@ -320,9 +320,14 @@ def _dict_children(value: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _refusal(steps: list[str], what: str, hint: str) -> UnstorableValueError:
-    shown = steps if len(steps) <= 12 else [*steps[:10], "...", steps[-1]]
-    path = "".join(shown)
-    return UnstorableValueError(f"{path or 'the value'} holds {what}, which cannot be stored; {hint}", path=path)
+    few = steps if len(steps) <= 12 else [*steps[:10], "...", steps[-1]]
+    shown = "".join(map(shortened, few)) or "the value"
+    return UnstorableValueError(f"{shown} holds {what}, which cannot be stored; {hint}", path="".join(few))
+
+
+def shortened(text: str) -> str:
+    """*text*, cut in the middle if it is long: a key may be anything, and messages are read by people and models."""
+    return text if len(text) <= 60 else f"{text[:40]}...{text[-10:]}"
 
 
 def _conversion(kind: type) -> str:

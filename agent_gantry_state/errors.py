@@ -18,6 +18,7 @@ __all__ = [
     "MemoryConflictError",
     "MemoryErasedError",
     "MissingIdentityError",
+    "OrphanedCallError",
     "ResolverError",
     "StateError",
     "StateWarning",
@@ -71,7 +72,7 @@ class MissingIdentityError(StateError):
 
 
 class ResolverError(StateError, TypeError):
-    """A resolver answered something other than a `Namespace` or None.
+    """A resolver failed, or answered something other than a `Namespace` or None.
 
     Attributes:
         scope: The scope that it was asked for.
@@ -128,6 +129,10 @@ class MemoryErasedError(StateError):
     def __init__(self, message: str, *, scope: str) -> None:
         super().__init__(message)
         self.scope = scope
+
+
+class OrphanedCallError(StateError):
+    """A call came to its end after whoever made it had given up; nothing of it was written."""
 
 
 class StoreError(StateError):

@@ -19,7 +19,7 @@ from agent_gantry_state.injection.tool import Tool, decorate
 from agent_gantry_state.memory import Memory, Terms
 from agent_gantry_state.merge import Merge
 from agent_gantry_state.resolvers import Resolver, resolve
-from agent_gantry_state.scopes import ENTERED, Entered, Identity, Scope, check_ttl, new_id
+from agent_gantry_state.scopes import ENTERED, Entered, Identity, Scope, check_ttl, new_id, refuse_orphan
 from agent_gantry_state.stores.protocol import KEEP
 from agent_gantry_state.unit_of_work import UnitOfWork
 from agent_gantry_state.wiring import Layer, Settings, Wiring, open_bridge
@@ -172,34 +172,31 @@ class MemoryBlock:
 
     def __init__(self, open_unit: Callable[[], tuple[UnitOfWork, Settings]]) -> None:
         self._open_unit = open_unit
-        self._open: tuple[UnitOfWork, Settings] | None = None
+        self._open: list[tuple[UnitOfWork, Settings]] = []
 
     def __enter__(self) -> Memory:
         unit, settings = self._open_unit()
         memory = settings.bridge.run(unit.begin())[0]
-        self._open = unit, settings
+        self._open.append((unit, settings))
         return memory
 
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
-        unit, settings = self._taken()
+        unit, settings = self._open.pop()
         if kind is None:
+            refuse_orphan()
             settings.bridge.run(unit.finish())
 
     async def __aenter__(self) -> Memory:
         unit, settings = self._open_unit()
         memory = (await settings.bridge.arun(unit.begin()))[0]
-        self._open = unit, settings
+        self._open.append((unit, settings))
         return memory
 
     async def __aexit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
-        unit, settings = self._taken()
+        unit, settings = self._open.pop()
         if kind is None:
+            refuse_orphan()
             await settings.bridge.arun_uncut(unit.finish())
-
-    def _taken(self) -> tuple[UnitOfWork, Settings]:
-        assert self._open is not None  # noqa: S101 - a block is left after it was entered
-        unit, self._open = self._open, None
-        return unit
 
 
 class Stateful:
@@ -346,6 +343,7 @@ class Stateful:
         user: str | None = None,
         conversation: str | None = None,
         tool: str | None = None,
+        merge: Mapping[str, Merge] | None = None,
         **keys: str | None,
     ) -> MemoryBlock:
         """Open a memory outside a tool: ``with gantry.memory("user", user="ada") as memory:``.
@@ -359,6 +357,7 @@ class Stateful:
             user: Id of the user.
             conversation: Id of the conversation.
             tool: Name of the tool, for scope ``tool``.
+            merge: For keys that calls may change at the same time, how to merge them, as in `with_memory`.
             keys: Further identity keys.
 
         Returns:
@@ -373,7 +372,7 @@ class Stateful:
         if any(value is not None for value in (session, user, conversation, *keys.values())):
             stated = Identity(session, user, conversation, keys)
         declared = wiring.scope(scope)
-        terms = Terms(scope, KEEP if declared.ttl is None else float(declared.ttl), declared.sliding)
+        terms = Terms(scope, KEEP if declared.ttl is None else float(declared.ttl), declared.sliding, dict(merge or {}))
 
         def open_unit() -> tuple[UnitOfWork, Settings]:
             settings = wiring.settings

@@ -378,7 +378,8 @@ def _put(
     if unchanged and not last and (not explicit or terms.ttl is KEEP):
         # An assignment is a write even if it changes nothing, where a write starts the key's time anew.
         return None
-    return Put(shared, packed, terms.ttl, terms.slides, last)
+    # A key that was deleted and made again has lost the deadline that it had.
+    return Put(shared, packed, None if last and terms.ttl is KEEP else terms.ttl, terms.slides, last)
 
 
 def _find_hidden(memory: Memory, puts: dict[str, Put], deletes: list[str]) -> None:

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from agent_gantry_state.errors import MissingIdentityError, ResolverError
+from agent_gantry_state.errors import MissingIdentityError, ResolverError, StateError
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.scopes import Identity
 
@@ -81,11 +81,19 @@ def resolve(
 
     Raises:
         MissingIdentityError: None of them has an answer; it says what is missing and how to give it.
-        ResolverError: One of them answered with something else than a namespace or None.
+        ResolverError: One of them failed, or answered with something else than a namespace or None.
     """
     request = Request(scope, tool, _NOBODY if identity is None else identity)
     for resolver in (*resolvers, *BUILT_IN):
-        namespace = resolver(request)
+        try:
+            namespace = resolver(request)
+        except StateError:
+            raise
+        except Exception as error:
+            # Its own words may hold an id, and they would go to a model.
+            raise ResolverError(
+                f"resolver {_name(resolver)} failed for scope {scope!r} with {type(error).__name__}", scope=scope
+            ) from error
         if namespace is None:
             continue
         if not isinstance(namespace, Namespace):

@@ -15,9 +15,21 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from agent_gantry_state.errors import OrphanedCallError
 from agent_gantry_state.namespace import Namespace
 
-__all__ = ["ENTERED", "Entered", "Identity", "Scope", "check_ttl", "current_identity", "new_id"]
+__all__ = [
+    "ATTEMPT",
+    "ENTERED",
+    "Attempt",
+    "Entered",
+    "Identity",
+    "Scope",
+    "check_ttl",
+    "current_identity",
+    "new_id",
+    "refuse_orphan",
+]
 
 #: Scopes that no identity key can have: what they resolve to does not depend on who calls.
 IMPERSONAL_SCOPES = frozenset({"tool", "global"})
@@ -93,6 +105,11 @@ class Identity:
     def __hash__(self) -> int:
         return hash(frozenset(self._keys.items()))
 
+    def __reduce__(self) -> Any:
+        own = ("session", "user", "conversation")
+        rest = {key: value for key, value in self._keys.items() if key not in own}
+        return Identity, (self.session, self.user, self.conversation, rest)
+
     def __repr__(self) -> str:
         return f"<Identity with {', '.join(self._keys) or 'nothing known'}>"
 
@@ -159,15 +176,41 @@ class Entered:
 
     def leave(self) -> None:
         self.closed = True
-        if ENTERED.get() is not self:
-            return
-        outer = self.outer
-        while outer is not None and outer.closed:
-            outer = outer.outer
-        ENTERED.set(outer)
+        # Whatever is closed on top goes: it may have been left in a context whose variable this one does not see.
+        top = here = ENTERED.get()
+        while top is not None and top.closed:
+            top = top.outer
+        if top is not here:
+            ENTERED.set(top)
 
 
 ENTERED: ContextVar[Entered | None] = ContextVar("agent_gantry_state_identity", default=None)
+
+
+class Attempt:
+    """One attempt of somebody else's to have a tool run, who may give up while the tool's thread runs on."""
+
+    __slots__ = ("abandoned",)
+
+    def __init__(self) -> None:
+        self.abandoned = False
+
+
+ATTEMPT: ContextVar[Attempt | None] = ContextVar("agent_gantry_state_attempt", default=None)
+
+
+def refuse_orphan() -> None:
+    """Refuse to commit what is done in an attempt that was given up.
+
+    Raises:
+        OrphanedCallError: It was.
+    """
+    attempt = ATTEMPT.get()
+    if attempt is not None and attempt.abandoned:
+        raise OrphanedCallError(
+            "nothing was written: whoever called this tool has timed out or was cancelled before it ended, while its "
+            "thread ran on"
+        )
 
 
 def current_identity() -> Identity | None:

@@ -11,9 +11,11 @@ import os
 import random
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from agent_gantry_state import codec, merge
+from agent_gantry_state.codec import shortened
 from agent_gantry_state.errors import MemoryConflictError, MemoryErasedError, StoreTimeoutError, UnstorableValueError
 from agent_gantry_state.memory import Changes, Memory, Terms, changes_of, open_memory, pack_at
 from agent_gantry_state.merge import ABSENT, Conflict
@@ -181,7 +183,7 @@ def _change(memory: Memory, changes: Changes | None) -> Change:
     namespace, base, slides = memory._namespace, memory._base, memory._terms.slides
     assert namespace is not None  # noqa: S101 - a unit opens its memories with one
     if changes is None:
-        return Change(namespace, base.head, {}, (), {}, False, slides, None, base.owner)
+        return Change(namespace, base.head, {}, (), {}, False, slides, None, base.owner, base.born)
     puts, deletes, _ = changes
     version = base.versions.get
     checks = {}
@@ -189,7 +191,7 @@ def _change(memory: Memory, changes: Changes | None) -> Change:
         checks[key] = version(key)
     for key in deletes:
         checks[key] = version(key)
-    return Change(namespace, base.head, puts, deletes, checks, False, slides, None, base.owner)
+    return Change(namespace, base.head, puts, deletes, checks, False, slides, None, base.owner, base.born)
 
 
 class _Rebase:
@@ -209,7 +211,11 @@ class _Rebase:
 
     def run(self) -> Change:
         base, change, current = self.base, self.change, self.current
-        if base.head is not None and current.head is None and self.now < base.last_expiry():
+        erased = base.head is not None and current.born != base.born and self.now < base.last_expiry()
+        if self.changes is None and erased:
+            # A use that only restarts a time to live conflicts with nothing.
+            return replace(change, touch=False)
+        if erased:
             raise MemoryErasedError(
                 f"{self.terms.scope} memory: it was erased after this call had loaded it, so that nothing was written; "
                 "a new call starts from an empty one",
@@ -252,6 +258,7 @@ class _Rebase:
             change.touch and (current.head is not None or bool(puts)),
             change.owner,
             current.owner,
+            current.born,
         )
 
     def _expired(self, key: str) -> bool:
@@ -270,14 +277,15 @@ class _Rebase:
             merged: Any = _add(theirs, self.changes[2][key])
         elif theirs is ABSENT and ours is ABSENT:
             return None
-        elif key in self.terms.merges and not (put is not None and _unchanged(base, ours)):
+        elif key in self.terms.merges and not (_unchanged(base, ours) or _unchanged(base, theirs)):
             merged = self.terms.merges[key](base, theirs, ours)
         else:
             merged = merge.three_way(base, theirs, ours)
         if merged is ABSENT:
             return ABSENT if theirs is not ABSENT else None
         packed = pack_at(merged, key)
-        if theirs is not ABSENT and packed == codec.pack(theirs) and (put is None or put.ttl is KEEP):
+        own_ttl = put is not None and put.ttl is not KEEP and not (put.last and put.ttl is None)
+        if theirs is not ABSENT and packed == codec.pack(theirs) and not own_ttl:
             return None
         shared = merged if type(merged) in codec.IMMUTABLE else UNSHARED
         # A key that moved keeps the place that the other call gave it.
@@ -290,8 +298,8 @@ def _value(put: Put) -> Any:
     return codec.unpack(put.packed) if put.value is UNSHARED else put.value
 
 
-def _unchanged(base: Any, ours: Any) -> bool:
-    return base is not ABSENT and codec.pack(base) == codec.pack(ours)
+def _unchanged(base: Any, side: Any) -> bool:
+    return base is not ABSENT and side is not ABSENT and codec.pack(base) == codec.pack(side)
 
 
 def _add(theirs: Any, n: Any) -> Any:
@@ -308,12 +316,12 @@ def _conflict(by_scope: dict[str, list[str]]) -> MemoryConflictError:
     return MemoryConflictError(
         f"{where} {'were' if many else 'was'} changed by another call since this one read "
         f"{'them' if many else 'it'}, so that nothing was written. Declare how to merge, "
-        f'with_memory(merge={{"{keys[0]}": ...}}) with a function of agent_gantry_state.merge or your own, or have the '
-        'tool run again with on_conflict="retry".',
+        f"with_memory(merge={{{shortened(repr(keys[0]))}: ...}}) with a function of agent_gantry_state.merge or your "
+        'own, or have the tool run again with on_conflict="retry".',
         by_scope=by_scope,
     )
 
 
 def _named(keys: list[str]) -> str:
-    shown = ", ".join(repr(key) for key in keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
+    shown = ", ".join(shortened(repr(key)) for key in keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
     return f"{'key' if len(keys) == 1 else 'keys'} {shown}"

@@ -149,6 +149,12 @@ class Wiring:
             except TypeError:
                 self._names[name] = lambda: fn
 
+    def release(self, name: str, fn: Callable[..., Any]) -> None:
+        """Let another tool have the name that *fn* had claimed."""
+        with self._lock:
+            if self._names.get(name, _nothing)() is fn:
+                del self._names[name]
+
     def check_scope(self, scope: str) -> None:
         """Refuse what cannot be the name of a scope.
 

@@ -46,7 +46,7 @@ def snapshot(head: bytes | None = b"h0", expires_at: dict[str, float] | None = N
     shared = {key: value if type(value) in codec.IMMUTABLE else None for key, value in values.items()}
     packed = {key: codec.pack(value) for key, value in values.items() if type(value) not in codec.IMMUTABLE}
     versions = {key: codec.pack(value) for key, value in values.items()}
-    return Snapshot(shared, packed, versions, head, None, expires_at or {})
+    return Snapshot(shared, packed, versions, head, None, expires_at or {}, born=None if head is None else b"born")
 
 
 def opened(base: Snapshot = EMPTY, now: float = 0.0, **terms: Any) -> tuple[UnitOfWork, Any]:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import random
 import sys
+import warnings
 from collections.abc import Awaitable, Callable, Coroutine
 from math import inf
+from types import GeneratorType
 from typing import Any
 
 from agent_gantry_state.codec import IMMUTABLE
-from agent_gantry_state.errors import MemoryConflictError
+from agent_gantry_state.errors import MemoryConflictError, StateWarning
 from agent_gantry_state.injection.plan import Plan
 from agent_gantry_state.memory import Memory, open_memory, plain_changes
 from agent_gantry_state.namespace import Namespace
-from agent_gantry_state.scopes import ENTERED
+from agent_gantry_state.scopes import ENTERED, refuse_orphan
 from agent_gantry_state.steps import Pause, Steps
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.unit_of_work import UnitOfWork, finish_one, new_version
@@ -49,6 +51,9 @@ def call(plan: Plan, fn: Callable[..., Any], shift: int, args: tuple[Any, ...], 
         result = fn(*plan.place(args, named, memories, which, shift), **named)
         if type(result) not in IMMUTABLE and hasattr(type(result), "__await__"):
             return _finish_later(plan, fn, shift, args, kwargs, result, unit, settings, attempt)
+        if type(result) is GeneratorType:
+            _warn_of_generator(plan)
+        refuse_orphan()
         try:
             settings.bridge.run(unit.finish())
         except MemoryConflictError:
@@ -90,6 +95,7 @@ async def acall(
         named = dict(kwargs)
         placed = plan.place(args, named, memories, which, shift)
         result = await (fn(*placed, **named) if body is None else body(fn, *placed, **named))
+        refuse_orphan()
         try:
             await settings.bridge.arun_uncut(_finish(unit, result, landed))
         except MemoryConflictError:
@@ -120,6 +126,7 @@ async def _finish_later(
 ) -> Any:
     """Await what a function returned that is not declared `async def` but gives an awaitable, then commit."""
     result = await awaitable
+    refuse_orphan()
     try:
         await settings.bridge.arun_uncut(unit.finish())
     except MemoryConflictError:
@@ -134,6 +141,15 @@ async def _finish_later(
 
 async def _called_and_awaited(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     return await fn(*args, **kwargs)
+
+
+def _warn_of_generator(plan: Plan) -> None:
+    warnings.warn(
+        f"{plan.label} returned a generator: what its body does to the memory comes after the commit and is lost. "
+        "Return a list instead",
+        StateWarning,
+        stacklevel=3,
+    )
 
 
 def _pause(attempt: int) -> Steps[None]:
@@ -180,6 +196,8 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
         if type(result) not in IMMUTABLE and hasattr(type(result), "__await__"):
             kwargs.pop(into, None)
             return _finish_later(plan, fn, 0, args, kwargs, result, UnitOfWork.of(memory), settings)
+        if type(result) is GeneratorType:
+            _warn_of_generator(plan)
         base = memory._base
         # A change needs a touched key, a container or another length; asking costs less than a unit of work.
         if memory._touched or base.packed or slides or len(memory) != len(base.values):
@@ -216,6 +234,7 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _finish_short(memory: Memory, store: MemoryStore) -> None:
+    refuse_orphan()
     plain, namespace = plain_changes(memory), memory._namespace
     assert namespace is not None  # noqa: S101 - it was opened with one
     if plain is None or (plain and not store.assign(namespace, memory._base.head, plain, new_version())):

@@ -60,9 +60,10 @@ class Plan:
         self.wiring = wiring
         self.declarations = declarations
         self.target = fn.__func__ if isinstance(fn, (classmethod, staticmethod)) else fn
-        self.label = getattr(self.target, "__qualname__", None) or type(self.target).__name__
-        _refuse_unfit(self.target, self.label)
         self.code = _code_owner(self.target)
+        named = self.code if isinstance(self.target, functools.partial) else self.target
+        self.label = getattr(named, "__qualname__", None) or type(self.target).__name__
+        _refuse_unfit(self.target, self.label)
         self.is_async = inspect.iscoroutinefunction(self.code)
         self.injected = frozenset(declaration.into for declaration in declarations)
         self.retries = max(declaration.retries for declaration in declarations)
@@ -157,7 +158,7 @@ class Plan:
             self._claim()
 
     def _claim(self) -> None:
-        self.wiring.claim(self.name, self.code)
+        self.wiring.claim(self.name, self.target)
         self._claimed = True
 
     # The call.
@@ -284,13 +285,16 @@ def _hints(fn: Callable[..., Any], names: list[str]) -> tuple[dict[str, Any], bo
     `TYPE_CHECKING` never can.
     """
     source = inspect.unwrap(fn)
+    parameters = getattr(source, "__type_params__", ())
     hints: dict[str, Any] = {}
     complete = True
     raw = _annotations(fn)
     for name in (*names, "return"):
         if name not in raw:
             continue
-        holder = types.SimpleNamespace(__annotations__={name: raw[name]}, __globals__=_globals(source))
+        holder = types.SimpleNamespace(
+            __annotations__={name: raw[name]}, __globals__=_globals(source), __type_params__=parameters
+        )
         try:
             hints[name] = typing.get_type_hints(holder, include_extras=True)[name]
         except Exception:  # noqa: BLE001 - whatever evaluating somebody's annotation raises

@@ -161,8 +161,19 @@ class Tool(_Function[P, R]):
     __annotate__ = None
 
     @property
-    def __doc__(self) -> str | None:  # type: ignore[override]
+    def __doc__(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self._self_plan.doc
+
+    @__doc__.setter
+    def __doc__(self, doc: str | None) -> None:
+        self._self_plan.doc = doc
+
+    def __delattr__(self, name: str) -> None:
+        # unittest.mock deletes what it put in place; a tool without its call would be broken for good.
+        if name == "__call__":
+            type(self).__call__.__set__(self, caller(self._self_plan, self.__wrapped__))  # type: ignore[attr-defined]
+        else:
+            super().__delattr__(name)
 
     def __eq__(self, other: object) -> bool:
         return self is other

@@ -13,8 +13,9 @@ work with 0.20.x.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -25,7 +26,7 @@ from agent_gantry_state.gantry import Stateful
 from agent_gantry_state.injection.call import acall
 from agent_gantry_state.injection.tool import BoundTool, Tool
 from agent_gantry_state.resolvers import Resolver
-from agent_gantry_state.scopes import Scope
+from agent_gantry_state.scopes import ATTEMPT, Attempt, Scope
 
 try:
     import agent_gantry as _upstream
@@ -89,15 +90,22 @@ class _Registry(ToolRegistry):
     def register_handler(self, key: str, handler: Callable[..., Any]) -> None:
         super().register_handler(key, _twin(handler))
 
+    def delete_tool(self, name: str, namespace: str = "default") -> Callable[..., Any] | None:
+        handler = super().delete_tool(name, namespace)
+        tool = getattr(handler, "__wrapped__", None)
+        if isinstance(tool, (Tool, BoundTool)):
+            tool.plan.wiring.release(tool.plan.name, tool.plan.target)
+        return handler
+
     def holds(self, fn: Any) -> bool:
         """Whether *fn* was registered."""
         return any(handler is fn or getattr(handler, "__wrapped__", None) is fn for handler in self._handlers.values())
 
 
 def _twin(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """The async function to run for *handler*: itself, unless it is a tool with a memory."""
+    """The async function to run for *handler*: itself, unless it is a tool with a memory or has one inside."""
     if not isinstance(handler, (Tool, BoundTool)):
-        return handler
+        return _guarded(handler) if _has_tool_inside(handler) else handler
     plan, fn, shift = handler.plan, handler.__wrapped__, handler.shift
     body = None if plan.is_async else _in_thread
 
@@ -107,27 +115,72 @@ def _twin(handler: Callable[..., Any]) -> Callable[..., Any]:
             return record.result
         # The body may call other tools; their twins must not take this call's record for theirs.
         before = _RECORD.set(None)
-        try:
-            return await acall(plan, fn, shift, args, kwargs, body, None if record is None else record.land)
-        except StateError as error:
-            if record is not None:
-                record.error = error
-            raise MemoryFailure(str(error)) from error
-        finally:
-            _RECORD.reset(before)
+        with _attempt(record):
+            try:
+                return await acall(plan, fn, shift, args, kwargs, body, None if record is None else record.land)
+            finally:
+                _RECORD.reset(before)
 
+    _dress(twin, handler, plan.label)
+    return twin
+
+
+def _has_tool_inside(handler: Any) -> bool:
+    """Whether some decorator stands between *handler* and a tool."""
+    while (inner := getattr(handler, "__wrapped__", None)) is not None:
+        if isinstance(inner, (Tool, BoundTool)):
+            return True
+        handler = inner
+    return False
+
+
+def _guarded(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """*handler*, which calls a tool with a memory somewhere inside, as far as possible like a twin.
+
+    Its thread cannot be kept from running on, but what it does to memories then is refused.
+    """
+
+    async def guarded(*args: Any, **kwargs: Any) -> Any:
+        with _attempt(_RECORD.get()):
+            if inspect.iscoroutinefunction(handler):
+                return await handler(*args, **kwargs)
+            return await _in_thread(handler, *args, **kwargs)
+
+    _dress(guarded, handler, type(handler).__name__)
+    return guarded
+
+
+@contextlib.contextmanager
+def _attempt(record: _Record | None) -> Iterator[None]:
+    """Run a body for agent-gantry: fence off what its threads do once it is given up, and make memory errors final."""
+    attempt = Attempt()
+    before = ATTEMPT.set(attempt)
+    try:
+        yield
+    except StateError as error:
+        if record is not None:
+            record.error = error
+        raise MemoryFailure(str(error)) from error
+    except asyncio.CancelledError:
+        attempt.abandoned = True
+        raise
+    finally:
+        ATTEMPT.reset(before)
+
+
+def _dress(twin: Any, handler: Callable[..., Any], label: str) -> None:
+    """Let *twin* look like the function that it stands for, annotations resolved."""
     signature = inspect.signature(handler)
     hints = {name: p.annotation for name, p in signature.parameters.items() if p.annotation is not p.empty}
     if signature.return_annotation is not signature.empty:
         hints["return"] = signature.return_annotation
-    twin.__name__ = getattr(handler, "__name__", plan.label)
-    twin.__qualname__ = getattr(handler, "__qualname__", plan.label)
+    twin.__name__ = getattr(handler, "__name__", label)
+    twin.__qualname__ = getattr(handler, "__qualname__", label)
     twin.__module__ = getattr(handler, "__module__", None) or __name__
     twin.__doc__ = handler.__doc__
     twin.__annotations__ = hints
-    twin.__signature__ = signature  # type: ignore[attr-defined]
-    twin.__wrapped__ = handler  # type: ignore[attr-defined]
-    return twin
+    twin.__signature__ = signature
+    twin.__wrapped__ = handler
 
 
 async def _in_thread(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

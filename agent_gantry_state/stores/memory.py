@@ -17,7 +17,7 @@ from typing import Any
 
 import cachetools
 
-from agent_gantry_state.errors import EvictionWarning
+from agent_gantry_state.errors import EvictionWarning, StoreClosedError
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.stores.protocol import (
     EMPTY,
@@ -60,7 +60,7 @@ class _Slot:
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
-        self.used = True
+        self.used = False
         # Until when the cache keeps it: when the last of its keys expires.
         self.registered = math.inf
         self.tokens: dict[bytes, float] = {}
@@ -104,13 +104,14 @@ class MemoryStore:
     def __init__(self, max_namespaces: int = 100_000, clock: Callable[[], float] = time.time) -> None:
         if max_namespaces < 1:
             raise ValueError(f"MemoryStore: max_namespaces must be at least 1, not {max_namespaces}")
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._clock = clock
         self._latest = -math.inf
         self._slots = _Namespaces(max_namespaces, ttu=lambda _, slot, __: slot.registered, timer=self._now)
         self._leases: dict[Namespace, tuple[bytes, float]] = {}
         #: How many namespaces were dropped because the store was full.
         self.evictions = 0
+        self._closed = False
 
     @property
     def clock(self) -> Callable[[], float]:
@@ -140,12 +141,24 @@ class MemoryStore:
         try:
             slot = _peek(self._slots, namespace)
         except KeyError:
-            return EMPTY
+            # Not there, or just being moved by an eviction that gives it a second chance: then it is back in a moment.
+            with self._lock:
+                found = self._slot(namespace)
+            if found is None:
+                return EMPTY
+            slot = found
         slot.used = True
         snapshot = slot.snapshot
         if snapshot.first_expiry != math.inf:
             return _live(snapshot, self._now())
         return snapshot
+
+    def _slot(self, namespace: Namespace) -> _Slot | None:
+        """Needs the lock."""
+        try:
+            return _peek(self._slots, namespace)
+        except KeyError:
+            return None
 
     def now(self) -> float:
         """The time in seconds since the epoch, by which keys expire."""
@@ -167,6 +180,7 @@ class MemoryStore:
         """Answer a `Commit`."""
         token, changes = message.token, message.changes
         with self._lock:
+            self._refuse_closed()
             if token and self._landed(token, changes[0].namespace):
                 return _COMMITTED
             if len(changes) == 1:
@@ -193,9 +207,9 @@ class MemoryStore:
             Whether it did; if not, nothing was done.
         """
         with self._lock:
-            try:
-                slot = _peek(self._slots, namespace)
-            except KeyError:
+            self._refuse_closed()
+            slot = self._slot(namespace)
+            if slot is None:
                 return False
             there = slot.snapshot
             if there.head != head or there.packed or there.first_expiry != math.inf:
@@ -213,6 +227,7 @@ class MemoryStore:
                 there.expires_at,
                 there.slides,
                 there.touched,
+                there.born,
             )
         return True
 
@@ -257,8 +272,9 @@ class MemoryStore:
                 del self._leases[message.namespace]
 
     def close(self) -> None:
-        """Drop everything."""
+        """Drop everything, and refuse to write from now on."""
         with self._lock:
+            self._closed = True
             self._slots.clear()
             self._leases.clear()
 
@@ -268,6 +284,10 @@ class MemoryStore:
         snapshot = self.snapshot(namespace)
         _peek(self._slots, namespace).used = used
         return snapshot
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise StoreClosedError("nothing was written: the memory store was closed while the call was running")
 
     def _warn(self) -> None:
         with self._lock:
@@ -284,17 +304,14 @@ class MemoryStore:
                 warnings.warn(message, EvictionWarning, stacklevel=3)
 
     def _landed(self, token: bytes, namespace: Namespace) -> bool:
-        try:
-            return token in _peek(self._slots, namespace).tokens
-        except KeyError:
-            return False
+        slot = self._slot(namespace)
+        return slot is not None and token in slot.tokens
 
     def _write(self, change: Change, snapshot: Snapshot, version: bytes, token: bytes) -> None:
         after = _applied(change, snapshot, version, self._now)
         namespace = change.namespace
-        try:
-            slot = _peek(self._slots, namespace)
-        except KeyError:
+        slot = self._slot(namespace)
+        if slot is None:
             slot = _Slot(after)
             slot.registered = after.last_expiry()
             self._slots[namespace] = slot
@@ -335,12 +352,13 @@ def _only(snapshot: Snapshot, keys: tuple[str, ...]) -> Snapshot:
         chosen(snapshot.expires_at),
         chosen(snapshot.slides),
         snapshot.touched,
+        snapshot.born,
     )
 
 
 def _moved(change: Change, snapshot: Snapshot) -> bool:
     """Whether a namespace with another head than the one loaded stands in the way of a change."""
-    if change.whole or change.loaded_owner != snapshot.owner or (change.head is not None and snapshot.head is None):
+    if change.whole or change.loaded_owner != snapshot.owner or (change.head is not None and snapshot.born != change.born):
         return True
     versions = snapshot.versions
     return any(versions.get(key) != version for key, version in change.checks.items())
@@ -383,6 +401,7 @@ def _applied(change: Change, snapshot: Snapshot, version: bytes, now: Callable[[
         expires_at,
         slides,
         touched,
+        snapshot.born or version,
     )
 
 

@@ -92,9 +92,10 @@ class Snapshot:
 
     Values that cannot be changed in place stand in `values` themselves, containers stand there as None and in `packed` as
     bytes (without the format byte): a working copy is then one C-level dict copy and a decode of each container.
+    `born` is the head of its first commit: one that was erased and made anew is another one.
     """
 
-    __slots__ = ("expires_at", "first_expiry", "head", "owner", "packed", "slides", "touched", "values", "versions")
+    __slots__ = ("born", "expires_at", "first_expiry", "head", "owner", "packed", "slides", "touched", "values", "versions")
 
     def __init__(
         self,
@@ -106,7 +107,9 @@ class Snapshot:
         expires_at: dict[str, float] = {},  # noqa: B006 - never changed
         slides: dict[str, float] = {},  # noqa: B006 - never changed
         touched: float = 0.0,
+        born: bytes | None = None,
     ) -> None:
+        self.born = born
         self.values = values
         self.packed = packed
         self.versions = versions
@@ -122,7 +125,12 @@ class Snapshot:
 
     @classmethod
     def of(
-        cls, entries: Mapping[str, Entry], head: bytes | None, owner: str | None = None, touched: float = 0.0
+        cls,
+        entries: Mapping[str, Entry],
+        head: bytes | None,
+        owner: str | None = None,
+        touched: float = 0.0,
+        born: bytes | None = None,
     ) -> Snapshot:
         """Make a snapshot of entries as a store keeps them.
 
@@ -147,6 +155,7 @@ class Snapshot:
             {key: entry.expires_at for key, entry in entries.items() if entry.expires_at is not None},
             {key: entry.slides for key, entry in entries.items() if entry.slides is not None},
             touched,
+            born,
         )
 
     def deadline(self, key: str) -> float | None:
@@ -179,6 +188,7 @@ class Snapshot:
             _without(self.expires_at, gone),
             _without(self.slides, gone),
             self.touched,
+            self.born,
         )
 
 
@@ -251,6 +261,8 @@ class Change:
         touch: Whether this use restarts the time of the keys that slide.
         owner: Who the namespace belongs to from now on: a user, "" for nobody; None leaves it as it is.
         loaded_owner: The owner that was loaded; another one is a move.
+        born: The head of the namespace's first commit, as loaded; another one is a move, for the namespace was erased
+            and made anew.
     """
 
     namespace: Namespace
@@ -262,6 +274,7 @@ class Change:
     touch: bool = False
     owner: str | None = None
     loaded_owner: str | None = None
+    born: bytes | None = None
 
 
 @dataclass(slots=True)

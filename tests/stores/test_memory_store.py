@@ -66,7 +66,7 @@ def change(store, namespace=A, puts=None, deletes=(), **rest):
     (seen,) = load(store, namespace)
     puts = puts or {}
     checks = {key: seen.versions.get(key) for key in (*puts, *deletes)}
-    return Change(namespace, seen.head, puts, deletes, checks, loaded_owner=seen.owner, **rest)
+    return Change(namespace, seen.head, puts, deletes, checks, loaded_owner=seen.owner, born=seen.born, **rest)
 
 
 _versions = iter(range(1, 1_000_000))
