@@ -592,3 +592,11 @@ def failure_of(record: bytes) -> CodecError | None:
     except CodecError as error:
         return error
     return None
+
+
+def test_long_keys_are_cut_in_the_message_and_whole_in_the_path():
+    with pytest.raises(UnstorableValueError) as caught:
+        codec.encode({"x" * 5000: {"y" * 5000: object()}})
+
+    assert len(str(caught.value)) < 500
+    assert caught.value.path == f"['{'x' * 5000}']['{'y' * 5000}']"

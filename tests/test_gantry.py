@@ -22,6 +22,7 @@ from agent_gantry_state import (
     StoreURLError,
     UnstorableValueError,
     current_identity,
+    merge,
 )
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.urls import open_store
@@ -946,3 +947,54 @@ def test_malformed_url_is_a_store_url_error(url):
 def test_gantry_refuses_what_is_no_store(store):
     with pytest.raises(TypeError, match="is no store: it has no method"):
         Gantry(store)
+
+
+def test_memory_block_merges_as_declared(gantry):
+    with gantry.memory(session="s") as memory:
+        memory["best"] = 1
+
+    with gantry.memory(session="s", merge={"best": merge.max}) as ours:
+        with gantry.memory(session="s") as theirs:
+            theirs["best"] = 7
+        ours["best"] = 5
+
+    with gantry.memory(session="s") as memory:
+        assert memory["best"] == 7
+
+
+def test_one_memory_block_can_be_entered_again_inside_itself(gantry):
+    block = gantry.memory(session="s")
+
+    with block as outer:
+        outer["log"] = ["outer"]
+        with block as inner:
+            inner["log"] = ["inner"]
+
+    with gantry.memory(session="s") as memory:
+        assert memory["log"] == ["inner", "outer"]
+
+
+def test_call_in_flight_while_its_gantry_closes_is_an_error_and_no_false_success():
+    gantry = Gantry(session="s")
+
+    @gantry.with_memory
+    def tool(memory):
+        gantry.close()
+        memory["x"] = 1
+
+    with pytest.raises(StoreClosedError) as caught:
+        tool()
+
+    assert caught.value.committed is False
+
+
+def test_objects_of_one_class_do_not_share_the_memory_of_a_tool(gantry):
+    class Counter:
+        def __call__(self, memory):
+            return memory.add("n", 1)
+
+    one, other = Counter(), Counter()
+    gantry.with_memory(scope="tool")(one)()
+
+    with pytest.raises(DeclarationError, match="named 'Counter'"):
+        gantry.with_memory(scope="tool")(other)()

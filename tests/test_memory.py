@@ -615,3 +615,17 @@ def test_add_to_what_is_no_number_is_a_type_error(gantry, there):
         do(lambda memory: memory.add("m", there))
 
     assert stored(gantry) == {"n": there}
+
+
+def test_a_key_deleted_and_made_again_in_one_call_has_lost_its_deadline(gantry):
+    do = doing(gantry)
+    do(lambda memory: memory.set("k", 1, ttl=10))
+
+    def remake(memory):
+        del memory["k"]
+        memory["k"] = 2
+
+    do(remake)
+
+    with gantry.memory() as memory:
+        assert memory.ttl("k") is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import hashlib
 import pickle
 import threading
@@ -478,3 +479,27 @@ def test_threads_never_see_each_others_identity(gantry, whoami):
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(run, range(8))) == [True] * 8
+
+
+async def _leave_elsewhere(block):
+    block.__exit__(None, None, None)
+
+
+@pytest.mark.anyio
+async def test_sessions_left_in_other_tasks_and_out_of_order_leave_none_behind():
+    with Gantry() as gantry:
+        first, second = gantry.session("A"), gantry.session("B")
+        first.__enter__()
+        second.__enter__()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_leave_elsewhere, second)
+
+        first.__exit__(None, None, None)
+
+        assert current_identity() is None
+
+
+def test_identity_survives_pickle_and_deepcopy():
+    identity = Identity("s", "ada", "c", {"tenant": "acme"})
+
+    assert pickle.loads(pickle.dumps(identity)) == copy.deepcopy(identity) == identity

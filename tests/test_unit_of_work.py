@@ -29,6 +29,7 @@ from agent_gantry_state.stores.protocol import (
     UNSHARED,
     Commit,
     Committed,
+    Forget,
     Load,
     Loaded,
     Moved,
@@ -685,3 +686,48 @@ def test_a_put_keeps_the_expiry_where_nothing_says_otherwise():
     memory["a"] = 2
 
     assert next(unit.finish()).changes[0].puts == {"a": Put(2, None, KEEP)}
+
+
+def test_a_namespace_that_was_erased_and_made_anew_is_another_one():
+    with Gantry(session="s") as gantry:
+        with gantry.memory() as memory:
+            memory["secret"] = "old"
+
+        @gantry.with_memory
+        def copies(memory):
+            store = gantry._wiring.settings.bridge.store
+            store.forget(Forget((memory._namespace,)))
+            with gantry.memory() as anew:
+                anew["fresh"] = 1
+            memory["copy"] = memory["secret"]
+
+        with pytest.raises(MemoryErasedError):
+            copies()
+
+        with gantry.memory() as memory:
+            assert memory == {"fresh": 1}
+
+
+def test_a_use_that_only_restarts_a_time_to_live_conflicts_with_nothing():
+    unit, _ = opened(replaced(snapshot(b"h0", a=1), slides={"a": 100.0}), now=50.0, ttl=100.0, slides=True)
+    steps = unit.finish()
+    assert next(steps).changes[0].touch
+
+    assert ended(steps, Moved((EMPTY,), 60.0))
+
+
+def test_a_declared_merge_is_not_asked_where_theirs_changed_nothing():
+    unit, memory = opened(snapshot(plan="long plan"), merges={"plan": merge.longest})
+    memory["plan"] = "short"
+    steps = unit.finish()
+    next(steps)
+    theirs = snapshot(b"h1", plan="long plan")
+    theirs.versions["plan"] = b"written again"
+
+    commit = steps.send(Moved((theirs,), 0.0))
+
+    assert written(commit) == {"plan": "short"}
+
+
+def replaced(base: Snapshot, slides: dict[str, float]) -> Snapshot:
+    return Snapshot(base.values, base.packed, base.versions, base.head, base.owner, base.expires_at, slides, 0.0, base.born)

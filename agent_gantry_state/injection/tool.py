@@ -165,7 +165,7 @@ class Tool(_Function[P, R]):
         return self._self_plan.doc
 
     @__doc__.setter
-    def __doc__(self, doc: str | None) -> None:
+    def __doc__(self, doc: str | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._self_plan.doc = doc
 
     def __delattr__(self, name: str) -> None:

@@ -13,6 +13,7 @@ import pydoc
 import typing
 import weakref
 from typing import TYPE_CHECKING, Annotated, Any
+from unittest import mock
 
 import anyio
 import pytest
@@ -24,6 +25,7 @@ from agent_gantry_state import (
     Memory,
     MemoryConflictError,
     StateError,
+    StateWarning,
     Tool,
     merge,
 )
@@ -1404,3 +1406,33 @@ def test_memory_is_ordinary_after_its_call(gantry):
     kept["n"].append(3)
 
     assert stored(gantry) == {"n": [1]}
+
+
+def test_docstring_of_a_tool_can_be_set():
+    with Gantry(session="s") as gantry:
+        tool = gantry.with_memory(lambda memory: None)
+
+        tool.__doc__ = "Other words."
+
+        assert inspect.getdoc(tool) == "Other words."
+
+
+def test_tool_survives_being_patched():
+    with Gantry(session="s") as gantry:
+        tool = gantry.with_memory(lambda memory: memory.add("n", 1))
+        with mock.patch.object(tool, "__call__", return_value="patched"):
+            assert tool() == "patched"
+
+        assert tool() == 1
+
+
+def test_returned_generator_is_warned_about():
+    def items(memory):
+        memory["x"] = 1
+        yield 1
+
+    with Gantry(session="s") as gantry:
+        tool = gantry.with_memory(lambda memory: items(memory))
+
+        with pytest.warns(StateWarning, match="returned a generator"):
+            tool()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib.metadata
 import inspect
 import json
@@ -1320,3 +1321,129 @@ async def test_registered_twin_looks_like_the_tool_and_is_async(gantry):
     assert str(inspect.signature(twin)) == str(inspect.signature(tool)) == "(text: str) -> str"
     assert (twin.__name__, twin.__doc__, twin.__module__) == ("tool", "Say something.", __name__)
     assert twin.__wrapped__ is tool
+
+
+# A decorator of somebody's between register and with_memory.
+
+
+def logged(fn):
+    @functools.wraps(fn)
+    def wrapper(*args, **kwargs):
+        return fn(*args, **kwargs)
+
+    return wrapper
+
+
+async def test_wrapped_sync_tool_that_outlives_its_timeout_stores_nothing(gantry):
+    release, ended = threading.Event(), threading.Semaphore(0)
+
+    @gantry.register
+    @logged
+    @gantry.with_memory
+    def slow(memory) -> str:
+        """Wait, then write."""
+        release.wait(10)
+        memory["late"] = True
+        return "done"
+
+    @gantry.register
+    @gantry.with_memory
+    def outer(memory) -> str:
+        """Call another tool directly, and outlive the timeout."""
+        try:
+            return slow()
+        finally:
+            ended.release()
+
+    for tool in ("slow", "outer"):
+        result = await gantry.execute(call(tool, timeout_ms=100, retry_count=1))
+        assert result.status is ExecutionStatus.TIMEOUT
+
+    release.set()
+    for _ in range(2):
+        assert await asyncio.to_thread(ended.acquire, timeout=10)
+    # A call of its own after the threads that were given up have ended, on the same pool of threads.
+    await asyncio.gather(*(asyncio.to_thread(int) for _ in range(64)))
+
+    assert await remembered(gantry) == {}
+
+
+async def test_memory_error_of_a_wrapped_tool_is_final(gantry):
+    runs = []
+
+    def counted(fn):
+        @functools.wraps(fn)
+        async def wrapper(*args, **kwargs):
+            runs.append(1)
+            return await fn(*args, **kwargs)
+
+        return wrapper
+
+    @gantry.register
+    @counted
+    @gantry.with_memory(scope="user")
+    async def needs_a_user(memory) -> str:
+        """Need somebody."""
+        return "x"
+
+    result = await gantry.execute(call("needs_a_user"))
+
+    assert (result.status, result.error_type) == (ExecutionStatus.FAILURE, "MissingIdentityError")
+    assert len(runs) == 1
+    assert (await gantry.get_tool("needs_a_user")).health.consecutive_failures == 0
+
+
+async def test_wrapped_tool_shows_no_memory_and_remembers(gantry):
+    @gantry.register
+    @logged
+    @gantry.with_memory
+    def note(text: str, memory) -> int:
+        """Take a note."""
+        memory.setdefault("notes", []).append(text)
+        return len(memory["notes"])
+
+    await run(gantry, "note", text="a")
+
+    assert await run(gantry, "note", text="b") == 2
+    assert list((await gantry.get_tool("note")).parameters_schema["properties"]) == ["text"]
+
+
+async def test_error_of_a_resolver_is_final_and_its_words_stay_here():
+    asked = []
+
+    def directory(request):
+        asked.append(1)
+        return {}[request.identity.user]
+
+    async with AgentGantry(**unlimited(), resolvers=[directory]) as gantry:
+
+        @gantry.register
+        @gantry.with_memory
+        async def tool(memory) -> str:
+            """Do something."""
+            return "x"
+
+        async with gantry.session("s", user="ada-secret"):
+            result = await gantry.execute(call("tool"))
+
+    assert result.error_type == "ResolverError"
+    assert "ada-secret" not in result.error
+    assert len(asked) == 1
+
+
+async def test_name_of_a_deleted_tool_is_free(gantry):
+    def first(memory) -> int:
+        """Count one more."""
+        return memory.add("n", 1)
+
+    def second(memory) -> int:
+        """Count, otherwise."""
+        return memory.add("n", 10)
+
+    kept = gantry.with_memory(scope="tool")(first)
+    gantry.register(kept, name="cnt")
+    await gantry.delete_tool("cnt")
+
+    gantry.register(gantry.with_memory(scope="tool")(second), name="cnt")
+
+    assert await run(gantry, "cnt") == 10

@@ -716,3 +716,25 @@ def test_scope_with_a_ttl_expires_through_a_gantry(clock):
             assert (count(), count()) == (1, 2)
             clock.now += 60
             assert count() == 1
+
+
+def test_namespace_in_use_is_not_dropped_for_new_ones_even_in_a_small_store():
+    store = MemoryStore(max_namespaces=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EvictionWarning)
+        write(store, A, hot=1)
+        for number in range(40):
+            assert content(store)
+            write(store, Namespace("session", str(number), "app"), x=1)
+
+    assert content(store)
+
+
+def test_listing_is_no_use(store):
+    write(store, A, x=1)
+    slot = store._slots[A]
+    slot.used = False
+
+    store.list(List())
+
+    assert not slot.used
