@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine
 from math import inf
-from types import GeneratorType
+from types import AsyncGeneratorType, GeneratorType
 from typing import Any
 
 from agent_gantry_state.codec import IMMUTABLE
@@ -19,7 +19,7 @@ from agent_gantry_state.errors import MemoryConflictError, StateWarning
 from agent_gantry_state.injection.plan import Plan
 from agent_gantry_state.memory import Memory, open_memory, plain_changes
 from agent_gantry_state.namespace import Namespace
-from agent_gantry_state.scopes import ENTERED, refuse_orphan
+from agent_gantry_state.scopes import ATTEMPT, ENTERED, refuse_orphan
 from agent_gantry_state.steps import Pause, Steps
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.unit_of_work import UnitOfWork, finish_one, new_version
@@ -27,6 +27,7 @@ from agent_gantry_state.wiring import Settings, is_impersonal
 
 __all__ = ["acall", "call", "caller"]
 
+_GENERATORS = frozenset({GeneratorType, AsyncGeneratorType})
 #: Longest pause before a body runs again after a conflict, in seconds, and the first one; each is drawn at random.
 _LONGEST_PAUSE, _FIRST_PAUSE = 0.25, 0.005
 
@@ -51,7 +52,7 @@ def call(plan: Plan, fn: Callable[..., Any], shift: int, args: tuple[Any, ...], 
         result = fn(*plan.place(args, named, memories, which, shift), **named)
         if type(result) not in IMMUTABLE and hasattr(type(result), "__await__"):
             return _finish_later(plan, fn, shift, args, kwargs, result, unit, settings, attempt)
-        if type(result) is GeneratorType:
+        if type(result) in _GENERATORS:
             _warn_of_generator(plan)
         refuse_orphan()
         try:
@@ -196,7 +197,7 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
         if type(result) not in IMMUTABLE and hasattr(type(result), "__await__"):
             kwargs.pop(into, None)
             return _finish_later(plan, fn, 0, args, kwargs, result, UnitOfWork.of(memory), settings)
-        if type(result) is GeneratorType:
+        if type(result) in _GENERATORS:
             _warn_of_generator(plan)
         base = memory._base
         # A change needs a touched key, a container or another length; asking costs less than a unit of work.
@@ -234,7 +235,8 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _finish_short(memory: Memory, store: MemoryStore) -> None:
-    refuse_orphan()
+    if ATTEMPT.get() is not None:
+        refuse_orphan()
     plain, namespace = plain_changes(memory), memory._namespace
     assert namespace is not None  # noqa: S101 - it was opened with one
     if plain is None or (plain and not store.assign(namespace, memory._base.head, plain, new_version())):

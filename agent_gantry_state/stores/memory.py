@@ -180,7 +180,8 @@ class MemoryStore:
         """Answer a `Commit`."""
         token, changes = message.token, message.changes
         with self._lock:
-            self._refuse_closed()
+            if self._closed:
+                self._refuse_closed()
             if token and self._landed(token, changes[0].namespace):
                 return _COMMITTED
             if len(changes) == 1:
@@ -207,9 +208,11 @@ class MemoryStore:
             Whether it did; if not, nothing was done.
         """
         with self._lock:
-            self._refuse_closed()
-            slot = self._slot(namespace)
-            if slot is None:
+            if self._closed:
+                self._refuse_closed()
+            try:
+                slot = _peek(self._slots, namespace)
+            except KeyError:
                 return False
             there = slot.snapshot
             if there.head != head or there.packed or there.first_expiry != math.inf:
@@ -286,8 +289,7 @@ class MemoryStore:
         return snapshot
 
     def _refuse_closed(self) -> None:
-        if self._closed:
-            raise StoreClosedError("nothing was written: the memory store was closed while the call was running")
+        raise StoreClosedError("nothing was written: the memory store was closed while the call was running")
 
     def _warn(self) -> None:
         with self._lock:
