@@ -192,13 +192,20 @@ def _has_offset(value: dt.datetime | dt.time) -> bool:
 def _encode_datetime(value: dt.datetime, depth: int) -> Any:
     if not _has_offset(value):
         raise TypeError
-    return _Ext(_DATETIME, bytes((value.fold,)) + value.isoformat().encode())
+    return _Ext(_DATETIME, _encode_clock(value))
 
 
 def _encode_time(value: dt.time, depth: int) -> Any:
     if not _has_offset(value):
         raise TypeError
-    return _Ext(_TIME, bytes((value.fold,)) + value.isoformat().encode())
+    return _Ext(_TIME, _encode_clock(value))
+
+
+def _encode_clock(value: dt.datetime | dt.time) -> bytes:
+    # The offset on its own: fromisoformat takes one of less than a second for none.
+    offset = value.utcoffset()
+    microseconds = None if offset is None else offset // dt.timedelta(microseconds=1)
+    return _packb([value.fold, value.replace(tzinfo=None).isoformat(), microseconds])
 
 
 def _encode_path(value: pathlib.PurePath, depth: int) -> Any:
@@ -376,6 +383,12 @@ def _nested_items(data: bytes) -> Iterator[Any]:
     return map(unpack, _unpackb(data))
 
 
+def _decode_clock(kind: Any, data: bytes) -> Any:
+    fold, text, microseconds = _unpackb(data)
+    zone = None if microseconds is None else dt.timezone(dt.timedelta(microseconds=microseconds))
+    return kind.fromisoformat(text).replace(fold=fold, tzinfo=zone)
+
+
 def _decode_path(data: bytes) -> pathlib.PurePath:
     kind, _, text = data.decode("utf-8", "surrogatepass").partition("\0")
     try:
@@ -390,9 +403,9 @@ _DECODERS: dict[int, Callable[[bytes], Any]] = {
     _SET: lambda data: set(_nested_items(data)),
     _FROZENSET: lambda data: frozenset(_nested_items(data)),
     _INT: lambda data: int.from_bytes(data, "big", signed=True),
-    _DATETIME: lambda data: dt.datetime.fromisoformat(data[1:].decode()).replace(fold=data[0]),
+    _DATETIME: lambda data: _decode_clock(dt.datetime, data),
     _DATE: lambda data: dt.date.fromisoformat(data.decode()),
-    _TIME: lambda data: dt.time.fromisoformat(data[1:].decode()).replace(fold=data[0]),
+    _TIME: lambda data: _decode_clock(dt.time, data),
     _TIMEDELTA: lambda data: dt.timedelta(*_unpackb(data)),
     _DECIMAL: lambda data: decimal.Decimal(data.decode()),
     _UUID: lambda data: uuid.UUID(bytes=data),

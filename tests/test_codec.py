@@ -600,3 +600,12 @@ def test_long_keys_are_cut_in_the_message_and_whole_in_the_path():
 
     assert len(str(caught.value)) < 500
     assert caught.value.path == f"['{'x' * 5000}']['{'y' * 5000}']"
+
+
+@pytest.mark.parametrize("microseconds", [1, -1, 999_999, 86_399_999_999, 0])
+def test_an_offset_of_less_than_a_second_is_kept(microseconds):
+    zone = dt.timezone(dt.timedelta(microseconds=microseconds))
+
+    for value in (dt.datetime(2026, 1, 2, 3, tzinfo=zone), dt.time(3, tzinfo=zone, fold=1)):
+        back = codec.decode(codec.encode(value))
+        assert repr(back) == repr(value)
