@@ -21,6 +21,7 @@ from agent_gantry_state.namespace import Namespace
 __all__ = [
     "ATTEMPT",
     "ENTERED",
+    "IMPERSONAL_SCOPES",
     "Attempt",
     "Entered",
     "Identity",
@@ -31,7 +32,7 @@ __all__ = [
     "refuse_orphan",
 ]
 
-#: Scopes that no identity key can have: what they resolve to does not depend on who calls.
+#: Scopes that resolve to the same namespace whoever calls, and so cannot be identity keys.
 IMPERSONAL_SCOPES = frozenset({"tool", "global"})
 
 

@@ -107,14 +107,8 @@ class UnitOfWork:
                 return
             commit = self.settle(answer)
 
-    def finish_with(self, send: Callable[[Commit], Any]) -> None:
-        """`finish` for a store that answers at once, without a generator."""
-        commit = self.commit()
-        if commit is not None and isinstance(answer := send(commit), Moved):
-            self.settle_with(answer, send)
-
     def settle_with(self, answer: Moved, send: Callable[[Commit], Any]) -> None:
-        """The rest of `finish_with`, after others were quicker."""
+        """The rest of `finish` after others were quicker, for a store that answers at once."""
         self._deadline = time.monotonic() + COMMIT_SECONDS
         while (commit := self.settle(answer)) is not None:
             if not isinstance(answer := send(commit), Moved):
@@ -156,8 +150,7 @@ class UnitOfWork:
         return self._message() if any(each.puts or each.deletes or each.touch for each in pending) else None
 
     def _message(self) -> Commit:
-        version = self._token[:8] or _getrandbits(64).to_bytes(8, "big")
-        return Commit(self._token, version, tuple(self._pending))
+        return Commit(self._token, self._token[:8] or new_version(), tuple(self._pending))
 
 
 def finish_one(memory: Memory, send: Callable[[Commit], Any]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from agent_gantry_state.bridge import Bridge, Closed, Inline, bridge_to
 from agent_gantry_state.errors import DeclarationError
 from agent_gantry_state.resolvers import BUILT_IN_SCOPES, Resolver
-from agent_gantry_state.scopes import IMPERSONAL_SCOPES, Identity, Scope
+from agent_gantry_state.scopes import Identity, Scope
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.urls import open_store
 
@@ -237,8 +237,3 @@ def _redefines(old: Any, new: Any) -> bool:
     """Whether *new* took the place of *old*, as when a notebook's cell runs again or a module is reloaded."""
     names = [(getattr(fn, "__module__", None), getattr(fn, "__qualname__", None)) for fn in (old, new)]
     return names[0] == names[1] and None not in names[0] and "<locals>" not in str(names[0][1])
-
-
-def is_impersonal(scope: str) -> bool:
-    """Whether a scope resolves to the same namespace whoever calls, as far as the built-in resolvers go."""
-    return scope in IMPERSONAL_SCOPES

@@ -19,6 +19,7 @@ from agent_gantry_state import (
     UnstorableValueError,
     codec,
     merge,
+    steps,
     unit_of_work,
 )
 from agent_gantry_state.memory import Terms
@@ -514,7 +515,7 @@ def stored_after(base: dict[str, Any], theirs: Any, ours: Any, **terms: Any) -> 
         return UnitOfWork({SESSION: Terms("session", **terms)})
 
     def finish(one: UnitOfWork) -> None:
-        one.finish_with(store.commit)
+        steps.run(one.finish(), store.commit)
 
     def begin(one: UnitOfWork) -> Any:
         steps = one.begin()

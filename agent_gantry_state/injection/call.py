@@ -19,11 +19,11 @@ from agent_gantry_state.errors import MemoryConflictError, StateWarning
 from agent_gantry_state.injection.plan import Plan
 from agent_gantry_state.memory import Memory, open_memory, plain_changes
 from agent_gantry_state.namespace import Namespace
-from agent_gantry_state.scopes import ATTEMPT, ENTERED, refuse_orphan
+from agent_gantry_state.scopes import ATTEMPT, ENTERED, IMPERSONAL_SCOPES, refuse_orphan
 from agent_gantry_state.steps import Pause, Steps
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.unit_of_work import UnitOfWork, finish_one, new_version
-from agent_gantry_state.wiring import Settings, is_impersonal
+from agent_gantry_state.wiring import Settings
 
 __all__ = ["acall", "call", "caller"]
 
@@ -96,16 +96,23 @@ async def acall(
         named = dict(kwargs)
         placed = plan.place(args, named, memories, which, shift)
         result = await (fn(*placed, **named) if body is None else body(fn, *placed, **named))
-        refuse_orphan()
-        try:
-            await settings.bridge.arun_uncut(_finish(unit, result, landed))
-        except MemoryConflictError:
-            attempt += 1
-            if attempt > plan.retries:
-                raise
-            await settings.bridge.arun(_pause(attempt))
-        else:
+        attempt += 1
+        if await _committed(plan, settings, attempt, _finish(unit, result, landed)):
             return result
+
+
+async def _committed(plan: Plan, settings: Settings, attempt: int, finish: Steps[None]) -> bool:
+    """Commit; False, after a pause, if the body is to run again because of a conflict."""
+    refuse_orphan()
+    try:
+        await settings.bridge.arun_uncut(finish)
+    except MemoryConflictError:
+        if attempt > plan.retries:
+            raise
+    else:
+        return True
+    await settings.bridge.arun(_pause(attempt))
+    return False
 
 
 def _finish(unit: UnitOfWork, result: Any, landed: Callable[[Any], None] | None) -> Steps[None]:
@@ -127,15 +134,8 @@ async def _finish_later(
 ) -> Any:
     """Await what a function returned that is not declared `async def` but gives an awaitable, then commit."""
     result = await awaitable
-    refuse_orphan()
-    try:
-        await settings.bridge.arun_uncut(unit.finish())
-    except MemoryConflictError:
-        attempt += 1
-        if attempt > plan.retries:
-            raise
-        await settings.bridge.arun(_pause(attempt))
-    else:
+    attempt += 1
+    if await _committed(plan, settings, attempt, unit.finish()):
         return result
     return await acall(plan, fn, shift, args, kwargs, _called_and_awaited, None, attempt)
 
@@ -251,7 +251,7 @@ def _place(plan: Plan) -> tuple[str, int, bool]:
 def _beginner(plan: Plan) -> Callable[[MemoryStore, Settings, Any], Memory]:
     declaration = plan.declarations[0]
     terms, key = declaration.terms, (plan.wiring.app, declaration.scope)
-    slides, impersonal = terms.slides, is_impersonal(declaration.scope)
+    slides, impersonal = terms.slides, declaration.scope in IMPERSONAL_SCOPES
 
     def begin(store: MemoryStore, settings: Settings, entered: Any) -> Memory:
         identity: Any = settings.identity if entered is None else entered.identity

@@ -16,9 +16,9 @@ from agent_gantry_state.injection.docstring import without_parameters
 from agent_gantry_state.memory import Memory, Terms
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.resolvers import resolve
-from agent_gantry_state.scopes import ENTERED, Identity
+from agent_gantry_state.scopes import ENTERED, IMPERSONAL_SCOPES, Identity
 from agent_gantry_state.unit_of_work import UnitOfWork
-from agent_gantry_state.wiring import Settings, Wiring, is_impersonal
+from agent_gantry_state.wiring import Settings, Wiring
 
 __all__ = ["Declaration", "Plan"]
 
@@ -186,7 +186,7 @@ class Plan:
         cache: dict[Any, Namespace] | None = None
         key: Any = scope
         if not settings.resolvers:
-            if is_impersonal(scope):
+            if scope in IMPERSONAL_SCOPES:
                 cache = self._impersonal
             elif identity is not None:
                 cache, key = identity.namespaces, (wiring.app, scope)

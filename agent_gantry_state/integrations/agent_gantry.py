@@ -113,13 +113,8 @@ def _twin(handler: Callable[..., Any]) -> Callable[..., Any]:
         record = _RECORD.get()
         if record is not None and record.landed:
             return record.result
-        # The body may call other tools; their twins must not take this call's record for theirs.
-        before = _RECORD.set(None)
         with _attempt(record):
-            try:
-                return await acall(plan, fn, shift, args, kwargs, body, None if record is None else record.land)
-            finally:
-                _RECORD.reset(before)
+            return await acall(plan, fn, shift, args, kwargs, body, None if record is None else record.land)
 
     _dress(twin, handler, plan.label)
     return twin
@@ -155,6 +150,8 @@ def _attempt(record: _Record | None) -> Iterator[None]:
     """Run a body for agent-gantry: fence off what its threads do once it is given up, and make memory errors final."""
     attempt = Attempt()
     before = ATTEMPT.set(attempt)
+    # The body may call other tools; their twins must not take this call's record for theirs.
+    recorded = _RECORD.set(None)
     try:
         yield
     except StateError as error:
@@ -165,6 +162,7 @@ def _attempt(record: _Record | None) -> Iterator[None]:
         attempt.abandoned = True
         raise
     finally:
+        _RECORD.reset(recorded)
         ATTEMPT.reset(before)
 
 

@@ -107,7 +107,7 @@ class MemoryStore:
         self._lock = threading.RLock()
         self._clock = clock
         self._latest = -math.inf
-        self._slots = _Namespaces(max_namespaces, ttu=lambda _, slot, __: slot.registered, timer=self._now)
+        self._slots = _Namespaces(max_namespaces, ttu=lambda _, slot, __: slot.registered, timer=self.now)
         self._leases: dict[Namespace, tuple[bytes, float]] = {}
         #: How many namespaces were dropped because the store was full.
         self.evictions = 0
@@ -128,8 +128,8 @@ class MemoryStore:
         with self._lock:
             return len(self._slots)
 
-    def _now(self) -> float:
-        # What has expired stays so when the clock is set back.
+    def now(self) -> float:
+        """The time in seconds since the epoch, by which keys expire; it stays when the clock is set back."""
         now = self._clock()
         if now < self._latest:
             return self._latest
@@ -150,7 +150,7 @@ class MemoryStore:
         slot.used = True
         snapshot = slot.snapshot
         if snapshot.first_expiry != math.inf:
-            return _live(snapshot, self._now())
+            return _live(snapshot, self.now())
         return snapshot
 
     def _slot(self, namespace: Namespace) -> _Slot | None:
@@ -160,15 +160,11 @@ class MemoryStore:
         except KeyError:
             return None
 
-    def now(self) -> float:
-        """The time in seconds since the epoch, by which keys expire."""
-        return self._now()
-
     def load(self, message: Load, /) -> Loaded:
         """Answer a `Load`."""
         with self._lock:
             snapshots = [self.snapshot(namespace) for namespace in message.namespaces]
-            now = self._now()
+            now = self.now()
         if message.keys is not None:
             snapshots = [
                 snapshot if keys is None else _only(snapshot, keys)
@@ -188,13 +184,13 @@ class MemoryStore:
                 # What the loops below do, for the usual commit.
                 change, snapshot = changes[0], self.snapshot(changes[0].namespace)
                 if snapshot.head != change.head and _moved(change, snapshot):
-                    return Moved((snapshot,), self._now())
+                    return Moved((snapshot,), self.now())
                 self._write(change, snapshot, message.version, token)
             else:
                 current = tuple([self.snapshot(change.namespace) for change in changes])
                 for change, snapshot in zip(changes, current, strict=True):
                     if snapshot.head != change.head and _moved(change, snapshot):
-                        return Moved(current, self._now())
+                        return Moved(current, self.now())
                 for change, snapshot in zip(changes, current, strict=True):
                     self._write(change, snapshot, message.version, token)
         if self._slots.evicted:
@@ -259,7 +255,7 @@ class MemoryStore:
     def lease(self, message: Lease, /) -> float:
         """Answer a `Lease`."""
         with self._lock:
-            now = self._now()
+            now = self.now()
             holder, until = self._leases.get(message.namespace, (message.holder, now))
             if holder != message.holder and until > now:
                 return until - now
@@ -310,7 +306,7 @@ class MemoryStore:
         return slot is not None and token in slot.tokens
 
     def _write(self, change: Change, snapshot: Snapshot, version: bytes, token: bytes) -> None:
-        after = _applied(change, snapshot, version, self._now)
+        after = _applied(change, snapshot, version, self.now)
         namespace = change.namespace
         slot = self._slot(namespace)
         if slot is None:
@@ -322,7 +318,7 @@ class MemoryStore:
             if after.first_expiry != slot.registered:
                 self._register(namespace, slot)
         if token:
-            now = self._now()
+            now = self.now()
             for old in [old for old, until in slot.tokens.items() if until <= now]:
                 del slot.tokens[old]
             slot.tokens[token] = now + TOKEN_SECONDS
