@@ -15,7 +15,6 @@ import concurrent.futures
 import contextvars
 import inspect
 import threading
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
@@ -24,7 +23,7 @@ import anyio.to_thread
 
 from agent_gantry_state import steps as _steps
 from agent_gantry_state.errors import StoreClosedError, StoreTimeoutError
-from agent_gantry_state.steps import Pause, Steps
+from agent_gantry_state.steps import Steps, Wait
 from agent_gantry_state.stores.protocol import Commit, Forget, Lease, List, Load, Message, Release
 
 __all__ = ["Bridge", "Closed", "HomeLoop", "Inline", "Thread", "bridge_to", "in_asyncio"]
@@ -94,16 +93,14 @@ class _Methods:
 class Inline(_Methods):
     """A store that never waits: called where the caller stands, sync or async, without a hop or an await."""
 
-    def perform(self, request: Message | Pause) -> Any:
-        if isinstance(request, Pause):
-            time.sleep(request.seconds)
-            return None
+    def perform(self, request: Message | Wait) -> Any:
+        if isinstance(request, Wait):
+            return request.wait()
         return self._answer[type(request)](request)
 
-    async def aperform(self, request: Message | Pause) -> Any:
-        if isinstance(request, Pause):
-            await anyio.sleep(request.seconds)
-            return None
+    async def aperform(self, request: Message | Wait) -> Any:
+        if isinstance(request, Wait):
+            return await request.await_()
         return self._answer[type(request)](request)
 
     def run(self, steps: Steps[T]) -> T:
@@ -127,20 +124,24 @@ class Inline(_Methods):
 class Thread(_Methods):
     """A store that blocks: called where a sync caller stands, and in a worker thread for a caller on an event loop."""
 
-    def perform(self, request: Message | Pause) -> Any:
-        if isinstance(request, Pause):
-            time.sleep(request.seconds)
-            return None
+    def perform(self, request: Message | Wait) -> Any:
+        if isinstance(request, Wait):
+            return request.wait()
         return self._answer[type(request)](request)
 
     def run(self, steps: Steps[T]) -> T:
         return _steps.run(steps, self.perform)
 
+    async def aperform(self, request: Message | Wait) -> Any:
+        if isinstance(request, Wait):
+            return await request.await_()
+        return await anyio.to_thread.run_sync(self._answer[type(request)], request, abandon_on_cancel=True)
+
     async def arun(self, steps: Steps[T]) -> T:
-        return await anyio.to_thread.run_sync(self.run, steps, abandon_on_cancel=True)
+        return await _steps.arun(steps, self.aperform)
 
     async def arun_uncut(self, steps: Steps[T]) -> T:
-        return await uncut(lambda: anyio.to_thread.run_sync(self.run, steps))
+        return await _arun_uncut(steps, self.aperform)
 
     def close(self) -> None:
         if self._owned:
@@ -165,10 +166,9 @@ class HomeLoop(_Methods):
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def perform(self, request: Message | Pause) -> Any:
-        if isinstance(request, Pause):
-            time.sleep(request.seconds)
-            return None
+    def perform(self, request: Message | Wait) -> Any:
+        if isinstance(request, Wait):
+            return request.wait()
         future = self._send(request)
         try:
             return future.result(request.timeout + GRACE)
@@ -178,10 +178,9 @@ class HomeLoop(_Methods):
             future.cancel()
             raise _late(request) from None
 
-    async def aperform(self, request: Message | Pause) -> Any:
-        if isinstance(request, Pause):
-            await anyio.sleep(request.seconds)
-            return None
+    async def aperform(self, request: Message | Wait) -> Any:
+        if isinstance(request, Wait):
+            return await request.await_()
         if not in_asyncio():
             return await anyio.to_thread.run_sync(self.perform, request, abandon_on_cancel=True)
         future = asyncio.wrap_future(self._send(request))
@@ -198,7 +197,7 @@ class HomeLoop(_Methods):
         return await _steps.arun(steps, self.aperform)
 
     async def arun_uncut(self, steps: Steps[T]) -> T:
-        return await uncut(lambda: _steps.arun(steps, self.aperform))
+        return await _arun_uncut(steps, self.aperform)
 
     def close(self) -> None:
         with self._lock:
@@ -295,6 +294,14 @@ def _late(request: Message) -> StoreTimeoutError:
 
 def _closed() -> StoreClosedError:
     return StoreClosedError("this gantry is closed: make a new one, or close it only when no tool is called any more")
+
+
+async def _arun_uncut(steps: Steps[T], perform: Callable[[Any], Awaitable[Any]]) -> T:
+    first, result = _steps.started(steps)
+    if first is None:
+        # Nothing to wait for, as in the commit of a nested call: no task is needed to keep it whole.
+        return result  # type: ignore[return-value]
+    return await uncut(lambda: _steps.arun(steps, perform, first))
 
 
 async def uncut(start: Callable[[], Awaitable[T]]) -> T:

@@ -6,26 +6,55 @@ that may block and one for callers on an event loop; which of them runs makes no
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import anyio
+
 from agent_gantry_state.stores.protocol import Message
 
-__all__ = ["Pause", "Request", "Steps", "arun", "run"]
+__all__ = ["Pause", "Request", "Steps", "Wait", "arun", "run", "started"]
 
 T = TypeVar("T")
 
 
+class Wait:
+    """Something that steps wait for and that is no store's business. What the wait gives is the answer."""
+
+    def wait(self) -> Any:
+        """Wait, for a caller that may block."""
+        raise NotImplementedError
+
+    async def await_(self) -> Any:
+        """Wait, for a caller on an event loop."""
+        raise NotImplementedError
+
+
 @dataclass(slots=True)
-class Pause:
+class Pause(Wait):
     """Let *seconds* go by."""
 
     seconds: float
 
+    def wait(self) -> None:
+        time.sleep(self.seconds)
 
-Request = Message | Pause
+    async def await_(self) -> None:
+        await anyio.sleep(self.seconds)
+
+
+Request = Message | Wait
 Steps = Generator[Request, Any, T]
+
+
+def started(steps: Steps[T]) -> tuple[Request | None, T | None]:
+    """Start *steps*: the first request, or None and the result if they ask for nothing."""
+    try:
+        return next(steps), None
+    except StopIteration as stop:
+        return None, stop.value
 
 
 def run(steps: Steps[T], perform: Callable[[Any], Any]) -> T:
@@ -43,10 +72,10 @@ def run(steps: Steps[T], perform: Callable[[Any], Any]) -> T:
         return stop.value  # type: ignore[no-any-return]
 
 
-async def arun(steps: Steps[T], perform: Callable[[Any], Awaitable[Any]]) -> T:
-    """Run *steps*, with *perform* doing what they ask for."""
+async def arun(steps: Steps[T], perform: Callable[[Any], Awaitable[Any]], first: Request | None = None) -> T:
+    """Run *steps*, with *perform* doing what they ask for; *first* is what they asked for, if they were started."""
     try:
-        request = next(steps)
+        request = next(steps) if first is None else first
         while True:
             try:
                 answer = await perform(request)
