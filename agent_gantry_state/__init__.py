@@ -5,17 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from agent_gantry_state import merge
+from agent_gantry_state.context import ExecutionContext, SyncExecutionContext
 from agent_gantry_state.errors import (
+    CallEndedError,
     CodecError,
     CorruptEntryError,
     DeclarationError,
     EvictionWarning,
+    ExclusiveTimeoutError,
     InjectedArgumentError,
     MemoryConflictError,
     MemoryErasedError,
     MissingIdentityError,
     OrphanedCallError,
     ResolverError,
+    SessionOwnerError,
     StateError,
     StateWarning,
     StoreClosedError,
@@ -23,6 +27,7 @@ from agent_gantry_state.errors import (
     StoreTimeoutError,
     StoreUnavailableError,
     StoreURLError,
+    UndeclaredKeyError,
     UnstorableValueError,
 )
 from agent_gantry_state.gantry import Gantry
@@ -31,16 +36,20 @@ from agent_gantry_state.memory import Memory
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.resolvers import Request, Resolver
 from agent_gantry_state.scopes import Identity, Scope, current_identity
+from agent_gantry_state.session import Session, SyncSession
 
 if TYPE_CHECKING:
     from agent_gantry_state.integrations.agent_gantry import AgentGantry
 
 __all__ = [
     "AgentGantry",
+    "CallEndedError",
     "CodecError",
     "CorruptEntryError",
     "DeclarationError",
     "EvictionWarning",
+    "ExclusiveTimeoutError",
+    "ExecutionContext",
     "Gantry",
     "Identity",
     "InjectedArgumentError",
@@ -54,6 +63,8 @@ __all__ = [
     "Resolver",
     "ResolverError",
     "Scope",
+    "Session",
+    "SessionOwnerError",
     "StateError",
     "StateWarning",
     "StoreClosedError",
@@ -61,7 +72,10 @@ __all__ = [
     "StoreTimeoutError",
     "StoreURLError",
     "StoreUnavailableError",
+    "SyncExecutionContext",
+    "SyncSession",
     "Tool",
+    "UndeclaredKeyError",
     "UnstorableValueError",
     "__version__",
     "current_identity",

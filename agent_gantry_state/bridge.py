@@ -14,19 +14,23 @@ import asyncio
 import concurrent.futures
 import contextvars
 import inspect
+import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
+from anyio.lowlevel import RunVar
 
 from agent_gantry_state import steps as _steps
 from agent_gantry_state.errors import StoreClosedError, StoreTimeoutError
 from agent_gantry_state.steps import Steps, Wait
-from agent_gantry_state.stores.protocol import Commit, Forget, Lease, List, Load, Message, Release
+from agent_gantry_state.stores.protocol import Commit, Forget, Lease, List, Load, Message, Release, WouldBlock
 
-__all__ = ["Bridge", "Closed", "HomeLoop", "Inline", "Thread", "bridge_to", "in_asyncio"]
+__all__ = ["Bridge", "Closed", "HomeLoop", "Inline", "Local", "Thread", "bridge_to", "in_asyncio", "on_event_loop"]
 
 T = TypeVar("T")
 
@@ -41,12 +45,18 @@ _VERBS: dict[type[Any], str] = {
 
 #: Seconds that a bridge gives a store beyond a message's own timeout before it stops waiting for an answer.
 GRACE = 0.5
+#: Seconds that a sync caller may keep an event loop waiting on whose thread it stands.
+LOOP_SECONDS = 0.05
+#: Threads that callers on one event loop may be waiting in at once.
+_WAITERS = 32
 
 
 class Bridge(Protocol):
     """What the code above knows of a store."""
 
     store: Any
+    #: Whether the store's answer to a commit can be lost, so that it may have to be sent again.
+    resendable: bool
 
     def run(self, steps: Steps[T]) -> T:
         """Run steps for a caller that may block."""
@@ -93,6 +103,8 @@ class _Methods:
 class Inline(_Methods):
     """A store that never waits: called where the caller stands, sync or async, without a hop or an await."""
 
+    resendable = False
+
     def perform(self, request: Message | Wait) -> Any:
         if isinstance(request, Wait):
             return request.wait()
@@ -121,8 +133,72 @@ class Inline(_Methods):
         self.close()
 
 
+class Local(_Methods):
+    """A store on this machine that seldom waits: called where the caller stands, and in a thread where it would block.
+
+    A hop to a thread costs several times what the store does, so that on an event loop everything is attempted in place
+    first.
+    """
+
+    # Whatever happens to the caller, the store's answer is there, or its error, which says what is known.
+    resendable = False
+
+    def __init__(self, store: Any, owned: bool = False) -> None:
+        super().__init__(store, owned)
+        self._attempt: Callable[[Any], Any] = store.attempt
+
+    def perform(self, request: Message | Wait) -> Any:
+        if isinstance(request, Wait):
+            return request.wait()
+        try:
+            return self._attempt(request)
+        except WouldBlock:
+            pass
+        if not on_event_loop() or request.timeout <= LOOP_SECONDS:
+            return self._answer[type(request)](request)
+        try:
+            return self._answer[type(request)](replace(request, timeout=LOOP_SECONDS))
+        except StoreTimeoutError as error:
+            raise StoreTimeoutError(
+                f"the store was busy for {LOOP_SECONDS:g} s, and no longer may a sync tool wait that is called on an event "
+                "loop's own thread, for everything else waits with it: make the tool async, or call it in a thread "
+                "(anyio.to_thread.run_sync)",
+                committed=error.committed,
+            ) from error
+
+    async def aperform(self, request: Message | Wait) -> Any:
+        if isinstance(request, Wait):
+            return await request.await_()
+        try:
+            return self._attempt(request)
+        except WouldBlock:
+            return await _hop(self._answer[type(request)], request)
+
+    def run(self, steps: Steps[T]) -> T:
+        return _steps.run(steps, self.perform)
+
+    async def arun(self, steps: Steps[T]) -> T:
+        return await _steps.arun(steps, self.aperform)
+
+    async def arun_uncut(self, steps: Steps[T]) -> T:
+        # As far as nothing has to be waited for, nothing can be cut, and no task is needed to keep it whole.
+        request, result = _run_until_blocked(steps, self._attempt)
+        if request is None:
+            return result  # type: ignore[return-value]
+        return await uncut(lambda: _steps.arun(steps, self.aperform, request))
+
+    def close(self) -> None:
+        if self._owned:
+            self.store.close()
+
+    async def aclose(self) -> None:
+        await uncut(lambda: anyio.to_thread.run_sync(self.close))
+
+
 class Thread(_Methods):
     """A store that blocks: called where a sync caller stands, and in a worker thread for a caller on an event loop."""
+
+    resendable = True
 
     def perform(self, request: Message | Wait) -> Any:
         if isinstance(request, Wait):
@@ -158,6 +234,8 @@ class HomeLoop(_Methods):
     callers without any. A loop of its own is the only place where such a store always works. Its thread is a daemon, so
     that a program which forgot to close its gantry ends all the same.
     """
+
+    resendable = True
 
     def __init__(self, store: Any, owned: bool = False) -> None:
         super().__init__(store, owned)
@@ -243,6 +321,7 @@ class Closed:
     """Stands in for the bridge of a gantry that was closed."""
 
     store: Any = None
+    resendable = False
 
     def perform(self, request: Any) -> Any:
         raise _closed()
@@ -278,6 +357,8 @@ def bridge_to(store: Any, owned: bool = False) -> Bridge:
         )
     coroutines = {verb for verb, method in methods.items() if inspect.iscoroutinefunction(method)}
     if not coroutines:
+        if callable(getattr(store, "attempt", None)):
+            return Local(store, owned)
         return Inline(store, owned) if getattr(store, "inline", False) else Thread(store, owned)
     plain = sorted(methods.keys() - coroutines)
     if plain:
@@ -294,6 +375,50 @@ def _late(request: Message) -> StoreTimeoutError:
 
 def _closed() -> StoreClosedError:
     return StoreClosedError("this gantry is closed: make a new one, or close it only when no tool is called any more")
+
+
+def on_event_loop() -> bool:
+    """Whether this thread is running an event loop, which stands still while it waits."""
+    trio = sys.modules.get("trio")
+    return in_asyncio() or (trio is not None and trio.lowlevel.in_trio_run())
+
+
+def _run_until_blocked(steps: Steps[T], attempt: Callable[[Any], Any]) -> tuple[Any, T | None]:
+    """Run *steps* up to a request that has to be waited for, or to their result (and None)."""
+    try:
+        request = next(steps)
+        while not isinstance(request, Wait):
+            try:
+                answer = attempt(request)
+            except WouldBlock:
+                break
+            except BaseException as error:  # noqa: BLE001 - raised inside the steps
+                request = steps.throw(error)
+            else:
+                request = steps.send(answer)
+    except StopIteration as stop:
+        return None, stop.value
+    return request, None
+
+
+_limiters: RunVar[anyio.CapacityLimiter] = RunVar("agent_gantry_state_limiter")
+
+
+async def _hop(answer: Callable[[Any], Any], request: Message) -> Any:
+    """Have a store answer in a thread, within the request's time, however many wait for a thread."""
+    try:
+        limiter = _limiters.get()
+    except LookupError:
+        # Not anyio's: tools may be holding all of its threads while they wait for this one's answer.
+        limiter = anyio.CapacityLimiter(_WAITERS)
+        _limiters.set(limiter)
+    deadline = time.monotonic() + request.timeout
+
+    def in_time() -> Any:
+        left = deadline - time.monotonic()
+        return answer(replace(request, timeout=max(left, 0.0)))
+
+    return await anyio.to_thread.run_sync(in_time, abandon_on_cancel=True, limiter=limiter)
 
 
 async def _arun_uncut(steps: Steps[T], perform: Callable[[Any], Awaitable[Any]]) -> T:

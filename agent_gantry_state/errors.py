@@ -10,16 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 __all__ = [
+    "CallEndedError",
     "CodecError",
     "CorruptEntryError",
     "DeclarationError",
     "EvictionWarning",
+    "ExclusiveTimeoutError",
     "InjectedArgumentError",
     "MemoryConflictError",
     "MemoryErasedError",
     "MissingIdentityError",
     "OrphanedCallError",
     "ResolverError",
+    "SessionOwnerError",
     "StateError",
     "StateWarning",
     "StoreClosedError",
@@ -27,6 +30,7 @@ __all__ = [
     "StoreTimeoutError",
     "StoreURLError",
     "StoreUnavailableError",
+    "UndeclaredKeyError",
     "UnstorableValueError",
 ]
 
@@ -133,6 +137,50 @@ class MemoryErasedError(StateError):
 
 class OrphanedCallError(StateError):
     """A call came to its end after whoever made it had given up; nothing of it was written."""
+
+
+class SessionOwnerError(StateError):
+    """A memory that has an owner was opened by somebody else; nothing was read or written.
+
+    Attributes:
+        scope: The scope of the memory.
+    """
+
+    def __init__(self, message: str, *, scope: str) -> None:
+        super().__init__(message)
+        self.scope = scope
+
+
+class ExclusiveTimeoutError(StateError, TimeoutError):
+    """A call with ``exclusive=True`` did not get its turn in time, or could not wait for it; the tool did not run.
+
+    Attributes:
+        scope: The scope of the memory.
+    """
+
+    transient = True
+
+    def __init__(self, message: str, *, scope: str) -> None:
+        super().__init__(message)
+        self.scope = scope
+
+
+class UndeclaredKeyError(StateError):
+    """A call wrote a key that its decorator's ``keys=`` does not name; nothing of the call was written.
+
+    Attributes:
+        key: The key.
+        scope: The scope of the memory.
+    """
+
+    def __init__(self, message: str, *, key: str, scope: str) -> None:
+        super().__init__(message)
+        self.key = key
+        self.scope = scope
+
+
+class CallEndedError(StateError):
+    """A context or session object was used after the call that it had been made for."""
 
 
 class StoreError(StateError):

@@ -13,18 +13,22 @@ from typing import Any, Final, Literal, TypeVar, overload
 
 from typing_extensions import ParamSpec, Self
 
+from agent_gantry_state.bridge import Bridge
 from agent_gantry_state.errors import DeclarationError
-from agent_gantry_state.injection.plan import Declaration
+from agent_gantry_state.holding import Want
+from agent_gantry_state.injection.plan import Declaration, Kind
 from agent_gantry_state.injection.tool import Tool, decorate
-from agent_gantry_state.memory import Memory, Terms
+from agent_gantry_state.memory import Memory
 from agent_gantry_state.merge import Merge
+from agent_gantry_state.nesting import CURRENT, Alone, unit_around
 from agent_gantry_state.resolvers import Resolver, resolve
 from agent_gantry_state.scopes import ENTERED, Entered, Identity, Scope, check_ttl, new_id, refuse_orphan
-from agent_gantry_state.stores.protocol import KEEP
+from agent_gantry_state.steps import Steps
+from agent_gantry_state.stores.protocol import KEEP, Forget
 from agent_gantry_state.unit_of_work import UnitOfWork
 from agent_gantry_state.wiring import Layer, Settings, Wiring, open_bridge
 
-__all__ = ["Gantry", "MemoryBlock", "MemoryDecorator", "Override", "SessionBlock", "Stateful"]
+__all__ = ["Gantry", "Independent", "MemoryBlock", "MemoryDecorator", "Override", "SessionBlock", "Stateful"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -168,35 +172,59 @@ class Override(_Block):
 
 
 class MemoryBlock:
-    """A memory outside a tool: loaded when the `with` block begins, committed when it ends without an error."""
+    """A memory outside a tool: loaded when the `with` block begins, committed when it ends without an error.
 
-    def __init__(self, open_unit: Callable[[], tuple[UnitOfWork, Settings]]) -> None:
+    Inside the body of a tool it is a part of that call, as a call of another tool would be. Tools that are called in the
+    block are calls of their own.
+    """
+
+    def __init__(self, open_unit: Callable[[], UnitOfWork]) -> None:
         self._open_unit = open_unit
-        self._open: list[tuple[UnitOfWork, Settings]] = []
+        self._open: list[UnitOfWork] = []
 
     def __enter__(self) -> Memory:
-        unit, settings = self._open_unit()
-        memory = settings.bridge.run(unit.begin())[0]
-        self._open.append((unit, settings))
+        unit = self._open_unit()
+        memory: Memory = unit.bridge.run(unit.begin())[0]
+        self._open.append(unit)
         return memory
 
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
-        unit, settings = self._open.pop()
+        unit = self._open.pop()
         if kind is None:
             refuse_orphan()
-            settings.bridge.run(unit.finish())
+            unit.bridge.run(unit.finish())
+        else:
+            unit.fail()
 
     async def __aenter__(self) -> Memory:
-        unit, settings = self._open_unit()
-        memory = (await settings.bridge.arun(unit.begin()))[0]
-        self._open.append((unit, settings))
+        unit = self._open_unit()
+        memory: Memory = (await unit.bridge.arun(unit.begin()))[0]
+        self._open.append(unit)
         return memory
 
     async def __aexit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
-        unit, settings = self._open.pop()
+        unit = self._open.pop()
         if kind is None:
             refuse_orphan()
-            await settings.bridge.arun_uncut(unit.finish())
+            await unit.bridge.arun_uncut(unit.finish())
+        else:
+            unit.fail()
+
+
+class Independent(_Block):
+    """A block in which calls are no part of the call in whose body it stands."""
+
+    def __init__(self) -> None:
+        self._entered: list[Alone] = []
+
+    def _enter(self) -> None:
+        self._entered.append(Alone())
+
+    def _exit(self) -> None:
+        here = CURRENT.get()
+        alone = here if here in self._entered else self._entered[-1]
+        self._entered.remove(alone)
+        alone.leave()
 
 
 class Stateful:
@@ -244,6 +272,9 @@ class Stateful:
         merge: Mapping[str, Merge] | None = None,
         on_conflict: Literal["raise", "retry"] = "raise",
         retries: int = 20,
+        isolation: Literal["snapshot", "serializable"] = "snapshot",
+        exclusive: bool = False,
+        keys: Iterable[str] | None = None,
     ) -> MemoryDecorator: ...
     def with_memory(
         self,
@@ -252,11 +283,8 @@ class Stateful:
         scope: str = "session",
         into: str = "memory",
         name: str | None = None,
-        ttl: float | _Unset | None = _UNSET,
-        sliding: bool | _Unset = _UNSET,
-        merge: Mapping[str, Merge] | None = None,
-        on_conflict: Literal["raise", "retry"] = "raise",
-        retries: int = 20,
+        keys: Iterable[str] | None = None,
+        **options: Any,
     ) -> Any:
         """Give a function a memory, with or without parentheses. It may stand above a function several times.
 
@@ -267,14 +295,20 @@ class Stateful:
             into: Name of the parameter that gets the memory and is hidden from everybody else.
             name: Name of the tool, under which its own memory (scope ``tool``) is filed; by default the name under which
                 it was registered, or its qualified name. Memories are found again only under the same name.
-            ttl: Seconds that a key lives after it was written, from the commit on. By default the scope's. None: a write
-                leaves a key's expiry as it is.
-            sliding: Whether each use of the memory restarts that time, too. By default the scope's.
-            merge: For keys that several calls may change at once, how to merge them: functions of
-                `agent_gantry_state.merge` or your own, of base, theirs and ours.
-            on_conflict: What to do when another call changed a key that cannot be merged: "raise" a
-                `MemoryConflictError`, or "retry", which runs the body again on what is there then.
-            retries: How often it may run again.
+            keys: The only keys to load and to write; what else is in the memory is not seen. By default all.
+            options:
+                ttl: Seconds that a key lives after it was written, from the commit on. By default the scope's. None: a
+                    write leaves a key's expiry as it is.
+                sliding: Whether each use of the memory restarts that time, too. By default the scope's.
+                merge: For keys that several calls may change at once, how to merge them: functions of
+                    `agent_gantry_state.merge` or your own, of base, theirs and ours.
+                on_conflict: What to do when another call changed a key that cannot be merged: "raise" a
+                    `MemoryConflictError`, or "retry", which runs the body again on what is there then.
+                retries: How often it may run again.
+                isolation: "snapshot" checks what the call writes; "serializable" also that nothing which it read has
+                    changed when it commits: any key of the memory, or those in *keys*.
+                exclusive: Whether calls wait until no other has the memory to itself, at most 60 seconds: within a process
+                    in the order of the calls, between processes by a lease in the store. Implies "serializable".
 
         Returns:
             The function as a `Tool`, or a decorator that makes one.
@@ -284,29 +318,139 @@ class Stateful:
             TypeError: An argument is of the wrong type.
             ValueError: *ttl* is not positive.
         """
+        chosen = None
+        if keys is not None:
+            chosen = None if isinstance(keys, str) else tuple(keys)
+            if not chosen or not all(isinstance(key, str) for key in chosen):
+                raise DeclarationError('with_memory: keys must be one or more names, keys=("cwd",)')
+        return self._decorate("memory", fn, scope, into, name, chosen, **options)
+
+    @overload
+    def with_context(self, fn: Callable[P, R], /) -> Tool[P, R]: ...
+    @overload
+    def with_context(
+        self, *, into: str = "ctx", on_conflict: Literal["raise", "retry"] = "raise", retries: int = 20
+    ) -> MemoryDecorator: ...
+    def with_context(
+        self,
+        fn: Callable[..., Any] | None = None,
+        *,
+        into: str = "ctx",
+        on_conflict: Literal["raise", "retry"] = "raise",
+        retries: int = 20,
+    ) -> Any:
+        """Give a function an `ExecutionContext` (a `SyncExecutionContext` if it is sync), with or without parentheses.
+
+        A tool that is registered with `AgentGantry` gets one without this, if it has such a parameter.
+
+        Args:
+            fn: The function, when used without parentheses.
+            into: Name of the parameter that gets it.
+            on_conflict: As in `with_memory`.
+            retries: As in `with_memory`.
+
+        Returns:
+            The function as a `Tool`, or a decorator that makes one.
+
+        Raises:
+            DeclarationError: The function cannot get a context that way; the message says what to do.
+        """
+        return self._decorate("context", fn, "session", into, None, None, on_conflict=on_conflict, retries=retries)
+
+    @overload
+    def with_session(self, fn: Callable[P, R], /) -> Tool[P, R]: ...
+    @overload
+    def with_session(
+        self,
+        *,
+        scope: str = "session",
+        into: str = "session",
+        ttl: float | _Unset | None = _UNSET,
+        sliding: bool | _Unset = _UNSET,
+        merge: Mapping[str, Merge] | None = None,
+        on_conflict: Literal["raise", "retry"] = "raise",
+        retries: int = 20,
+        isolation: Literal["snapshot", "serializable"] = "snapshot",
+        exclusive: bool = False,
+    ) -> MemoryDecorator: ...
+    def with_session(
+        self,
+        fn: Callable[..., Any] | None = None,
+        *,
+        scope: str = "session",
+        into: str = "session",
+        **options: Any,
+    ) -> Any:
+        """Give a function a `Session` (a `SyncSession` if it is sync), which loads and writes key by key.
+
+        Args:
+            fn: The function, when used without parentheses.
+            scope: Whose keys; any scope, as in `with_memory`.
+            into: Name of the parameter that gets it.
+            options: As in `with_memory`.
+
+        Returns:
+            The function as a `Tool`, or a decorator that makes one.
+
+        Raises:
+            DeclarationError: The function cannot get a session that way; the message says what to do.
+        """
+        return self._decorate("session", fn, scope, into, None, None, **options)
+
+    def _decorate(
+        self,
+        kind: Kind,
+        fn: Callable[..., Any] | None,
+        scope: str,
+        into: str,
+        name: str | None,
+        keys: tuple[str, ...] | None,
+        ttl: float | _Unset | None = _UNSET,
+        sliding: bool | _Unset = _UNSET,
+        merge: Mapping[str, Merge] | None = None,
+        on_conflict: str = "raise",
+        retries: int = 20,
+        isolation: str = "snapshot",
+        exclusive: bool = False,
+    ) -> Any:
         wiring = self._wiring
         wiring.check_scope(scope)
-        declared = wiring.scope(scope)
-        chosen = declared.ttl if isinstance(ttl, _Unset) else ttl
-        check_ttl("with_memory", chosen)
-        slides = (declared.sliding and chosen is not None) if isinstance(sliding, _Unset) else sliding
-        if slides and chosen is None:
-            raise DeclarationError("with_memory: sliding=True needs a ttl (seconds), here or in the scope")
+        where = f"with_{kind}"
+        usual = wiring.terms(scope)
+        chosen = usual.ttl if isinstance(ttl, _Unset) else KEEP if ttl is None else ttl
+        if chosen is not KEEP:
+            check_ttl(where, chosen)  # type: ignore[arg-type]
+            chosen = float(chosen)  # type: ignore[arg-type]
+        slides = (usual.slides and chosen is not KEEP) if isinstance(sliding, _Unset) else sliding
+        if slides and chosen is KEEP:
+            raise DeclarationError(f"{where}: sliding=True needs a ttl (seconds), here or in the scope")
         if not isinstance(into, str) or not into.isidentifier():
-            raise DeclarationError("with_memory: into must be the name of a parameter")
+            raise DeclarationError(f"{where}: into must be the name of a parameter")
         if on_conflict not in ("raise", "retry"):
-            raise DeclarationError(f'with_memory: on_conflict must be "raise" or "retry", not {on_conflict!r}')
+            raise DeclarationError(f'{where}: on_conflict must be "raise" or "retry", not {on_conflict!r}')
+        if isolation not in ("snapshot", "serializable"):
+            raise DeclarationError(f'{where}: isolation must be "snapshot" or "serializable", not {isolation!r}')
+        if not isinstance(exclusive, bool):
+            raise DeclarationError(f"{where}: exclusive must be True or False, not {type(exclusive).__name__}")
         if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-            raise DeclarationError("with_memory: retries must be an int of at least 0")
+            raise DeclarationError(f"{where}: retries must be an int of at least 0")
         if name is not None and (not isinstance(name, str) or not name):
-            raise DeclarationError(f"with_memory: name must be a str that is not empty, not {type(name).__name__}")
+            raise DeclarationError(f"{where}: name must be a str that is not empty, not {type(name).__name__}")
         if merge is not None and not isinstance(merge, Mapping):
-            raise DeclarationError(f"with_memory: merge must map str keys to functions, not be a {type(merge).__name__}")
+            raise DeclarationError(f"{where}: merge must map str keys to functions, not be a {type(merge).__name__}")
         for key, function in (merge or {}).items():
             if not isinstance(key, str) or not callable(function):
-                raise DeclarationError(f"with_memory: merge must map str keys to functions; {key!r} does not")
-        terms = Terms(scope, KEEP if chosen is None else float(chosen), bool(slides), dict(merge or {}))
-        declaration = Declaration(scope, into, terms, name, retries if on_conflict == "retry" else 0)
+                raise DeclarationError(f"{where}: merge must map str keys to functions; {key!r} does not")
+        terms = replace(
+            usual,
+            ttl=chosen,
+            slides=bool(slides),
+            merges=dict(merge or {}),
+            keys=keys,
+            serializable=isolation == "serializable",
+            exclusive=exclusive,
+        )
+        declaration = Declaration(scope, into, terms, name, retries if on_conflict == "retry" else 0, kind)
         decorator = MemoryDecorator(wiring, declaration, self._refuse_decoration)
         return decorator if fn is None else decorator(fn)
 
@@ -316,6 +460,7 @@ class Stateful:
         *,
         user: str | None = None,
         conversation: str | None = None,
+        adopt: bool = False,
         **keys: str | None,
     ) -> SessionBlock:
         """State who calls, inside a `with` or `async with` block: the whole of it, what is left out is unknown.
@@ -324,6 +469,8 @@ class Stateful:
             id: Id of the session, any str but ""; without one, a new id with 256 random bits.
             user: Id of the user.
             conversation: Id of the conversation.
+            adopt: Whether *user* takes over a session that was begun before its user was known: it is theirs from the next
+                commit on that writes to it.
             keys: Further identity keys, each the name of a scope: ``tenant="acme"``.
 
         Returns:
@@ -331,9 +478,9 @@ class Stateful:
 
         Raises:
             TypeError: An id is no str.
-            ValueError: An id is "".
+            ValueError: An id is "", or *adopt* was asked for without a user.
         """
-        return SessionBlock(Identity(new_id() if id is None else id, user, conversation, keys))
+        return SessionBlock(Identity(new_id() if id is None else id, user, conversation, keys, adopt))
 
     def memory(
         self,
@@ -368,19 +515,92 @@ class Stateful:
         """
         wiring = self._wiring
         wiring.check_scope(scope)
-        stated: Identity | None = None
-        if any(value is not None for value in (session, user, conversation, *keys.values())):
-            stated = Identity(session, user, conversation, keys)
-        declared = wiring.scope(scope)
-        terms = Terms(scope, KEEP if declared.ttl is None else float(declared.ttl), declared.sliding, dict(merge or {}))
+        stated = _stated(session, user, conversation, keys)
+        terms = replace(wiring.terms(scope), merges=dict(merge or {}))
 
-        def open_unit() -> tuple[UnitOfWork, Settings]:
+        def open_unit() -> UnitOfWork:
             settings = wiring.settings
             identity = stated or _current(settings)
             namespace = resolve(scope, tool, identity, wiring.app, settings.resolvers, wiring.scopes)
-            return UnitOfWork({namespace: terms}, settings.resendable), settings
+            return UnitOfWork({namespace: Want.of(terms, identity)}, settings.bridge, unit_around())
 
         return MemoryBlock(open_unit)
+
+    def independent(self) -> Independent:
+        """Make calls in a `with` or `async with` block stand on their own, though they are made inside a tool.
+
+        They see what is committed and nothing else, commit when they return, and stay committed if the tool fails.
+        """
+        return Independent()
+
+    def forget(
+        self,
+        scope: str,
+        *,
+        session: str | None = None,
+        user: str | None = None,
+        conversation: str | None = None,
+        tool: str | None = None,
+        **keys: str | None,
+    ) -> None:
+        """Erase a memory, at once and whoever owns it; a call that had loaded it cannot bring anything of it back.
+
+        Args:
+            scope: Which memory.
+            session: Id of the session. If any id is given, the ids given are all that is known; else it is the identity
+                that was entered here, or the gantry's.
+            user: Id of the user.
+            conversation: Id of the conversation.
+            tool: Name of the tool, for scope ``tool``.
+            keys: Further identity keys.
+
+        Raises:
+            MissingIdentityError: The scope depends on something that is not given.
+            StoreError: The store failed; `committed` says whether it is certain that nothing was erased.
+        """
+        bridge, steps = self._forgetting(scope, tool, _stated(session, user, conversation, keys))
+        bridge.run(steps)
+
+    async def aforget(
+        self,
+        scope: str,
+        *,
+        session: str | None = None,
+        user: str | None = None,
+        conversation: str | None = None,
+        tool: str | None = None,
+        **keys: str | None,
+    ) -> None:
+        """`forget`, for a caller on an event loop."""
+        bridge, steps = self._forgetting(scope, tool, _stated(session, user, conversation, keys))
+        await bridge.arun_uncut(steps)
+
+    def end_session(self, id: str) -> None:
+        """Erase the memory of a session: `forget` for scope ``session``. Its id may be used again, by anybody.
+
+        Args:
+            id: Id of the session.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        self.forget("session", session=id)
+
+    async def aend_session(self, id: str) -> None:
+        """`end_session`, for a caller on an event loop."""
+        await self.aforget("session", session=id)
+
+    def _forgetting(self, scope: str, tool: str | None, stated: Identity | None) -> tuple[Bridge, Steps[None]]:
+        wiring = self._wiring
+        wiring.check_scope(scope)
+        settings = wiring.settings
+        identity = stated or _current(settings)
+        namespace = resolve(scope, tool, identity, wiring.app, settings.resolvers, wiring.scopes)
+
+        def steps() -> Steps[None]:
+            yield Forget((namespace,))
+
+        return settings.bridge, steps()
 
     def override(
         self,
@@ -424,6 +644,14 @@ class Stateful:
 
     def _refuse_decoration(self, fn: Any) -> None:
         """Refuse a function that this gantry cannot decorate any more."""
+
+
+def _stated(
+    session: str | None, user: str | None, conversation: str | None, keys: Mapping[str, str | None]
+) -> Identity | None:
+    """The identity that somebody states, None if nothing of one is given."""
+    given = any(value is not None for value in (session, user, conversation, *keys.values()))
+    return Identity(session, user, conversation, keys) if given else None
 
 
 def _current(settings: Settings) -> Identity | None:

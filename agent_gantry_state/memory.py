@@ -8,21 +8,40 @@ it was.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agent_gantry_state import codec
 from agent_gantry_state.errors import UnstorableValueError
-from agent_gantry_state.merge import ABSENT, Merge, is_number
+from agent_gantry_state.merge import ABSENT, Merge, graft, is_number
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.scopes import check_ttl
-from agent_gantry_state.stores.protocol import EMPTY, KEEP, UNSHARED, Put, Snapshot, Ttl
+from agent_gantry_state.stores.protocol import EMPTY, KEEP, UNSHARED, Change, Put, Snapshot, Ttl
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Changes", "Memory", "Terms", "changes_of", "open_memory", "pack_at", "plain_changes"]
+__all__ = [
+    "Changes",
+    "Memory",
+    "Terms",
+    "apply_changes",
+    "changes_of",
+    "extend_memory",
+    "is_due",
+    "open_memory",
+    "pack_at",
+    "plain_changes",
+    "refresh",
+    "snapshot_of",
+    "touches",
+    "was_deleted",
+]
+
+#: A sliding time to live is restarted only when this part of it has gone.
+TOUCH_AFTER = 0.1
 
 _Dict = dict[str, Any]
 #: In `Memory._touched`, a key of which only the expiry was set; None is one that was assigned or deleted, and a number is
@@ -44,15 +63,42 @@ class Terms:
         ttl: Seconds that a key lives after it was written, or KEEP.
         slides: Whether each use restarts that time.
         merges: For a key, how to merge it.
+        keys: The only keys to load and to write; None: all.
+        serializable: Whether what was read must be unchanged when the call commits.
+        exclusive: Whether calls wait for each other. They are serializable, too.
+        owned: Whether the namespace belongs to whoever first wrote to it.
     """
 
     scope: str
     ttl: Ttl = KEEP
     slides: bool = False
     merges: Mapping[str, Merge] = field(default_factory=dict)
+    keys: tuple[str, ...] | None = None
+    serializable: bool = False
+    exclusive: bool = False
+    owned: bool = False
+
+    def joined(self, other: Terms) -> Terms:
+        """These terms for a memory that another declaration asks for as well."""
+        both = self.keys is not None and other.keys is not None
+        return replace(
+            self,
+            merges={**other.merges, **self.merges},
+            keys=tuple(dict.fromkeys((*(self.keys or ()), *(other.keys or ())))) if both else None,
+            serializable=self.serializable or other.serializable,
+            exclusive=self.exclusive or other.exclusive,
+        )
 
 
 _UNBOUND = Terms("")
+
+
+class _Inherited(NamedTuple):
+    """In `Memory._touched`, a key that a nested call assigned: the time to live that it has from there, and whether it
+    slides. Writing to the key takes its place."""
+
+    ttl: Ttl
+    slides: bool
 
 
 #: What a call did to one memory: keys that it wrote, in the order in which new ones go behind those that are there; keys
@@ -61,13 +107,20 @@ Changes = tuple[dict[str, Put], list[str], dict[str, Any]]
 
 
 class _Extra:
-    """What only some calls do to a memory: keys that were deleted at some time, and times to live that were set."""
+    """What only some calls do to a memory.
 
-    __slots__ = ("removed", "ttls")
+    Attributes:
+        removed: Keys that were deleted at some time.
+        ttls: Times to live that were set, each with whether it slides.
+        touches: Whether a nested call restarts the time of the keys that slide.
+    """
+
+    __slots__ = ("removed", "touches", "ttls")
 
     def __init__(self) -> None:
         self.removed: set[str] = set()
-        self.ttls: dict[str, float | None] = {}
+        self.ttls: dict[str, tuple[Ttl, bool]] = {}
+        self.touches = False
 
 
 class Memory(dict[str, Any]):
@@ -199,9 +252,8 @@ class Memory(dict[str, Any]):
         """
         if key not in self:
             raise KeyError(key)
-        if self._extra is not None and key in self._extra.ttls:
-            return self._extra.ttls[key]
-        if key in self._touched and isinstance(ttl := self._terms.ttl, float):
+        ttl, _ = _ttl(self, key)
+        if ttl is None or isinstance(ttl, (int, float)):
             return ttl
         deadline = self._base.deadline(key)
         return None if deadline is None else deadline - self._now
@@ -231,6 +283,8 @@ class Memory(dict[str, Any]):
         before = touched.get(key, _EXPIRY)
         if before is _EXPIRY:
             touched[key] = n
+        elif type(before) is _Inherited:
+            touched[key] = None
         elif before is not None:
             touched[key] = before + n
         _set(self, key, total)
@@ -238,19 +292,36 @@ class Memory(dict[str, Any]):
 
     def _expire(self, key: str, ttl: float | None) -> None:
         self._touched.setdefault(key, _EXPIRY)
-        if self._extra is None:
-            self._extra = _Extra()
-        self._extra.ttls[key] = ttl
+        _extra(self).ttls[key] = (ttl, False)
 
     def _remove(self, key: str) -> None:
         self._touched[key] = None
-        if self._extra is None:
-            self._extra = _Extra()
-        self._extra.removed.add(key)
-        self._extra.ttls.pop(key, None)
+        extra = _extra(self)
+        extra.removed.add(key)
+        extra.ttls.pop(key, None)
 
 
 codec.store_as_dict(Memory, dict)
+
+
+def _extra(memory: Memory) -> _Extra:
+    extra = memory._extra
+    if extra is None:
+        extra = memory._extra = _Extra()
+    return extra
+
+
+def _ttl(memory: Memory, key: str) -> tuple[Ttl, bool]:
+    """What the call makes of a key's time to live, and whether it slides; KEEP: what it was when it was loaded."""
+    extra = memory._extra
+    if extra is not None and key in extra.ttls:
+        return extra.ttls[key]
+    touched = memory._touched.get(key, ABSENT)
+    if type(touched) is _Inherited:
+        return touched
+    if touched is not ABSENT and memory._terms.ttl is not KEEP:
+        return memory._terms.ttl, memory._terms.slides
+    return (None if extra is not None and key in extra.removed else KEEP), False
 
 
 def open_memory(namespace: Namespace, snapshot: Snapshot, now: float, terms: Terms) -> Memory:
@@ -267,6 +338,164 @@ def open_memory(namespace: Namespace, snapshot: Snapshot, now: float, terms: Ter
     memory._now = now
     memory._touched = {}
     return memory
+
+
+def is_due(memory: Memory) -> bool:
+    """Whether this use is to restart the time of the keys that slide, though it writes nothing."""
+    base = memory._base
+    return touches(memory) and bool(base.slides) and memory._now - base.touched > TOUCH_AFTER * min(base.slides.values())
+
+
+def touches(memory: Memory) -> bool:
+    """Whether a use of this memory restarts the time of the keys that slide."""
+    return memory._terms.slides or (memory._extra is not None and memory._extra.touches)
+
+
+def refresh(memory: Memory, source: Memory, keys: Iterable[str]) -> None:
+    """Show some keys of *source* in a memory that has nothing else and no changes of its own, inside its containers."""
+    base = snapshot_of(source, keys)
+    for key in list(memory):
+        if key not in base.values:
+            dict.pop(memory, key)
+    for key in base.values:
+        if memory._base.versions.get(key) != base.versions[key]:
+            value = base.value(key)
+            _set(memory, key, graft(memory[key], value) if key in memory else value)
+    memory._base = base
+    memory._touched = {}
+    memory._extra = None
+
+
+def was_deleted(memory: Memory, key: str) -> bool:
+    """Whether the call has deleted *key* at some time, though it may have made it again."""
+    return memory._extra is not None and key in memory._extra.removed
+
+
+# What a nested call needs: the memory of the call around it is the store that it loads from and commits to.
+
+
+def snapshot_of(memory: Memory, keys: Iterable[str] | None = None) -> Snapshot:
+    """The memory as it stands now, for a nested call to load. Each key's version is its content.
+
+    Args:
+        memory: The memory of the call around it, in whatever state that has left it.
+        keys: Only these keys; None: all.
+
+    Raises:
+        UnstorableValueError: It holds something that cannot be stored.
+    """
+    values: _Dict = {}
+    packed: dict[str, bytes] = {}
+    versions: dict[str, bytes] = {}
+    expires_at: dict[str, float] = {}
+    slides: dict[str, float] = {}
+    base = memory._base
+    for key in list(memory) if keys is None else [key for key in keys if key in memory]:
+        value = memory[key]
+        _refuse_key(key)
+        versions[key] = encoded = pack_at(value, key)
+        if type(value) in _IMMUTABLE:
+            values[key] = value
+        else:
+            values[key], packed[key] = None, encoded
+        ttl, _ = _ttl(memory, key)
+        if ttl is KEEP and key in base.slides:
+            slides[key] = base.slides[key]
+        elif (left := memory.ttl(key)) is not None:
+            expires_at[key] = memory._now + left
+    until = None if keys is None and base.until is None else _last_expiry(memory)
+    return Snapshot(values, packed, versions, base.head, base.owner, expires_at, slides, base.touched, base.born, until)
+
+
+def _last_expiry(memory: Memory) -> float:
+    """When the last key of the memory, and of what was not loaded of it, expires."""
+    last = memory._base.until or 0.0
+    for key in memory:
+        left = memory.ttl(key)
+        last = math.inf if left is None else max(last, memory._now + left)
+    return last or math.inf
+
+
+def extend_memory(memory: Memory, snapshot: Snapshot, known: Collection[str], fresh: Collection[str] | None) -> None:
+    """Add keys to a memory of which only some had been loaded.
+
+    Args:
+        memory: The memory.
+        snapshot: Its namespace as it stands now.
+        known: The keys that had been loaded, whether they were there or not: they stay as they are.
+        fresh: The keys to take from it; None: all, so that the memory is whole.
+    """
+    base = memory._base
+    added = [key for key in snapshot.values if key not in known and (fresh is None or key in fresh)]
+
+    def joined(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+        return {**ours, **{key: theirs[key] for key in added if key in theirs}}
+
+    # Keys of two loads between which something was committed are no state that ever was: a head that none has says so.
+    head = base.head if snapshot.head == base.head else b""
+    memory._base = Snapshot(
+        joined(base.values, snapshot.values),
+        joined(base.packed, snapshot.packed),
+        joined(base.versions, snapshot.versions),
+        head,
+        base.owner,
+        joined(base.expires_at, snapshot.expires_at),
+        joined(base.slides, snapshot.slides),
+        max(base.touched, snapshot.touched),
+        snapshot.born if base.head is None else base.born,
+        None if fresh is None else snapshot.last_expiry(),
+    )
+    for key in added:
+        if key not in memory:
+            _set(memory, key, snapshot.value(key))
+    if fresh is None:
+        # Whole now: in the order in which the store has it, with what is new at the end.
+        ordered = {key: memory[key] for key in snapshot.values if key in memory}
+        ordered.update(memory)
+        dict.clear(memory)
+        _update(memory, ordered)
+
+
+def apply_changes(memory: Memory, inner: Memory, change: Change, added: Mapping[str, Any]) -> None:
+    """Make the changes of a nested call in the memory of the call around it, inside the containers that are there.
+
+    Args:
+        memory: The memory of the call around it.
+        inner: That of the nested call.
+        change: What to write and to delete.
+        added: For keys that the nested call only added to, what it added.
+    """
+    own = {} if inner._extra is None else inner._extra.ttls
+    for key in change.deletes:
+        memory.pop(key, None)
+    for key, put in change.puts.items():
+        if put.last:
+            memory.pop(key, None)
+        # Without a time of its own it has the one that the call around gave it.
+        ttl = (put.ttl, put.slides) if put.ttl is not KEEP else _ttl(memory, key)
+        assigned = False
+        if key in added:
+            memory.add(key, added[key])
+        elif key in memory and pack_at(memory[key], key) == put.packed:
+            # Only its time is new: what the call around added to it stays an addition.
+            memory._touched.setdefault(key, _EXPIRY)
+        else:
+            value = put.value if put.value is not UNSHARED else codec.unpack(put.packed)
+            memory[key] = graft(memory[key], value) if key in memory else value
+            assigned = True
+        if ttl[0] is KEEP and memory._terms.ttl is KEEP:
+            continue
+        extra = _extra(memory)
+        if put.ttl is KEEP and key in extra.ttls:
+            continue
+        # Where the call around has a time of its own for what it writes, that holds for what it writes after this one.
+        if assigned and key not in own and memory._terms.ttl is not KEEP:
+            extra.ttls.pop(key, None)
+            memory._touched[key] = _Inherited(*ttl)
+        else:
+            extra.ttls[key] = ttl
+    if change.touch:
+        _extra(memory).touches = True
 
 
 def plain_changes(memory: Memory) -> dict[str, Any] | None:
@@ -326,7 +555,7 @@ def changes_of(memory: Memory) -> Changes | None:
         if put is None:
             continue
         puts[key] = put
-        if delta is not None and delta is not _EXPIRY:
+        if delta is not None and delta is not _EXPIRY and type(delta) is not _Inherited:
             added[key] = delta
         fresh += old is ABSENT or put.last
     for key, before in packed.items():
@@ -355,11 +584,7 @@ def _put(
     memory: Memory, key: str, value: Any, old: Any, extra: _Extra | None, terms: Terms, *, explicit: bool
 ) -> Put | None:
     """The put for a key that is in the memory, None if it is as it was loaded."""
-    if type(key) is not str:
-        raise UnstorableValueError(
-            f"memory has a key of type {type(key).__name__}, which cannot be stored; keys are str, so use str(key)",
-            path=f"memory[<{type(key).__name__}>]",
-        )
+    _refuse_key(key)
     base = memory._base
     kind = type(value)
     packed: bytes | None = None
@@ -374,12 +599,24 @@ def _put(
         shared = UNSHARED
     last = extra is not None and key in extra.removed and old is not ABSENT
     if extra is not None and key in extra.ttls:
-        return Put(shared, packed, extra.ttls[key], False, last)
+        ttl, slides = extra.ttls[key]
+        return Put(shared, packed, ttl, slides, last)
+    inherited = memory._touched.get(key)
+    if type(inherited) is _Inherited:
+        return None if unchanged and not last and inherited.ttl is KEEP else Put(shared, packed, *inherited, last)
     if unchanged and not last and (not explicit or terms.ttl is KEEP):
         # An assignment is a write even if it changes nothing, where a write starts the key's time anew.
         return None
     # A key that was deleted and made again has lost the deadline that it had.
     return Put(shared, packed, None if last and terms.ttl is KEEP else terms.ttl, terms.slides, last)
+
+
+def _refuse_key(key: Any) -> None:
+    if type(key) is not str:
+        raise UnstorableValueError(
+            f"memory has a key of type {type(key).__name__}, which cannot be stored; keys are str, so use str(key)",
+            path=f"memory[<{type(key).__name__}>]",
+        )
 
 
 def _find_hidden(memory: Memory, puts: dict[str, Put], deletes: list[str]) -> None:

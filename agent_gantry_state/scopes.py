@@ -44,13 +44,15 @@ class Identity:
         user: Id of the user.
         conversation: Id of the conversation.
         keys: Further identity keys, each the name of a scope: ``{"tenant": "acme"}``.
+        adopt: Whether the user takes over the session if it is nobody's, with the next commit that writes to it.
 
     Raises:
         TypeError: An id is no str.
-        ValueError: An id is "", or a key is the name of a scope that is nobody's (``tool``, ``global``).
+        ValueError: An id is "", or a key is the name of a scope that is nobody's (``tool``, ``global``), or *adopt* was
+            asked for without a session and a user.
     """
 
-    __slots__ = ("_keys", "namespaces")
+    __slots__ = ("_keys", "adopt", "namespaces", "owner", "slots")
 
     def __init__(
         self,
@@ -58,7 +60,10 @@ class Identity:
         user: str | None = None,
         conversation: str | None = None,
         keys: Mapping[str, str | None] = MappingProxyType({}),
+        adopt: bool = False,
     ) -> None:
+        if adopt and (session is None or user is None):
+            raise ValueError("identity: adopt=True needs a session, and the user who takes it over")
         given = {"session": session, "user": user, "conversation": conversation, **keys}
         for key, value in given.items():
             if key in IMPERSONAL_SCOPES:
@@ -68,8 +73,14 @@ class Identity:
             if value == "":
                 raise ValueError(f"identity: {key} must not be empty; leave it out if it is not known")
         self._keys = MappingProxyType({key: value for key, value in given.items() if value is not None})
+        #: Whether what is nobody's becomes the user's.
+        self.adopt = adopt
+        #: Whom a memory that has an owner belongs to if this caller is the first to write to it: a user, "" for nobody.
+        self.owner: str = self._keys.get("user", "")
         #: Namespaces that the built-in resolvers found for it, by app and scope; a cache of the call path.
         self.namespaces: dict[tuple[str, str], Namespace] = {}
+        #: Where they stand in a memory store, by the wiring's key for the scope; likewise.
+        self.slots: dict[object, Any] = {}
 
     @property
     def session(self) -> str | None:
@@ -96,9 +107,11 @@ class Identity:
         return self._keys.get(key)
 
     def replace(self, **keys: str | None) -> Identity:
-        """This identity with some keys changed; None takes one away."""
+        """This identity with some keys changed; None takes one away. Another session or user is not to be adopted by."""
         merged: dict[str, Any] = {**self._keys, **keys}
-        return Identity(merged.pop("session", None), merged.pop("user", None), merged.pop("conversation", None), merged)
+        session, user, conversation = (merged.pop(key, None) for key in ("session", "user", "conversation"))
+        adopt = self.adopt and (session, user) == (self.session, self.user)
+        return Identity(session, user, conversation, merged, adopt)
 
     def __eq__(self, other: object) -> bool:
         return self._keys == other._keys if isinstance(other, Identity) else NotImplemented
@@ -109,7 +122,7 @@ class Identity:
     def __reduce__(self) -> Any:
         own = ("session", "user", "conversation")
         rest = {key: value for key, value in self._keys.items() if key not in own}
-        return Identity, (self.session, self.user, self.conversation, rest)
+        return Identity, (self.session, self.user, self.conversation, rest, self.adopt)
 
     def __repr__(self) -> str:
         return f"<Identity with {', '.join(self._keys) or 'nothing known'}>"
@@ -127,6 +140,8 @@ class Scope:
     Args:
         ttl: Seconds that a key lives after it was last written; None: for ever.
         sliding: Whether each use of the memory restarts the time, too.
+        owned: Whether a memory belongs to the user who first wrote to it (or to nobody, if none was known), so that
+            everybody else is refused. Sessions always are.
 
     Raises:
         TypeError: *ttl* is no number.
@@ -135,6 +150,7 @@ class Scope:
 
     ttl: float | None = None
     sliding: bool = False
+    owned: bool = False
 
     def __post_init__(self) -> None:
         check_ttl("Scope", self.ttl)

@@ -2,50 +2,72 @@
 
 A unit of work opens the memories that a call needs from one snapshot, finds what the call changed in them, and commits all
 of it in one step. Where another call was quicker it merges, always from what was loaded and what this call made of it, and
-tries again. It is pure: it yields messages (`steps`) and is sent the answers.
+tries again. A call that is made inside another one is a savepoint of it: the memories of the outer one are the store that it
+loads from and commits to. It is pure: it yields messages (`steps`) and is sent the answers.
 """
 
 from __future__ import annotations
 
+import enum
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
-from agent_gantry_state import codec, merge
-from agent_gantry_state.codec import shortened
-from agent_gantry_state.errors import MemoryConflictError, MemoryErasedError, StoreTimeoutError, UnstorableValueError
-from agent_gantry_state.memory import Changes, Memory, Terms, changes_of, open_memory, pack_at
-from agent_gantry_state.merge import ABSENT, Conflict
-from agent_gantry_state.namespace import Namespace
-from agent_gantry_state.steps import Steps
-from agent_gantry_state.stores.protocol import (
-    KEEP,
-    UNSHARED,
-    Change,
-    Commit,
-    Load,
-    Loaded,
-    Moved,
-    Put,
-    Snapshot,
+from agent_gantry_state.bridge import on_event_loop
+from agent_gantry_state.errors import OrphanedCallError, StoreTimeoutError
+from agent_gantry_state.holding import Held, Want, change_of, refuse_owner
+from agent_gantry_state.memory import (
+    Changes,
+    Memory,
+    changes_of,
+    extend_memory,
+    is_due,
+    open_memory,
+    snapshot_of,
+    was_deleted,
 )
+from agent_gantry_state.namespace import Namespace
+from agent_gantry_state.rebase import Rebase, conflict, erased, is_erased
+from agent_gantry_state.scopes import Identity
+from agent_gantry_state.steps import Pause, Steps
+from agent_gantry_state.stores.protocol import Change, Commit, Committed, Load, Loaded, Moved, Snapshot
+from agent_gantry_state.turns import EXCLUSIVE_SECONDS, Grant, Turn, Turns, give_back, leased, released, turns_of
 
-__all__ = ["UnitOfWork"]
+__all__ = ["NESTING", "State", "UnitOfWork", "finish_one", "new_version", "orphan"]
 
 _random = random.Random()  # noqa: S311 - unique, not secret
 if hasattr(os, "register_at_fork"):
     # A child that went on with its parent's sequence would give two commits one version.
     os.register_at_fork(after_in_child=_random.seed)
 _getrandbits = _random.getrandbits
-_new = object.__new__
 
 #: Sends at most this long after what another call moved, in seconds, resends included.
 COMMIT_SECONDS = 6.0
-#: A sliding time to live is restarted only when this part of it has gone.
-TOUCH_AFTER = 0.1
+
+
+class _Nesting:
+    """The lock that is held while a nested call is made a part of the one around it, and while that one ends."""
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """In a child process: a thread that is not there any more may have held it."""
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *exc: object) -> None:
+        self._lock.release()
+
+
+NESTING = _Nesting()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=NESTING.renew)
 
 
 def new_version() -> bytes:
@@ -53,59 +75,340 @@ def new_version() -> bytes:
     return _getrandbits(64).to_bytes(8, "big")
 
 
+class State(enum.Enum):
+    """How far a unit of work is."""
+
+    OPEN = "open"
+    CLOSING = "closing"
+    LANDED = "landed"
+    FAILED = "failed"
+
+
+_OVER = frozenset({State.LANDED, State.FAILED})
+
+
+class _WhileItCommits(Pause):
+    """A pause in which the call around may come to its end."""
+
+    def wait(self) -> None:
+        if on_event_loop():
+            raise StoreTimeoutError(
+                "nothing was written: the call around this one is just being committed, and a sync tool on an event loop's "
+                "own thread cannot wait for that; make the tool async, or call it in a thread"
+            )
+        super().wait()
+
+
 class UnitOfWork:
     """One call's memories, from load to commit.
 
     Args:
-        needs: The namespaces to load, each with how its memory behaves.
-        resendable: Whether the answer to a commit can be lost, so that the store has to remember the unit.
+        wants: The namespaces to load.
+        bridge: The way to the store.
+        outer: The unit of the call in whose body this one is made.
     """
 
-    __slots__ = ("_deadline", "_made", "_needs", "_pending", "_token", "memories")
+    __slots__ = (
+        "_deadline",
+        "_grants",
+        "_made",
+        "_pending",
+        "_token",
+        "_turns",
+        "_version",
+        "_wants",
+        "bridge",
+        "held",
+        "inner",
+        "outer",
+        "state",
+    )
 
-    def __init__(self, needs: Mapping[Namespace, Terms], resendable: bool = True) -> None:
-        self._needs = needs
-        self._token = _getrandbits(128).to_bytes(16, "big") if resendable else b""
-        self.memories: tuple[Memory, ...] = ()
-
-    _made: list[tuple[Memory, Changes | None]]
+    _made: list[tuple[Held, Changes | None]]
     _pending: list[Change]
+    _version: bytes
+    _deadline: float
+
+    def __init__(self, wants: Mapping[Namespace, Want], bridge: Any, outer: UnitOfWork | None = None) -> None:
+        self._wants = wants
+        self.bridge = bridge
+        self.outer = outer
+        self.held: dict[Namespace, Held] = {}
+        self.state = State.OPEN
+        #: Queues of its nested calls.
+        self.inner: Turns | None = None
+        self._turns: dict[Namespace, Turn] = {}
+        self._grants: list[Grant] = []
+        # Without an answer that can be lost, no commit is sent twice, and the store need not remember the unit.
+        self._token = _getrandbits(128).to_bytes(16, "big") if bridge.resendable else b""
 
     @classmethod
-    def of(cls, memory: Memory) -> UnitOfWork:
+    def of(cls, memory: Memory, want: Want, bridge: Any) -> UnitOfWork:
         """The unit of a memory that was opened without one, from a store that answers at once."""
-        unit = _new(cls)
-        unit._token = b""
-        unit.memories = (memory,)
+        unit = cls({}, bridge)
+        assert memory._namespace is not None  # noqa: S101 - it was opened with one
+        unit.held[memory._namespace] = Held(memory, want)
         return unit
 
+    # Where it stands among other calls.
+
+    def host(self) -> UnitOfWork | None:
+        """The unit that takes up what this one does: the nearest around it that is not over; None: it commits by itself.
+
+        Raises:
+            OrphanedCallError: A call around it has failed.
+        """
+        above = self.outer
+        while above is not None:
+            if above.state is State.FAILED:
+                raise orphan()
+            if above.state is not State.LANDED and above.bridge.store is self.bridge.store:
+                return above
+            above = above.outer
+        return None
+
+    # Loading.
+
     def begin(self) -> Steps[tuple[Memory, ...]]:
-        """Load the memories, in the order in which they are needed."""
-        loaded: Loaded = yield Load(tuple(self._needs))
-        self.memories = tuple(
-            open_memory(namespace, snapshot, loaded.now, terms)
-            for (namespace, terms), snapshot in zip(self._needs.items(), loaded.snapshots, strict=True)
-        )
-        return self.memories
+        """Wait for its turn, where it wants memories to itself, and load the memories, in the order of its wants.
+
+        Raises:
+            ExclusiveTimeoutError: Its turn did not come.
+            OrphanedCallError: A call around it has failed.
+            SessionOwnerError: A memory belongs to somebody else.
+        """
+        exclusive = [namespace for namespace, want in self._wants.items() if want.terms.exclusive]
+        if exclusive:
+            deadline = time.monotonic() + EXCLUSIVE_SECONDS
+            # In one order for all, so that no two wait for each other.
+            for namespace in sorted(exclusive, key=lambda each: each.digest):
+                yield from self._take_turn(namespace, deadline)
+        yield from self.hold(self._wants)
+        return tuple([self.held[namespace].memory for namespace in self._wants])
+
+    def hold(self, wants: Mapping[Namespace, Want]) -> Steps[None]:
+        """Have memories of these namespaces, loading what was not loaded before from one snapshot.
+
+        Raises:
+            MemoryErasedError: A namespace of which keys were loaded has been erased since.
+            OrphanedCallError: A call around this one has failed.
+            SessionOwnerError: One belongs to somebody else.
+        """
+        missing: dict[Namespace, Want] = {}
+        for namespace, want in wants.items():
+            held = self.held.get(namespace)
+            if held is not None:
+                refuse_owner(want, held.owner)
+                if held.want.nested and not want.nested:
+                    # The body asks for what a call inside has used before.
+                    held.want = want
+                    held.memory._terms = want.terms.joined(held.memory._terms)
+            if held is None or not held.has(want.keys):
+                missing[namespace] = want
+        if missing:
+            host = self.host()
+            if host is None:
+                partial = any(want.keys is not None for want in missing.values())
+                loaded: Loaded = yield Load(
+                    tuple(missing), tuple(want.keys for want in missing.values()) if partial else None
+                )
+                for want, snapshot in zip(missing.values(), loaded.snapshots, strict=True):
+                    refuse_owner(want, snapshot.owner)
+                with NESTING:
+                    for (namespace, want), snapshot in zip(missing.items(), loaded.snapshots, strict=True):
+                        self._take(namespace, want, snapshot, loaded.now, None)
+            else:
+                yield from host.hold({namespace: want.for_nested() for namespace, want in missing.items()})
+                with NESTING:
+                    for namespace, want in missing.items():
+                        origin = host.held[namespace]
+                        origin.flush()
+                        snapshot = snapshot_of(origin.memory, want.keys)
+                        self._take(namespace, want, snapshot, origin.memory._now, origin)
+        for namespace, want in wants.items():
+            if want.terms.serializable or want.terms.exclusive:
+                self._keep(self.held[namespace], want.terms.keys)
+
+    def _take(self, namespace: Namespace, want: Want, snapshot: Snapshot, now: float, origin: Held | None) -> None:
+        held = self.held.get(namespace)
+        if held is None:
+            self.held[namespace] = Held(open_memory(namespace, snapshot, now, want.terms), want, origin)
+        elif not held.has(want.keys):
+            if held.want.terms.keys is not None and held.view is None:
+                held.split()
+            if is_erased(held.memory._base, snapshot, now):
+                raise erased(want.terms.scope)
+            assert held.keys is not None  # noqa: S101 - else it would have them all
+            extend_memory(held.memory, snapshot, held.keys, want.keys)
+            held.keys = None if want.keys is None else held.keys.union(want.keys)
+
+    @staticmethod
+    def _keep(held: Held, keys: tuple[str, ...] | None) -> None:
+        if keys is None:
+            held.whole = True
+        else:
+            held.checked.update(keys)
+
+    def names(self, namespace: Namespace, want: Want) -> Steps[list[str]]:
+        """The keys of a namespace, as this call sees it, without loading their values. *want* asks for no keys."""
+        yield from self.hold({namespace: want})
+        held = self.held[namespace]
+        if held.keys is None:
+            return list(held.memory)
+        host = self.host()
+        if host is None:
+            loaded: Loaded = yield Load((namespace,), ((),), names=True)
+            refuse_owner(want, loaded.snapshots[0].owner)
+            there = list(loaded.snapshots[0].versions)
+        else:
+            there = yield from host.names(namespace, want.for_nested())
+        memory, known = held.memory, held.keys
+        # What was deleted and made again goes last, as in a dict.
+        kept = {key: None for key in there if key not in known or (key in memory and not was_deleted(memory, key))}
+        return [*kept, *(key for key in memory if key not in kept)]
+
+    # Taking turns.
+
+    def _take_turn(self, namespace: Namespace, deadline: float) -> Steps[None]:
+        """Wait until no other call has a namespace to itself: first among the calls inside the one around this one, then,
+        for the whole of that one, further out."""
+        while namespace not in self._turns and self.state not in _OVER:
+            host = self.host()
+            if host is None:
+                turns = turns_of(self.bridge.store)
+            else:
+                with NESTING:
+                    turns = host.inner = host.inner or Turns()
+            turn, grant = turns.ask(namespace, deadline), None
+            try:
+                yield turn
+                if host is not None:
+                    yield from host._take_turn(namespace, deadline)
+                elif not getattr(self.bridge.store, "inline", False):
+                    grant = yield from leased(self.bridge, namespace, deadline)
+            except BaseException:
+                turn.leave()
+                raise
+            if self._keep_turn(turn, grant, host):
+                return
+            # It was waited for on behalf of a call that has ended meanwhile.
+            if grant is not None:
+                yield from released(grant)
+            turn.leave()
+
+    def _keep_turn(self, turn: Turn, grant: Grant | None, host: UnitOfWork | None) -> bool:
+        with NESTING:
+            if self.state in _OVER or (host is not None and host.state in _OVER):
+                return False
+            self._turns[turn.namespace] = turn
+            if grant is not None:
+                self._grants.append(grant)
+        return True
+
+    def release(self) -> Steps[None]:
+        """Let other calls have what this one had to itself."""
+        while self._grants:
+            yield from released(self._grants.pop())
+        self.drop()
+
+    def drop(self) -> None:
+        """`release` for a caller that cannot wait: leases are given back by a thread."""
+        while self._grants:
+            give_back(self._grants.pop())
+        while self._turns:
+            self._turns.popitem()[1].leave()
+
+    # Ending.
 
     def finish(self) -> Steps[None]:
         """Commit what the call changed, merging where others were quicker.
 
         Raises:
-            MemoryConflictError: What both sides changed cannot be merged.
+            MemoryConflictError: What both sides changed cannot be merged, or had to stay as it was.
             MemoryErasedError: A namespace was erased after it had been loaded.
+            OrphanedCallError: A call around this one has failed.
+            SessionOwnerError: A memory has come to belong to somebody else.
             StoreTimeoutError: Others were quicker for too long.
+            UndeclaredKeyError: The call wrote a key that it had not declared.
             UnstorableValueError: The call left something in a memory that cannot be stored.
         """
-        commit = self.commit()
-        if commit is None:
-            return
-        self._deadline = time.monotonic() + COMMIT_SECONDS
-        while commit is not None:
-            answer = yield commit
-            if not isinstance(answer, Moved):
-                return
-            commit = self.settle(answer)
+        with NESTING:
+            # A nested call that ends from now on goes on by itself, or not at all.
+            self.state = State.CLOSING
+        try:
+            self._deadline = time.monotonic() + COMMIT_SECONDS
+            commit = self.commit()
+            alone = False
+            while True:
+                host = None if self.outer is None else self.host()
+                if host is not None and host.state is State.CLOSING:
+                    yield from self._wait_for(host)
+                    continue
+                if host is None and commit is None:
+                    break
+                if host is None:
+                    if not alone and any(held.origin is not None for held, _ in self._made):
+                        # What it saw in the calls around it need not be what they have committed.
+                        loaded: Loaded = yield Load(tuple([change.namespace for change in self._pending]))
+                        commit = self.settle(Moved(loaded.snapshots, loaded.now), by_content=True)
+                        if commit is None:
+                            break
+                    alone = True
+                    answer = yield commit  # type: ignore[misc]
+                else:
+                    # What it was made in may have ended since, and this one be taken up further out.
+                    yield from host.hold({n: held.want.for_nested() for n, held in self.held.items() if n not in host.held})
+                    answer = host.absorb(self, commit)
+                if isinstance(answer, Moved):
+                    commit = self.settle(answer, by_content=host is not None)
+                elif answer is not None:
+                    break
+        except BaseException:
+            self.state = State.FAILED
+            raise
+        with NESTING:
+            self.state = State.LANDED
+            if host is None:
+                self._let_go()
+        yield from self.release()
+
+    def _let_go(self) -> None:
+        """Note what has become of its namespaces, for calls inside that outlive it, and forget those around it."""
+        for held in self.held.values():
+            held.born, held.origin = held.committed_born(), None
+        for (held, changes), change in zip(self._made, self._pending, strict=True):
+            if changes is not None:
+                held.born = change.born or self._version
+        while self.outer is not None and self.outer.state is State.LANDED:
+            self.outer = self.outer.outer
+
+    def _wait_for(self, host: UnitOfWork) -> Steps[None]:
+        if time.monotonic() > self._deadline:
+            raise StoreTimeoutError(
+                "nothing was written: the call around this one is still being committed, and what comes of it is not known"
+            )
+        yield _WhileItCommits(0.002)
+
+    def abandon(self) -> Steps[None]:
+        """Discard what the call changed, unless it has landed."""
+        self.fail()
+        yield from self.release()
+
+    def fail(self) -> None:
+        """`abandon` for a unit that has nothing to itself."""
+        if self.state is not State.LANDED:
+            with NESTING:
+                self.state = State.FAILED
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its body may still be running."""
+        return self.state is State.OPEN
+
+    @property
+    def has_to_release(self) -> bool:
+        """Whether it has something to itself that others wait for."""
+        return bool(self._turns or self._grants)
 
     def settle_with(self, answer: Moved, send: Callable[[Commit], Any]) -> None:
         """The rest of `finish` after others were quicker, for a store that answers at once."""
@@ -118,203 +421,126 @@ class UnitOfWork:
         """The commit of what the call changed; None if there is nothing to commit."""
         self._pending = pending = []
         self._made = made = []
-        for memory in self.memories:
+        writes = False
+        for held in list(self.held.values()):
+            held.flush()
+            memory = held.memory
             changes = changes_of(memory)
-            if changes is not None or (memory._terms.slides and _is_due(memory)):
-                made.append((memory, changes))
-                pending.append(_change(memory, changes))
-        return self._message() if pending else None
+            held.refuse_undeclared(changes)
+            if changes is not None or is_due(memory):
+                writes = True
+            elif not (held.whole or held.checked):
+                continue
+            made.append((held, changes))
+            pending.append(change_of(memory, changes, held.want.owner, held.whole, held.checked))
+        return self._message() if writes else None
 
-    def settle(self, moved: Moved) -> Commit | None:
-        """The next commit after others were quicker; None if theirs leaves nothing to write."""
+    def settle(self, moved: Moved, by_content: bool = False) -> Commit | None:
+        """The next commit after others were quicker; None if theirs leaves nothing to write.
+
+        Args:
+            moved: What is there.
+            by_content: Whether to compare values with those that were loaded, for a call that had loaded from another.
+        """
         if time.monotonic() > self._deadline:
             raise StoreTimeoutError(
                 f"other calls kept changing the same keys for {COMMIT_SECONDS:g} s, so that nothing was written; "
                 "try again, or spread what they write over more keys",
                 committed=False,
             )
+        for (held, _), snapshot in zip(self._made, moved.snapshots, strict=True):
+            refuse_owner(held.want, snapshot.owner)
         conflicts: dict[str, list[str]] = {}
         causes: list[BaseException] = []
         pending = []
-        for (memory, changes), change, snapshot in zip(self._made, self._pending, moved.snapshots, strict=True):
-            rebase = _Rebase(memory, changes, change, snapshot, moved.now)
+        strict = False
+        for (held, changes), change, snapshot in zip(self._made, self._pending, moved.snapshots, strict=True):
+            rebase = Rebase(
+                held.memory,
+                changes,
+                change,
+                snapshot,
+                moved.now,
+                checked=held.checked,
+                born=held.committed_born(),
+                contents=by_content and held.origin is not None,
+            )
             rebased = rebase.run()
-            if rebase.conflicts:
-                conflicts.setdefault(memory._terms.scope, []).extend(rebase.conflicts)
+            scope = held.want.terms.scope
+            if held.whole and (keys := rebase.moved()) is not None:
+                strict = True
+                conflicts.setdefault(scope, []).extend(keys)
+            elif rebase.conflicts:
+                strict = strict or not held.checked.isdisjoint(rebase.conflicts)
+                conflicts.setdefault(scope, []).extend(rebase.conflicts)
                 causes.extend(rebase.causes)
             pending.append(rebased)
         if conflicts:
-            raise _conflict(conflicts) from (causes[0] if causes else None)
+            raise conflict(conflicts, strict) from (causes[0] if causes else None)
         self._pending = pending
         # What has nothing left to write goes along as long as something has, for its keys may move again.
         return self._message() if any(each.puts or each.deletes or each.touch for each in pending) else None
 
     def _message(self) -> Commit:
-        return Commit(self._token, self._token[:8] or new_version(), tuple(self._pending))
+        self._version = self._token[:8] or new_version()
+        return Commit(self._token, self._version, tuple(self._pending))
+
+    def absorb(self, inner: UnitOfWork, commit: Commit | None) -> Committed | Moved | None:
+        """Take up what a nested call changed; the answer is a store's. None: this unit has ended just now."""
+        with NESTING:
+            if self.state is not State.OPEN:
+                return None
+            for namespace, held in inner.held.items():
+                refuse_owner(held.want, self.held[namespace].owner)
+            if commit is not None:
+                current = []
+                moved, now = False, 0.0
+                for (held, _), change in zip(inner._made, commit.changes, strict=True):
+                    self.held[change.namespace].flush()
+                    memory = self.held[change.namespace].memory
+                    there = snapshot_of(memory, None if change.whole else change.checks)
+                    base = held.memory._base
+                    moved = moved or any(there.versions.get(key) != seen for key, seen in change.checks.items())
+                    moved = moved or (change.whole and there.versions != base.versions)
+                    current.append(there)
+                    now = memory._now
+                if moved:
+                    return Moved(tuple(current), now)
+                for (held, changes), change in zip(inner._made, commit.changes, strict=True):
+                    self._absorb(held, changes, change)
+            for namespace, held in inner.held.items():
+                mine = self.held[namespace]
+                mine.whole = mine.whole or held.whole
+                mine.checked |= held.checked
+        return _COMMITTED
+
+    def _absorb(self, held: Held, changes: Changes | None, change: Change) -> None:
+        mine = self.held[change.namespace]
+        mine.apply(held.memory, change, changes)
+        if (change.puts or change.deletes) and (mine.want.nested or held.want.adopts):
+            mine.want = mine.want._replace(owner=held.want.owner, adopts=held.want.adopts, nested=False)
 
 
-def finish_one(memory: Memory, send: Callable[[Commit], Any]) -> None:
+_COMMITTED = Committed()
+
+
+def finish_one(memory: Memory, identity: Identity | None, bridge: Any, send: Callable[[Commit], Any]) -> None:
     """`UnitOfWork.finish` for one memory that was opened without a unit, from a store that answers at once."""
     changes = changes_of(memory)
-    if changes is None and not (memory._terms.slides and _is_due(memory)):
+    if changes is None and not is_due(memory):
         return
-    change = _change(memory, changes)
+    change = change_of(memory, changes, identity.owner if identity is not None and memory._terms.owned else None)
     answer = send(Commit(b"", new_version(), (change,)))
     if isinstance(answer, Moved):
-        unit = UnitOfWork.of(memory)
-        unit._made, unit._pending = [(memory, changes)], [change]
+        unit = UnitOfWork.of(memory, Want.of(memory._terms, identity), bridge)
+        (held,) = unit.held.values()
+        unit._made, unit._pending = [(held, changes)], [change]
         unit.settle_with(answer, send)
 
 
-def _is_due(memory: Memory) -> bool:
-    """Whether this use is to restart the time of the keys that slide, though it writes nothing."""
-    base = memory._base
-    return bool(base.slides) and memory._now - base.touched > TOUCH_AFTER * min(base.slides.values())
-
-
-def _change(memory: Memory, changes: Changes | None) -> Change:
-    namespace, base, slides = memory._namespace, memory._base, memory._terms.slides
-    assert namespace is not None  # noqa: S101 - a unit opens its memories with one
-    if changes is None:
-        return Change(namespace, base.head, {}, (), {}, False, slides, None, base.owner, base.born)
-    puts, deletes, _ = changes
-    version = base.versions.get
-    checks = {}
-    for key in puts:
-        checks[key] = version(key)
-    for key in deletes:
-        checks[key] = version(key)
-    return Change(namespace, base.head, puts, deletes, checks, False, slides, None, base.owner, base.born)
-
-
-class _Rebase:
-    """One namespace's change, made again on top of what others committed."""
-
-    __slots__ = ("base", "causes", "change", "changes", "conflicts", "current", "now", "terms")
-
-    def __init__(self, memory: Memory, changes: Changes | None, change: Change, current: Snapshot, now: float) -> None:
-        self.terms = memory._terms
-        self.base = memory._base
-        self.changes = changes
-        self.change = change
-        self.current = current
-        self.now = now
-        self.conflicts: list[str] = []
-        self.causes: list[BaseException] = []
-
-    def run(self) -> Change:
-        base, change, current = self.base, self.change, self.current
-        erased = base.head is not None and current.born != base.born and self.now < base.last_expiry()
-        if self.changes is None and erased:
-            # A use that only restarts a time to live conflicts with nothing.
-            return replace(change, touch=False)
-        if erased:
-            raise MemoryErasedError(
-                f"{self.terms.scope} memory: it was erased after this call had loaded it, so that nothing was written; "
-                "a new call starts from an empty one",
-                scope=self.terms.scope,
-            )
-        puts, deletes = dict(change.puts), list(change.deletes)
-        checks: dict[str, bytes | None] = {}
-        for key, seen in change.checks.items():
-            checks[key] = version = current.versions.get(key)
-            if version == seen or (version is None and self._expired(key)):
-                continue
-            try:
-                merged = self._merge(key)
-            except (Conflict, UnstorableValueError) as error:
-                self.conflicts.append(key)
-                if str(error):
-                    self.causes.append(error)
-                continue
-            except Exception as error:  # noqa: BLE001
-                # A declared merge failed: the conflict says which key, and this error is its cause.
-                self.conflicts.append(key)
-                self.causes.append(error)
-                continue
-            # A key of which theirs is kept is still checked: if it moves again, it is merged again.
-            if key in deletes:
-                deletes.remove(key)
-            if isinstance(merged, Put):
-                puts[key] = merged
-            else:
-                puts.pop(key, None)
-                if merged is ABSENT:
-                    deletes.append(key)
-        return Change(
-            change.namespace,
-            current.head,
-            puts,
-            deletes,
-            checks,
-            change.whole,
-            change.touch and (current.head is not None or bool(puts)),
-            change.owner,
-            current.owner,
-            current.born,
-        )
-
-    def _expired(self, key: str) -> bool:
-        """Whether a key that is gone went by itself; then it counts as unchanged."""
-        deadline = self.base.deadline(key)
-        return deadline is not None and deadline <= self.now
-
-    def _merge(self, key: str) -> Put | Any:
-        """What to write for a key that moved: a put, ABSENT to delete it, None to leave theirs."""
-        assert self.changes is not None  # noqa: S101 - a change without changes checks nothing
-        base = self.base.value(key) if key in self.base.values else ABSENT
-        theirs = self.current.value(key) if key in self.current.values else ABSENT
-        put = self.changes[0].get(key)
-        ours = ABSENT if put is None else _value(put)
-        if put is not None and key in self.changes[2]:
-            merged: Any = _add(theirs, self.changes[2][key])
-        elif theirs is ABSENT and ours is ABSENT:
-            return None
-        elif key in self.terms.merges and not (_unchanged(base, ours) or _unchanged(base, theirs)):
-            merged = self.terms.merges[key](base, theirs, ours)
-        else:
-            merged = merge.three_way(base, theirs, ours)
-        if merged is ABSENT:
-            return ABSENT if theirs is not ABSENT else None
-        packed = pack_at(merged, key)
-        own_ttl = put is not None and put.ttl is not KEEP and not (put.last and put.ttl is None)
-        if theirs is not ABSENT and packed == codec.pack(theirs) and not own_ttl:
-            return None
-        shared = merged if type(merged) in codec.IMMUTABLE else UNSHARED
-        # A key that moved keeps the place that the other call gave it.
-        ttl, slides = (self.terms.ttl, self.terms.slides) if put is None else (put.ttl, put.slides)
-        return Put(shared, packed, ttl, slides, False)
-
-
-def _value(put: Put) -> Any:
-    """The value of a put, as a private copy."""
-    return codec.unpack(put.packed) if put.value is UNSHARED else put.value
-
-
-def _unchanged(base: Any, side: Any) -> bool:
-    return base is not ABSENT and side is not ABSENT and codec.pack(base) == codec.pack(side)
-
-
-def _add(theirs: Any, n: Any) -> Any:
-    current = 0 if theirs is ABSENT else theirs
-    if not merge.is_number(current):
-        raise Conflict(f"another call made it a {type(current).__name__}, which cannot be added to")
-    return current + n
-
-
-def _conflict(by_scope: dict[str, list[str]]) -> MemoryConflictError:
-    keys = next(iter(by_scope.values()))
-    where = "; ".join(f"{scope} memory: {_named(keys)}" for scope, keys in by_scope.items())
-    many = sum(map(len, by_scope.values())) > 1
-    return MemoryConflictError(
-        f"{where} {'were' if many else 'was'} changed by another call since this one read "
-        f"{'them' if many else 'it'}, so that nothing was written. Declare how to merge, "
-        f"with_memory(merge={{{shortened(repr(keys[0]))}: ...}}) with a function of agent_gantry_state.merge or your "
-        'own, or have the tool run again with on_conflict="retry".',
-        by_scope=by_scope,
+def orphan() -> OrphanedCallError:
+    """The error of a call that was made inside one that has failed."""
+    return OrphanedCallError(
+        "nothing was written: the call inside which this one was made has failed, was cancelled or has timed out; what is "
+        "to stand on its own runs inside `with gantry.independent():`"
     )
-
-
-def _named(keys: list[str]) -> str:
-    shown = ", ".join(shortened(repr(key)) for key in keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
-    return f"{'key' if len(keys) == 1 else 'keys'} {shown}"

@@ -12,11 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agent_gantry_state.bridge import Bridge, Closed, Inline, bridge_to
+from agent_gantry_state.bridge import Bridge, Closed, bridge_to
 from agent_gantry_state.errors import DeclarationError
+from agent_gantry_state.memory import Terms
 from agent_gantry_state.resolvers import BUILT_IN_SCOPES, Resolver
 from agent_gantry_state.scopes import Identity, Scope
 from agent_gantry_state.stores.memory import MemoryStore
+from agent_gantry_state.stores.protocol import KEEP
 from agent_gantry_state.stores.urls import open_store
 
 __all__ = ["Layer", "Settings", "Wiring"]
@@ -32,14 +34,12 @@ class Settings:
         identity: Who calls where nothing else is known.
         direct: The store, if it is a `MemoryStore` and no resolver of the gantry's own has to be asked: what the shortest
             call path needs, else None.
-        resendable: Whether the store's answer to a commit can be lost.
     """
 
     bridge: Bridge
     resolvers: tuple[Resolver, ...]
     identity: Identity | None
     direct: MemoryStore | None
-    resendable: bool
 
 
 @dataclass(eq=False, slots=True)
@@ -85,6 +85,7 @@ class Wiring:
         self._layers: list[Layer] = []
         self._identity = identity
         self._names: dict[str, weakref.ref[Any] | Callable[[], Any]] = {}
+        self._keys: dict[str, object] = {}
         self.closed = False
         #: The store on which this gantry has set a clock, if it has.
         self.clocked: Any = None
@@ -93,6 +94,17 @@ class Wiring:
     def scope(self, name: str) -> Scope:
         """What was declared for a scope."""
         return self.scopes.get(name, _PLAIN)
+
+    def key(self, scope: str) -> object:
+        """An object that stands for a scope of this gantry: the key of caches, for it is found by its identity."""
+        with self._lock:
+            return self._keys.setdefault(scope, object())
+
+    def terms(self, scope: str) -> Terms:
+        """How a memory of a scope behaves where nobody says otherwise."""
+        declared = self.scope(scope)
+        ttl = KEEP if declared.ttl is None else float(declared.ttl)
+        return Terms(scope, ttl, declared.sliding, owned=declared.owned or scope == "session")
 
     def push(self, layer: Layer) -> None:
         """Put an override on top.
@@ -129,7 +141,7 @@ class Wiring:
         store = bridge.store
         _set_clock(self, store, clock if getattr(store, "clock", None) is not None else None)
         direct = store if type(store) is MemoryStore and not resolvers else None
-        return Settings(bridge, resolvers, self._identity, direct, not isinstance(bridge, Inline))
+        return Settings(bridge, resolvers, self._identity, direct)
 
     def claim(self, name: str, fn: Callable[..., Any]) -> None:
         """Note that *name* is the tool *fn*, for its memories are filed under that name.
@@ -162,10 +174,10 @@ class Wiring:
             DeclarationError: It is no str, or empty.
         """
         if not isinstance(scope, str):
-            raise DeclarationError(f"with_memory: scope must be a str, not {type(scope).__name__}")
+            raise DeclarationError(f"scope must be a str, not {type(scope).__name__}")
         if not scope:
             raise DeclarationError(
-                f"with_memory: scope must not be empty; built in are {', '.join(BUILT_IN_SCOPES)}, and any other name "
+                f"scope must not be empty; built in are {', '.join(BUILT_IN_SCOPES)}, and any other name "
                 "is the identity key of that name"
             )
 

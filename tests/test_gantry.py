@@ -150,7 +150,7 @@ def test_each_tool_has_its_own_scope(gantry):
 
     with gantry.memory("user", user="ada") as memory:
         assert memory == {"word": "french"}
-    with gantry.memory(session="s1") as memory:
+    with gantry.memory(session="s1", user="ada") as memory:
         assert memory == {"items": ["a"]}
 
 
@@ -323,7 +323,7 @@ def test_memory_outside_a_tool_goes_by_the_session_that_is_open(gantry):
             memory["n"] = 1
         with gantry.memory("user") as memory:
             assert memory == {}
-    with gantry.memory(session="s1") as memory:
+    with gantry.memory(session="s1", user="ada") as memory:
         assert memory == {"n": 1}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from agent_gantry_state import (
     steps,
     unit_of_work,
 )
+from agent_gantry_state.holding import Want
 from agent_gantry_state.memory import Terms
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.protocol import (
@@ -41,6 +43,8 @@ from agent_gantry_state.unit_of_work import UnitOfWork
 
 SESSION = Namespace("session", "s1", "app")
 USER = Namespace("user", "ada", "app")
+#: All that a unit asks of a bridge: that answers can be lost on the way to its store, and which store that is.
+BRIDGE: Any = SimpleNamespace(resendable=True, store=object())
 
 
 def snapshot(head: bytes | None = b"h0", expires_at: dict[str, float] | None = None, /, **values: Any) -> Snapshot:
@@ -51,13 +55,26 @@ def snapshot(head: bytes | None = b"h0", expires_at: dict[str, float] | None = N
     return Snapshot(shared, packed, versions, head, None, expires_at or {}, born=None if head is None else b"born")
 
 
+def wanted(scope: str, **terms: Any) -> Want:
+    return Want.of(Terms(scope, **terms), None)
+
+
 def opened(base: Snapshot = EMPTY, now: float = 0.0, **terms: Any) -> tuple[UnitOfWork, Any]:
-    unit = UnitOfWork({SESSION: Terms("session", **terms)})
+    unit = UnitOfWork({SESSION: wanted("session", **terms)}, BRIDGE)
     steps = unit.begin()
     assert next(steps) == Load((SESSION,))
     with pytest.raises(StopIteration) as stopped:
         steps.send(Loaded((base,), now))
     return unit, stopped.value.value[0]
+
+
+def both_opened(session: Snapshot, user: Snapshot) -> tuple[UnitOfWork, Any]:
+    unit = UnitOfWork({SESSION: wanted("session"), USER: wanted("user")}, BRIDGE)
+    steps = unit.begin()
+    assert next(steps) == Load((SESSION, USER))
+    with pytest.raises(StopIteration) as stopped:
+        steps.send(Loaded((session, user), 0.0))
+    return unit, stopped.value.value
 
 
 def written(commit: Commit) -> dict[str, Any]:
@@ -73,14 +90,14 @@ def ended(steps: Any, answer: Any) -> bool:
 
 
 def test_begin_asks_for_every_namespace_at_once_and_hands_out_memories_in_order():
-    unit = UnitOfWork({SESSION: Terms("session"), USER: Terms("user")})
+    unit = UnitOfWork({SESSION: wanted("session"), USER: wanted("user")}, BRIDGE)
     steps = unit.begin()
 
     assert next(steps) == Load((SESSION, USER))
     with pytest.raises(StopIteration) as stopped:
         steps.send(Loaded((snapshot(a=1), snapshot(b=[2])), 0.0))
 
-    assert stopped.value.value == ({"a": 1}, {"b": [2]}) == unit.memories
+    assert stopped.value.value == ({"a": 1}, {"b": [2]})
 
 
 def test_a_call_that_changed_nothing_asks_for_nothing():
@@ -132,12 +149,8 @@ def test_the_unit_ends_when_it_is_committed():
 
 
 def test_only_namespaces_that_were_changed_are_committed():
-    unit = UnitOfWork({SESSION: Terms("session"), USER: Terms("user")})
-    steps = unit.begin()
-    next(steps)
-    with pytest.raises(StopIteration):
-        steps.send(Loaded((snapshot(a=1), snapshot(b=[2])), 0.0))
-    unit.memories[1]["b"].append(3)
+    unit, memories = both_opened(snapshot(a=1), snapshot(b=[2]))
+    memories[1]["b"].append(3)
 
     assert [change.namespace for change in next(unit.finish()).changes] == [USER]
 
@@ -202,12 +215,8 @@ def test_a_conflict_names_every_key_and_writes_nothing():
 
 
 def test_a_conflict_in_two_namespaces_maps_each_scope_to_its_keys():
-    unit = UnitOfWork({SESSION: Terms("session"), USER: Terms("user")})
-    steps = unit.begin()
-    next(steps)
-    with pytest.raises(StopIteration):
-        steps.send(Loaded((snapshot(z=1), snapshot(b=1)), 0.0))
-    unit.memories[0]["z"] = unit.memories[1]["b"] = 2
+    unit, memories = both_opened(snapshot(z=1), snapshot(b=1))
+    memories[0]["z"] = memories[1]["b"] = 2
     steps = unit.finish()
     next(steps)
 
@@ -512,16 +521,13 @@ def stored_after(base: dict[str, Any], theirs: Any, ours: Any, **terms: Any) -> 
     store = MemoryStore()
 
     def unit() -> UnitOfWork:
-        return UnitOfWork({SESSION: Terms("session", **terms)})
+        return UnitOfWork({SESSION: wanted("session", **terms)}, BRIDGE)
 
     def finish(one: UnitOfWork) -> None:
         steps.run(one.finish(), store.commit)
 
     def begin(one: UnitOfWork) -> Any:
-        steps = one.begin()
-        with pytest.raises(StopIteration):
-            steps.send(store.load(next(steps)))
-        return one.memories[0]
+        return steps.run(one.begin(), store.load)[0]
 
     first = unit()
     begin(first).update(base)
@@ -698,7 +704,7 @@ def test_a_namespace_that_was_erased_and_made_anew_is_another_one():
         def copies(memory):
             store = gantry._wiring.settings.bridge.store
             store.forget(Forget((memory._namespace,)))
-            with gantry.memory() as anew:
+            with gantry.independent(), gantry.memory() as anew:
                 anew["fresh"] = 1
             memory["copy"] = memory["secret"]
 

@@ -1,33 +1,46 @@
-"""Where memory goes in a tool: worked out once, when the tool is decorated, so that a call only reads it."""
+"""What goes where in a tool: worked out once, when the tool is decorated, so that a call only reads it."""
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
 import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from agent_gantry_state.errors import DeclarationError, InjectedArgumentError
+from agent_gantry_state.context import ExecutionContext, SyncExecutionContext
+from agent_gantry_state.errors import DeclarationError, InjectedArgumentError, MissingIdentityError
+from agent_gantry_state.holding import Want
 from agent_gantry_state.injection.docstring import without_parameters
-from agent_gantry_state.memory import Memory, Terms
+from agent_gantry_state.memory import Terms
 from agent_gantry_state.namespace import Namespace
+from agent_gantry_state.nesting import unit_around
 from agent_gantry_state.resolvers import resolve
-from agent_gantry_state.scopes import ENTERED, IMPERSONAL_SCOPES, Identity
+from agent_gantry_state.scopes import IMPERSONAL_SCOPES, Entered, Identity
+from agent_gantry_state.session import Session, SyncSession
 from agent_gantry_state.unit_of_work import UnitOfWork
 from agent_gantry_state.wiring import Settings, Wiring
 
-__all__ = ["Declaration", "Plan"]
+__all__ = ["Declaration", "Kind", "Opened", "Plan", "stateful_parameters"]
+
+Kind = Literal["memory", "context", "session"]
+#: For what is not a dict: what an async tool gets, and a sync one.
+_CLASSES: dict[Kind, tuple[type[Any], type[Any]]] = {
+    "context": (ExecutionContext, SyncExecutionContext),
+    "session": (Session, SyncSession),
+}
+_KNOWN = {cls.__name__: cls for pair in _CLASSES.values() for cls in pair}
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """What one `with_memory` says.
+    """What one decorator says.
 
     Attributes:
         scope: Which memory.
@@ -35,13 +48,37 @@ class Declaration:
         terms: How the memory behaves.
         name: Name of the tool, if it says one.
         retries: How often the body may run again after a conflict.
+        kind: What the parameter gets: the memory itself, a context, or the keys of the memory one by one.
     """
 
     scope: str
     into: str
     terms: Terms
-    name: str | None
-    retries: int
+    name: str | None = None
+    retries: int = 0
+    kind: Kind = "memory"
+
+    @property
+    def decorator(self) -> str:
+        """Name of the decorator, for errors."""
+        return f"with_{self.kind}"
+
+
+class Opened:
+    """A call that begins: its unit of work, and what it is to be given.
+
+    Attributes:
+        unit: Its unit of work.
+        identity: Who calls.
+        namespaces: For each declaration its namespace; None for a context whose session is not known.
+    """
+
+    __slots__ = ("identity", "namespaces", "unit")
+
+    def __init__(self, unit: UnitOfWork, identity: Identity | None, namespaces: tuple[Namespace | None, ...]) -> None:
+        self.unit = unit
+        self.identity = identity
+        self.namespaces = namespaces
 
 
 class Plan:
@@ -65,10 +102,16 @@ class Plan:
         self.label = getattr(named, "__qualname__", None) or type(self.target).__name__
         _refuse_unfit(self.target, self.label)
         self.is_async = inspect.iscoroutinefunction(self.code)
+        self.is_generator = inspect.isgeneratorfunction(self.code)
+        self.is_async_generator = inspect.isasyncgenfunction(self.code)
         self.injected = frozenset(declaration.into for declaration in declarations)
         self.retries = max(declaration.retries for declaration in declarations)
+        if self.is_generator or self.is_async_generator:
+            self._refuse_reruns()
         self._parameters = _signature(self.target).parameters
-        indexes = [self._index(declaration.into) for declaration in declarations]
+        for declaration in declarations:
+            self._refuse_flavour(declaration)
+        indexes = [self._index(declaration) for declaration in declarations]
         order = sorted(range(len(declarations)), key=lambda i: (indexes[i] is None, indexes[i] or 0))
         #: Parameter name and position (None: only by name) of each injection, and which declaration it is, in order.
         self.places = tuple((declarations[i].into, indexes[i], i) for i in order)
@@ -77,14 +120,46 @@ class Plan:
         self._registered: str | None = None
         self._claimed = False
         self._impersonal: dict[str, Namespace] = {}
+        #: What the short call path notes: for its first memory, where in the store it stands, for scopes that are nobody's.
+        self.is_impersonal = declarations[0].scope in IMPERSONAL_SCOPES
+        self.slots: dict[Any, Any] = {}
+        self.key = wiring.key(declarations[0].scope)
 
-    def _index(self, into: str) -> int | None:
+    def _refuse_reruns(self) -> None:
+        if self.retries:
+            raise DeclarationError(
+                f"{self.label} is a generator function, which cannot run again once it has given something out; leave out "
+                'on_conflict="retry", or collect the items in a list and return that'
+            )
+
+    def _refuse_flavour(self, declaration: Declaration) -> None:
+        if declaration.kind == "memory" or (parameter := self._parameters.get(declaration.into)) is None:
+            return
+        wanted, other = self.flavour(declaration.kind), self.flavour(declaration.kind, other=True)
+        if _asked_for(parameter, self.code) is other:
+            raise DeclarationError(
+                f"{self.label} is {'an async' if self._awaits else 'a sync'} function: annotate its parameter "
+                f"{declaration.into!r} with {wanted.__name__}, not with {other.__name__}"
+            )
+
+    @property
+    def _awaits(self) -> bool:
+        return self.is_async or self.is_async_generator
+
+    def flavour(self, kind: Kind, other: bool = False) -> type[Any]:
+        """The class of a context or session for this tool; with *other*, that for the other kind of tool."""
+        for_async, for_sync = _CLASSES[kind]
+        return for_async if self._awaits is not other else for_sync
+
+    def _index(self, declaration: Declaration) -> int | None:
+        into, kind = declaration.into, declaration.kind
+        wanted = "dict" if kind == "memory" else self.flavour(kind).__name__
         parameter = self._parameters.get(into)
         if parameter is None:
             shown = ", ".join(self._parameters) or "none"
             raise DeclarationError(
-                f"{self.label} has no parameter {into!r} for the memory (its parameters: {shown}); "
-                f"add one, `{into}: dict`, or name the one to use, with_memory(into=...)"
+                f"{self.label} has no parameter {into!r} for the {kind} (its parameters: {shown}); "
+                f"add one, `{into}: {wanted}`, or name the one to use, with_{kind}(into=...)"
             )
         if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
             raise DeclarationError(
@@ -92,7 +167,7 @@ class Plan:
             )
         if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
             raise DeclarationError(
-                f"{self.label}: {parameter} collects arguments and cannot be injected; add a parameter `{into}: dict` "
+                f"{self.label}: {parameter} collects arguments and cannot be injected; add a parameter `{into}: {wanted}` "
                 "of its own"
             )
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
@@ -107,12 +182,12 @@ class Plan:
         """
         if wiring is not self.wiring:
             raise DeclarationError(
-                f"{self.label}: stacked with_memory must be of one gantry, for a tool's memories are committed together"
+                f"{self.label}: stacked decorators must be of one gantry, for a tool's memories are committed together"
             )
         if declaration.into in self.injected:
             raise DeclarationError(
-                f"{self.label}: two with_memory inject parameter {declaration.into!r}; give one of them another, "
-                "with_memory(into=...)"
+                f"{self.label}: two decorators inject parameter {declaration.into!r}; give one of them another, "
+                f"{declaration.decorator}(into=...)"
             )
 
     # What others see of the tool.
@@ -154,6 +229,7 @@ class Plan:
             self._registered = name
             self._claimed = False
             self._impersonal.clear()
+            self.slots.clear()
         if any(declaration.scope == "tool" for declaration in self.declarations):
             self._claim()
 
@@ -176,13 +252,13 @@ class Plan:
                     parameter=into,
                 )
 
-    def locate(self, declaration: Declaration, settings: Settings, identity: Identity | None) -> Namespace:
-        """The namespace of one declaration, for one caller.
+    def locate(self, scope: str, settings: Settings, identity: Identity | None) -> Namespace:
+        """The namespace of a scope, for one caller.
 
         Raises:
             MissingIdentityError: It depends on something that is not known of the caller.
         """
-        scope, wiring = declaration.scope, self.wiring
+        wiring = self.wiring
         cache: dict[Any, Namespace] | None = None
         key: Any = scope
         if not settings.resolvers:
@@ -199,43 +275,148 @@ class Plan:
             cache[key] = namespace
         return namespace
 
-    def open(self, settings: Settings) -> tuple[UnitOfWork, tuple[int, ...]]:
-        """The unit of work of a call that begins now, and for each declaration which of its memories it gets."""
-        entered = ENTERED.get()
-        identity = settings.identity if entered is None else entered.identity
-        needs: dict[Namespace, Terms] = {}
-        which = []
-        for declaration in self.declarations:
-            namespace = self.locate(declaration, settings, identity)
-            there = needs.get(namespace)
-            needs[namespace] = declaration.terms if there is None else _joined(there, declaration.terms)
-            which.append(list(needs).index(namespace))
-        return UnitOfWork(needs, settings.resendable), tuple(which)
+    def open(self, settings: Settings, entered: Entered | None) -> Opened:
+        """The unit of work of a call that begins now.
 
-    def place(
-        self,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        memories: tuple[Memory, ...],
-        which: tuple[int, ...],
-        shift: int,
-    ) -> tuple[Any, ...]:
-        """Put memories where the function takes them: into *kwargs*, or among the positional arguments it returns.
+        Args:
+            settings: What holds for the gantry.
+            entered: The identity that was entered where the call was made; None: the gantry's own.
+
+        Raises:
+            MissingIdentityError: Something that a memory depends on is not known of the caller.
+            OrphanedCallError: The call in whose body this one is made has failed.
+        """
+        identity = settings.identity if entered is None else entered.identity
+        wants: dict[Namespace, Want] = {}
+        namespaces: list[Namespace | None] = []
+        beside: list[tuple[Namespace, Terms]] = []
+        for declaration in self.declarations:
+            terms, keys = declaration.terms, None
+            try:
+                namespace = self.locate(declaration.scope, settings, identity)
+            except MissingIdentityError:
+                if declaration.kind != "context":
+                    raise
+                namespaces.append(None)
+                continue
+            namespaces.append(namespace)
+            if declaration.kind == "session":
+                # Nothing is loaded before it is asked for; but who wants it to itself has to wait for it.
+                beside.append((namespace, terms))
+                if not terms.exclusive:
+                    continue
+                keys = ()
+            want = Want.of(terms, identity, keys)
+            there = wants.get(namespace)
+            wants[namespace] = want if there is None else there.joined(want)
+        for namespace, terms in beside:
+            if (there := wants.get(namespace)) is not None:
+                wants[namespace] = there._replace(terms=replace(there.terms.joined(terms), keys=there.terms.keys))
+        return Opened(UnitOfWork(wants, settings.bridge, unit_around()), identity, tuple(namespaces))
+
+    def given(self, opened: Opened, settings: Settings) -> tuple[Any, ...]:
+        """What each declaration gives the function, in a call whose unit has begun."""
+        unit, identity = opened.unit, opened.identity
+        given: list[Any] = []
+        for declaration, namespace in zip(self.declarations, opened.namespaces, strict=True):
+            if declaration.kind == "context":
+                locate = functools.partial(self.locate, settings=settings, identity=identity)
+                context = self.flavour("context")
+                given.append(context(unit, self.name, identity, namespace, locate, self.wiring.terms))
+                continue
+            assert namespace is not None  # noqa: S101 - only a context does without
+            if declaration.kind == "session":
+                given.append(self.flavour("session")(unit, namespace, Want.of(declaration.terms, identity, ())))
+            else:
+                given.append(unit.held[namespace].memory)
+        return tuple(given)
+
+    def place(self, args: tuple[Any, ...], kwargs: dict[str, Any], given: tuple[Any, ...], shift: int) -> tuple[Any, ...]:
+        """Put what is injected where the function takes it: into *kwargs*, or among the positional arguments it returns.
 
         *shift* is 1 for a bound method, whose arguments begin behind `self`.
         """
         for into, index, declaration in self.places:
-            memory = memories[which[declaration]]
             if index is None or len(args) <= index - shift:
-                kwargs[into] = memory
+                kwargs[into] = given[declaration]
             else:
-                args = (*args[: index - shift], memory, *args[index - shift :])
+                args = (*args[: index - shift], given[declaration], *args[index - shift :])
         return args
 
 
-def _joined(one: Terms, other: Terms) -> Terms:
-    """Two declarations of one memory: the upper one's terms, with the merges of both."""
-    return Terms(one.scope, one.ttl, one.slides, {**other.merges, **one.merges})
+def stateful_parameters(fn: Any) -> dict[str, Kind]:
+    """The parameters of a function that ask for a context or a session, by annotation or, for a context, as ``ctx``.
+
+    Those of a tool that are injected already are none of its signature any more.
+    """
+    target = fn.__func__ if isinstance(fn, (classmethod, staticmethod)) else fn
+    if not callable(target) or isinstance(target, type):
+        return {}
+    found: dict[str, Kind] = {}
+    try:
+        parameters = _signature(target).parameters
+    except (TypeError, ValueError):
+        # A builtin that does not tell; it asks for nothing.
+        return {}
+    for name, parameter in parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        asked = _asked_for(parameter, _code_owner(target))
+        if asked is not None:
+            found[name] = "context" if asked in _CLASSES["context"] else "session"
+        elif name == "ctx" and parameter.annotation is parameter.empty:
+            found[name] = "context"
+    return found
+
+
+def _asked_for(parameter: inspect.Parameter, fn: Any) -> type[Any] | None:
+    """The context or session class that a parameter of *fn* is annotated with, if it is one.
+
+    An annotation that cannot be resolved, for its name is imported for type checkers only, is taken by that name.
+    """
+    if parameter.annotation is parameter.empty:
+        return None
+    hint = _hints(fn, [parameter.name])[0].get(parameter.name, parameter.annotation)
+    return _stateful_class(hint)
+
+
+def _stateful_class(hint: Any) -> type[Any] | None:
+    if typing.get_origin(hint) is typing.Annotated:
+        hint = typing.get_args(hint)[0]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return next((found for arg in typing.get_args(hint) if (found := _stateful_class(arg))), None)
+    if isinstance(hint, typing.ForwardRef):
+        hint = hint.__forward_arg__
+    if isinstance(hint, str):
+        return _named(hint)
+    return hint if isinstance(hint, type) and hint in _KNOWN.values() else None
+
+
+def _named(hint: str) -> type[Any] | None:
+    """The class that an annotation names which cannot be resolved."""
+    try:
+        return _class_of(ast.parse(hint, mode="eval").body)
+    except SyntaxError:
+        return None
+
+
+def _class_of(node: ast.expr) -> type[Any] | None:
+    if isinstance(node, ast.Constant):
+        return _named(node.value) if isinstance(node.value, str) else None
+    if isinstance(node, ast.BinOp):
+        return _class_of(node.left) or _class_of(node.right)
+    if isinstance(node, ast.Subscript):
+        generic = ast.unparse(node.value).rpartition(".")[2]
+        args = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        if generic == "Annotated":
+            args = args[:1]
+        elif generic not in ("Optional", "Union"):
+            return None
+        return next((found for arg in args if (found := _class_of(arg))), None)
+    if isinstance(node, (ast.Name, ast.Attribute)):
+        module, _, name = ast.unparse(node).rpartition(".")
+        return _KNOWN.get(name) if module.partition(".")[0] in ("", "agent_gantry_state") else None
+    return None
 
 
 def _code_owner(target: Any) -> Any:
@@ -249,15 +430,9 @@ def _code_owner(target: Any) -> Any:
 
 def _refuse_unfit(target: Any, label: str) -> None:
     if not callable(target):
-        raise DeclarationError(f"with_memory decorates a function, not {type(target).__name__}")
+        raise DeclarationError(f"only a function can be given a memory, not {type(target).__name__}")
     if isinstance(target, type):
-        raise DeclarationError(f"with_memory decorates functions; {label} is a class, so decorate one of its methods")
-    code = _code_owner(target)
-    if inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code):
-        raise DeclarationError(
-            f"{label} is a generator function, whose body runs after the call has returned: a memory cannot be kept for "
-            "it. Collect the items in a list and return that"
-        )
+        raise DeclarationError(f"only a function can be given a memory; {label} is a class, so decorate one of its methods")
 
 
 if sys.version_info >= (3, 14):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 import wrapt
 from typing_extensions import ParamSpec
 
-from agent_gantry_state.injection.call import acall, call, caller
+from agent_gantry_state.injection.call import caller, runner
 from agent_gantry_state.injection.plan import Declaration, Plan
 from agent_gantry_state.wiring import Wiring
 
@@ -78,8 +78,7 @@ class BoundTool(_Method[R]):
         return int(inspect.ismethod(self.__wrapped__))
 
     def __call__(self, *args: Any, **kwargs: Any) -> R:
-        run = acall if self.plan.is_async else call
-        return run(self.plan, self.__wrapped__, self.shift, args, kwargs)  # type: ignore[return-value]
+        return runner(self.plan)(self.plan, self.__wrapped__, self.shift, args, kwargs)  # type: ignore[no-any-return]
 
     @property
     def __func__(self) -> Any:

@@ -14,16 +14,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any
+from types import AsyncGeneratorType, GeneratorType
+from typing import Any, Protocol, TypeVar, overload
 
-from typing_extensions import Self
+from typing_extensions import ParamSpec, Self
 
 from agent_gantry_state.errors import DeclarationError, StateError
 from agent_gantry_state.gantry import Stateful
 from agent_gantry_state.injection.call import acall
+from agent_gantry_state.injection.plan import Kind, Plan, stateful_parameters
 from agent_gantry_state.injection.tool import BoundTool, Tool
 from agent_gantry_state.resolvers import Resolver
 from agent_gantry_state.scopes import ATTEMPT, Attempt, Scope
@@ -40,7 +43,10 @@ except ImportError as error:
         "Without it, agent_gantry_state.Gantry gives memory to plain functions"
     ) from error
 
-__all__ = ["AgentGantry", "MemoryFailure"]
+__all__ = ["AgentGantry", "MemoryFailure", "Registration"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class MemoryFailure(ArgumentReconstructionError):
@@ -107,7 +113,7 @@ def _twin(handler: Callable[..., Any]) -> Callable[..., Any]:
     if not isinstance(handler, (Tool, BoundTool)):
         return _guarded(handler) if _has_tool_inside(handler) else handler
     plan, fn, shift = handler.plan, handler.__wrapped__, handler.shift
-    body = None if plan.is_async else _in_thread
+    body = _body(plan)
 
     async def twin(*args: Any, **kwargs: Any) -> Any:
         record = _RECORD.get()
@@ -118,6 +124,23 @@ def _twin(handler: Callable[..., Any]) -> Callable[..., Any]:
 
     _dress(twin, handler, plan.label)
     return twin
+
+
+def _body(plan: Plan) -> Callable[..., Any] | None:
+    """How the body of a tool is run on an event loop; None: it is awaited."""
+    if plan.is_async:
+        return None
+    if plan.is_async_generator:
+        return _drained
+    return _drained_in_thread if plan.is_generator else _in_thread
+
+
+async def _drained(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> list[Any]:
+    return [item async for item in fn(*args, **kwargs)]
+
+
+async def _drained_in_thread(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> list[Any]:
+    return await asyncio.to_thread(lambda: list(fn(*args, **kwargs)))
 
 
 def _has_tool_inside(handler: Any) -> bool:
@@ -137,9 +160,11 @@ def _guarded(handler: Callable[..., Any]) -> Callable[..., Any]:
 
     async def guarded(*args: Any, **kwargs: Any) -> Any:
         with _attempt(_RECORD.get()):
-            if inspect.iscoroutinefunction(handler):
-                return await handler(*args, **kwargs)
-            return await _in_thread(handler, *args, **kwargs)
+            run = handler if inspect.iscoroutinefunction(handler) else functools.partial(_in_thread, handler)
+            result = await run(*args, **kwargs)
+            if isinstance(result, GeneratorType):
+                return await asyncio.to_thread(list, result)
+            return [item async for item in result] if isinstance(result, AsyncGeneratorType) else result
 
     _dress(guarded, handler, type(handler).__name__)
     return guarded
@@ -184,6 +209,15 @@ def _dress(twin: Any, handler: Callable[..., Any], label: str) -> None:
 async def _in_thread(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     result = await asyncio.to_thread(fn, *args, **kwargs)
     return await result if inspect.isawaitable(result) else result
+
+
+class Registration(Protocol):
+    """What `AgentGantry.register(...)` returns: put it above a function."""
+
+    @overload
+    def __call__(self, fn: Tool[P, R], /) -> Tool[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[..., R], /) -> Callable[..., R]: ...
 
 
 class AgentGantry(Stateful, _upstream.AgentGantry):
@@ -231,6 +265,53 @@ class AgentGantry(Stateful, _upstream.AgentGantry):
             self._registry.__class__ = _Registry
         if type(self._executor) is ExecutionEngine:
             self._executor.__class__ = _Engine
+
+    @overload  # type: ignore[override]
+    def register(self, func: Tool[P, R], *, stateful: bool = False, **kwargs: Any) -> Tool[P, R]: ...
+    @overload
+    def register(self, func: Callable[..., R], *, stateful: bool = False, **kwargs: Any) -> Callable[..., R]: ...
+    @overload
+    def register(self, func: None = None, *, stateful: bool = False, **kwargs: Any) -> Registration: ...
+    def register(self, func: Any = None, *, stateful: bool = False, **kwargs: Any) -> Any:
+        """Register a function as a tool, as `agent_gantry.AgentGantry.register` does, with or without parentheses.
+
+        A parameter that is annotated `ExecutionContext` (`SyncExecutionContext` in a sync tool), or is named ``ctx`` and
+        has no annotation, gets the context of the call; one that is annotated `Session` (`SyncSession`) gets the session,
+        key by key. The model sees none of them.
+
+        Args:
+            func: The function, when used without parentheses.
+            stateful: Says that the tool has such a parameter, or a decorator that gives it a memory.
+            kwargs: Passed on to agent-gantry.
+
+        Returns:
+            The function; as a `Tool` if it is given something.
+
+        Raises:
+            DeclarationError: Something that the function asks for cannot be given, or it is called stateful and asks for
+                nothing.
+        """
+
+        def decorator(fn: Callable[..., Any]) -> Any:
+            return super(AgentGantry, self).register(self._stateful(fn, stateful), **kwargs)
+
+        return decorator if func is None else decorator(func)
+
+    async def add_tool(self, tool: ToolDefinition, handler: Callable[..., Any] | None = None) -> None:
+        """Add a tool definition with its handler, which may ask for a context or session as in `register`."""
+        await super().add_tool(tool, None if handler is None else self._stateful(handler, False))
+
+    def _stateful(self, fn: Any, required: bool) -> Any:
+        """*fn*, as a tool that gets what its parameters ask for."""
+        decorators: dict[Kind, Callable[..., Any]] = {"context": self.with_context, "session": self.with_session}
+        for name, kind in stateful_parameters(fn).items():
+            fn = decorators[kind](into=name)(fn)
+        if required and not isinstance(fn, (Tool, BoundTool)):
+            raise DeclarationError(
+                f"{getattr(fn, '__qualname__', fn)} is registered with stateful=True and asks for nothing that has a state; "
+                "give it a parameter `session: Session`, `ctx: ExecutionContext`, or put with_memory above it"
+            )
+        return fn
 
     @classmethod
     def from_config(cls, path: str, **kwargs: Any) -> Self:

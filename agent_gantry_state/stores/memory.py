@@ -51,22 +51,40 @@ _CHANCES = 16
 
 
 _COMMITTED = Committed()
+#: No store, and not None either, which a gantry without a memory store has for one.
+_GONE = object()
 
 
-class _Slot:
-    """A namespace's place in the cache: what stands there now, and whether it was used since an eviction came by."""
+class Slot:
+    """A namespace's place in the cache.
 
-    __slots__ = ("registered", "snapshot", "tokens", "used")
+    Attributes:
+        namespace: Its address.
+        store: The store that it is in; another object once it was dropped. The call path holds on to slots and asks. (One
+            whose last key expired may be in no store either; but of one with keys that expire it asks the store anyhow.)
+        snapshot: What stands there now.
+        used: Whether it was used since an eviction came by.
+    """
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    __slots__ = ("namespace", "registered", "snapshot", "store", "tokens", "used")
+
+    def __init__(self, namespace: Namespace, snapshot: Snapshot, store: object) -> None:
+        self.namespace = namespace
+        self.store = store
         self.snapshot = snapshot
         self.used = False
         # Until when the cache keeps it: when the last of its keys expires.
         self.registered = math.inf
         self.tokens: dict[bytes, float] = {}
 
+    def drop(self) -> None:
+        """Note that it is not in its store any more."""
+        # In this order: whoever finds it in its store has seen what stood there.
+        self.store = _GONE
+        self.snapshot = EMPTY
 
-class _Namespaces(cachetools.TLRUCache[Namespace, _Slot]):
+
+class _Namespaces(cachetools.TLRUCache[Namespace, Slot]):
     """Slots by namespace. A look-up does not reorder them; an eviction gives a slot that was used a second chance."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -74,7 +92,7 @@ class _Namespaces(cachetools.TLRUCache[Namespace, _Slot]):
         #: Scopes of the namespaces that were evicted and that nobody was told of yet.
         self.evicted: list[str] = []
 
-    def popitem(self) -> tuple[Namespace, _Slot]:
+    def popitem(self) -> tuple[Namespace, Slot]:
         for _ in range(_CHANCES):
             namespace, slot = super().popitem()
             if not slot.used:
@@ -84,6 +102,7 @@ class _Namespaces(cachetools.TLRUCache[Namespace, _Slot]):
         else:
             namespace, slot = super().popitem()
         self.evicted.append(namespace.scope)
+        slot.drop()
         return namespace, slot
 
 
@@ -150,10 +169,10 @@ class MemoryStore:
         slot.used = True
         snapshot = slot.snapshot
         if snapshot.first_expiry != math.inf:
-            return _live(snapshot, self.now())
+            return snapshot.live(self.now())
         return snapshot
 
-    def _slot(self, namespace: Namespace) -> _Slot | None:
+    def _slot(self, namespace: Namespace) -> Slot | None:
         """Needs the lock."""
         try:
             return _peek(self._slots, namespace)
@@ -167,7 +186,7 @@ class MemoryStore:
             now = self.now()
         if message.keys is not None:
             snapshots = [
-                snapshot if keys is None else _only(snapshot, keys)
+                snapshot if keys is None else _only(snapshot, keys, message.names)
                 for snapshot, keys in zip(snapshots, message.keys, strict=True)
             ]
         return Loaded(tuple(snapshots), now)
@@ -178,7 +197,7 @@ class MemoryStore:
         with self._lock:
             if self._closed:
                 self._refuse_closed()
-            if token and self._landed(token, changes[0].namespace):
+            if token and any(self._landed(token, change.namespace) for change in changes):
                 return _COMMITTED
             if len(changes) == 1:
                 # What the loops below do, for the usual commit.
@@ -197,7 +216,12 @@ class MemoryStore:
             self._warn()
         return _COMMITTED
 
-    def assign(self, namespace: Namespace, head: bytes | None, values: dict[str, Any], version: bytes) -> bool:
+    def slot(self, namespace: Namespace) -> Slot | None:
+        """Where the namespace stands, if it is there."""
+        with self._lock:
+            return self._slot(namespace)
+
+    def assign(self, slot: Slot, head: bytes | None, values: dict[str, Any], version: bytes) -> bool:
         """Commit plain values to one namespace without a message, if it is as it was loaded and no key in it expires.
 
         Returns:
@@ -206,35 +230,23 @@ class MemoryStore:
         with self._lock:
             if self._closed:
                 self._refuse_closed()
-            try:
-                slot = _peek(self._slots, namespace)
-            except KeyError:
-                return False
             there = slot.snapshot
-            if there.head != head or there.packed or there.first_expiry != math.inf:
+            if slot.store is not self or there.head != head or there.packed or there.first_expiry != math.inf:
                 return False
             slot.used = True
             versions = there.versions.copy()
             for key in values:
                 versions[key] = version
-            slot.snapshot = Snapshot(
-                there.values | values,
-                there.packed,
-                versions,
-                version,
-                there.owner,
-                there.expires_at,
-                there.slides,
-                there.touched,
-                there.born,
-            )
+            slot.snapshot = there.with_plain(there.values | values, versions, version)
         return True
 
     def forget(self, message: Forget, /) -> None:
         """Answer a `Forget`."""
         with self._lock:
             for namespace in message.namespaces:
-                self._slots.pop(namespace, None)
+                slot = self._slots.pop(namespace, None)
+                if slot is not None:
+                    slot.drop()
 
     def list(self, message: List, /) -> Page:
         """Answer a `List`."""
@@ -274,6 +286,8 @@ class MemoryStore:
         """Drop everything, and refuse to write from now on."""
         with self._lock:
             self._closed = True
+            for namespace in list(self._slots):
+                _peek(self._slots, namespace).drop()
             self._slots.clear()
             self._leases.clear()
 
@@ -307,10 +321,12 @@ class MemoryStore:
 
     def _write(self, change: Change, snapshot: Snapshot, version: bytes, token: bytes) -> None:
         after = _applied(change, snapshot, version, self.now)
+        if after.head is None:
+            return
         namespace = change.namespace
         slot = self._slot(namespace)
         if slot is None:
-            slot = _Slot(after)
+            slot = Slot(namespace, after, self)
             slot.registered = after.last_expiry()
             self._slots[namespace] = slot
         else:
@@ -323,7 +339,7 @@ class MemoryStore:
                 del slot.tokens[old]
             slot.tokens[token] = now + TOKEN_SECONDS
 
-    def _register(self, namespace: Namespace, slot: _Slot) -> None:
+    def _register(self, namespace: Namespace, slot: Slot) -> None:
         """Have the cache keep a slot for as long as its snapshot needs it, and no longer."""
         until = slot.snapshot.last_expiry()
         if until != slot.registered:
@@ -331,12 +347,7 @@ class MemoryStore:
             self._slots[namespace] = slot
 
 
-def _live(snapshot: Snapshot, now: float) -> Snapshot:
-    """What is not expired; nothing at all where the last key was."""
-    return EMPTY if snapshot.last_expiry() <= now else snapshot.live(now)
-
-
-def _only(snapshot: Snapshot, keys: tuple[str, ...]) -> Snapshot:
+def _only(snapshot: Snapshot, keys: tuple[str, ...], names: bool) -> Snapshot:
     def chosen(mapping: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in mapping.items() if key in wanted}
 
@@ -344,13 +355,14 @@ def _only(snapshot: Snapshot, keys: tuple[str, ...]) -> Snapshot:
     return Snapshot(
         chosen(snapshot.values),
         chosen(snapshot.packed),
-        chosen(snapshot.versions),
+        snapshot.versions if names else chosen(snapshot.versions),
         snapshot.head,
         snapshot.owner,
         chosen(snapshot.expires_at),
         chosen(snapshot.slides),
         snapshot.touched,
         snapshot.born,
+        snapshot.last_expiry(),
     )
 
 
@@ -374,9 +386,11 @@ def _applied(change: Change, snapshot: Snapshot, version: bytes, now: Callable[[
     touched = snapshot.touched
     if change.touch:
         touched = now()
+    head = version if change.puts or change.deletes or change.owner is not None else snapshot.head
     for key, put in change.puts.items():
         if put.last:
             values.pop(key, None)
+            versions.pop(key, None)
         if put.value is UNSHARED:
             if packed is snapshot.packed:
                 packed = packed.copy()
@@ -394,12 +408,12 @@ def _applied(change: Change, snapshot: Snapshot, version: bytes, now: Callable[[
         values,
         packed,
         versions,
-        version,
+        head,
         snapshot.owner if change.owner is None else change.owner,
         expires_at,
         slides,
         touched,
-        snapshot.born or version,
+        snapshot.born or head,
     )
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "Listed",
     "Load",
     "Loaded",
+    "LocalStore",
     "Message",
     "Moved",
     "Page",
@@ -40,6 +41,7 @@ __all__ = [
     "Snapshot",
     "Store",
     "Ttl",
+    "WouldBlock",
 ]
 
 
@@ -87,15 +89,31 @@ class Entry:
     slides: float | None = None
 
 
+_new = object.__new__
+
+
 class Snapshot:
     """One namespace at one moment; never changed after it was made, so that it can be shared.
 
     Values that cannot be changed in place stand in `values` themselves, containers stand there as None and in `packed` as
     bytes (without the format byte): a working copy is then one C-level dict copy and a decode of each container.
-    `born` is the head of its first commit: one that was erased and made anew is another one.
+    `born` is the head of its first commit: one that was erased and made anew is another one. A snapshot of some keys only
+    says in `until` when the last of all keys expires (infinite if never); else that is None.
     """
 
-    __slots__ = ("born", "expires_at", "first_expiry", "head", "owner", "packed", "slides", "touched", "values", "versions")
+    __slots__ = (
+        "born",
+        "expires_at",
+        "first_expiry",
+        "head",
+        "owner",
+        "packed",
+        "slides",
+        "touched",
+        "until",
+        "values",
+        "versions",
+    )
 
     def __init__(
         self,
@@ -108,8 +126,10 @@ class Snapshot:
         slides: dict[str, float] = {},  # noqa: B006 - never changed
         touched: float = 0.0,
         born: bytes | None = None,
+        until: float | None = None,
     ) -> None:
         self.born = born
+        self.until = until
         self.values = values
         self.packed = packed
         self.versions = versions
@@ -158,6 +178,14 @@ class Snapshot:
             born,
         )
 
+    def with_plain(self, values: dict[str, Any], versions: dict[str, bytes], head: bytes) -> Snapshot:
+        """What follows this snapshot, in which nothing expires, when plain values are written and nothing else changes."""
+        after: Snapshot = _new(Snapshot)
+        after.values, after.packed, after.versions, after.head = values, self.packed, versions, head
+        after.owner, after.expires_at, after.slides = self.owner, self.expires_at, self.slides
+        after.touched, after.born, after.first_expiry, after.until = self.touched, self.born, math.inf, None
+        return after
+
     def deadline(self, key: str) -> float | None:
         """Time on the store's clock at which *key* expires; None: never."""
         ttl = self.slides.get(key)
@@ -165,6 +193,8 @@ class Snapshot:
 
     def last_expiry(self) -> float:
         """Time from which on nothing of the namespace is left; infinite if something stays."""
+        if self.until is not None:
+            return self.until
         if len(self.expires_at) + len(self.slides) < len(self.values) or not self.values:
             return math.inf
         return max(self.deadline(key) or math.inf for key in self.values)
@@ -175,9 +205,11 @@ class Snapshot:
         return self.values[key] if packed is None else codec.unpack(packed)
 
     def live(self, now: float) -> Snapshot:
-        """This snapshot without the keys that are expired at *now*."""
+        """This snapshot without the keys that are expired at *now*; nothing at all where the last one is."""
         if now < self.first_expiry:
             return self
+        if self.last_expiry() <= now:
+            return EMPTY
         gone = {key for key in (*self.expires_at, *self.slides) if (self.deadline(key) or math.inf) <= now}
         return Snapshot(
             _without(self.values, gone),
@@ -189,6 +221,7 @@ class Snapshot:
             _without(self.slides, gone),
             self.touched,
             self.born,
+            self.until,
         )
 
 
@@ -248,6 +281,9 @@ class Put:
 class Change:
     """What one commit does to one namespace.
 
+    One that has no `puts`, no `deletes` and no `owner` only touches or only checks. It leaves the head as it is, for a touch
+    conflicts with nothing, and makes no namespace where there is none.
+
     Attributes:
         namespace: Its address.
         head: The head that was loaded, None if there was no namespace. A store whose head is still this one has nothing
@@ -285,11 +321,14 @@ class Load:
         namespaces: Which.
         keys: For each namespace the keys that are wanted, None for all; None for all of all.
         timeout: Seconds.
+        names: Whether `versions` of the snapshots holds every key that there is, in order, also those whose values were
+            not asked for.
     """
 
     namespaces: tuple[Namespace, ...]
     keys: tuple[tuple[str, ...] | None, ...] | None = None
     timeout: float = 4.0
+    names: bool = False
 
 
 @dataclass(slots=True)
@@ -306,7 +345,8 @@ class Commit:
 
     Attributes:
         token: 16 random bytes that name the unit of work. A store keeps it for 60 s with each namespace that it wrote,
-            in the same step, and answers a commit that it has seen with `Committed` without writing again.
+            in the same step, and answers a commit that it has seen with `Committed` without writing again. b"" where no
+            answer can be lost; then it keeps none.
         version: Random bytes: the new head of each namespace, and the version of each key written.
         changes: One for each namespace.
         timeout: Seconds.
@@ -423,6 +463,25 @@ class Store(Protocol):
     def lease(self, message: Lease, /) -> float: ...
     def release(self, message: Release, /) -> None: ...
     def close(self) -> None: ...
+
+
+class WouldBlock(Exception):
+    """What was attempted would have had to wait, and nothing of it was done. No caller of a tool ever sees this."""
+
+
+class LocalStore(Store, Protocol):
+    """A store on this machine that mostly answers faster than a hop to a thread takes, but may have to wait now and then.
+
+    On an event loop's thread a message is attempted, and goes to a worker thread only if that would have had to wait.
+    """
+
+    def attempt(self, message: Message, /) -> Any:
+        """Answer a message without waiting for a lock, for another process or for a disk to be in step.
+
+        Raises:
+            WouldBlock: It would have to wait.
+        """
+        ...
 
 
 class AsyncStore(Protocol):

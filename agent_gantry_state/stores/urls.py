@@ -7,11 +7,12 @@ group ``agent_gantry_state.stores``; it is looked up when such a URL is first op
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote_to_bytes, urlsplit
 
 from agent_gantry_state.errors import StoreURLError
 
@@ -92,4 +93,26 @@ def _memory(url: StoreURL) -> Any:
         raise StoreURLError(str(error)) from None
 
 
-_SCHEMES: dict[str, Callable[[StoreURL], Any]] = {"memory": _memory}
+def _sqlite(url: StoreURL) -> Any:
+    from agent_gantry_state.stores.sqlite import SQLiteStore
+
+    how = "write sqlite:///relative/path.db, sqlite:////absolute/path.db or sqlite:///:memory:"
+    if url.parts.netloc:
+        raise StoreURLError(f"sqlite:// takes no host: {how}")
+    if url.parts.fragment:
+        raise StoreURLError("sqlite://: write # in a path as %23, and ? as %3F")
+    # What follows the third slash, so that an absolute path has a fourth.
+    path = os.fsdecode(unquote_to_bytes(url.parts.path[1:]))
+    if not path or path.endswith("/") or "\0" in path:
+        raise StoreURLError(f"sqlite:// needs the path of a file: {how}")
+    return SQLiteStore(path, **url.read({"synchronous": normal_or_full}))
+
+
+def normal_or_full(text: str) -> str:
+    """Read the option `synchronous`."""
+    if text not in ("normal", "full"):
+        raise ValueError(text)
+    return text
+
+
+_SCHEMES: dict[str, Callable[[StoreURL], Any]] = {"memory": _memory, "sqlite": _sqlite}

@@ -29,6 +29,7 @@ from agent_gantry_state import (
     Tool,
     merge,
 )
+from agent_gantry_state.injection.tool import BoundTool
 
 if TYPE_CHECKING:
     from collections import OrderedDict as OnlyForCheckers
@@ -1138,17 +1139,10 @@ UNFIT = [
     (positional_only, r"positional_only.*'memory' is positional-only.*behind the `/`"),
     (collects_positions, r"\*memory collects arguments.*add a parameter `memory: dict`"),
     (collects_names, r"\*\*memory collects arguments.*add a parameter `memory: dict`"),
-    (generator, r"generator is a generator function.*Collect the items in a list"),
-    (async_generator, r"async_generator is a generator function.*Collect the items in a list"),
-    (functools.partial(generator), r"generator function.*Collect the items in a list"),
-    (classmethod(generator), r"generator function.*Collect the items in a list"),
-    (staticmethod(async_generator), r"generator function.*Collect the items in a list"),
-    (Class.generator, r"generator function.*Collect the items in a list"),
-    (GeneratorObject(), r"generator function.*Collect the items in a list"),
     (Class, r"Class is a class.*decorate one of its methods"),
-    (5, r"decorates a function, not int"),
-    ("session", r"decorates a function, not str"),
-    (property(no_parameter), r"decorates a function, not property"),
+    (5, r"only a function can be given a memory, not int"),
+    ("session", r"only a function can be given a memory, not str"),
+    (property(no_parameter), r"only a function can be given a memory, not property"),
 ]
 
 
@@ -1161,6 +1155,26 @@ def test_unfit_is_refused_at_decoration_with_what_to_do(gantry, unfit, says, cal
         decorator(unfit)
 
     assert isinstance(caught.value, TypeError)
+
+
+RERUN = [
+    (generator, r"generator is a generator function"),
+    (async_generator, r"async_generator is a generator function"),
+    (functools.partial(generator), r"generator is a generator function"),
+    (classmethod(generator), r"generator is a generator function"),
+    (staticmethod(async_generator), r"async_generator is a generator function"),
+    (Class.generator, r"Class.generator is a generator function"),
+    (Class(None).generator, r"Class.generator is a generator function"),
+    (GeneratorObject(), r"GeneratorObject is a generator function"),
+]
+
+
+@pytest.mark.parametrize(("generates", "says"), RERUN)
+def test_generator_function_cannot_run_again_and_says_so_at_decoration(gantry, generates, says):
+    with pytest.raises(DeclarationError, match=rf'{says}.*leave out on_conflict="retry".*collect the items in a list'):
+        gantry.with_memory(on_conflict="retry")(generates)
+
+    assert isinstance(gantry.with_memory(on_conflict="retry", retries=0)(generates), (Tool, BoundTool))
 
 
 BAD = [

@@ -291,7 +291,7 @@ async def test_two_gantries_tools_share_an_entered_session(modules):
             assert await run(gantry, "count") == 1
             assert await run(gantry, "note_sync", text="b") == ["a", "b"]
         first = sys.modules[one].tools
-        assert await remembered(first, session="s1") == {"notes": ["a", "b"]}
+        assert await remembered(first, session="s1", user="ada") == {"notes": ["a", "b"]}
     assert two not in sys.modules
 
 
@@ -455,7 +455,7 @@ async def test_every_way_into_a_tool_remembers(gantry, way):
         assert await way(gantry, "note", {"text": "a"}) == "a"
         assert await way(gantry, "note", {"text": "b"}) == "a b"
 
-    assert await remembered(gantry, session="s1") == {"notes": ["a", "b"]}
+    assert await remembered(gantry, session="s1", user="ada") == {"notes": ["a", "b"]}
     assert await remembered(gantry) == {}
 
 
@@ -732,7 +732,7 @@ async def test_nested_call_keeps_a_record_of_its_own(late):
         assert await run(gantry, "outer") == "outer's with inner's"
 
     assert ran == ["outer", "inner"]
-    assert await remembered(gantry, session="s1") == {"outer": True}
+    assert await remembered(gantry, session="s1", user="ada") == {"outer": True}
     assert await remembered(gantry, "user", user="ada") == {"inner": True}
 
 
@@ -803,7 +803,7 @@ async def test_conflict_is_final(gantry):
         thread.join()
 
     def interfere(value):
-        with gantry.memory(session="sess10n-1") as memory:
+        with gantry.memory(session="sess10n-1", user="ada-l0velace") as memory:
             memory["plan"] = value
 
     async with gantry.session("sess10n-1", user="ada-l0velace"):
@@ -814,7 +814,7 @@ async def test_conflict_is_final(gantry):
     assert "merge" in error
     assert all(text not in error for text in ("s3cr3t", "th31rs", "sess10n-1", "ada-l0velace"))
     assert len(error) < 400
-    assert await remembered(gantry, session="sess10n-1") == {"plan": "th31rs 6"}
+    assert await remembered(gantry, session="sess10n-1", user="ada-l0velace") == {"plan": "th31rs 6"}
 
 
 async def test_missing_identity_is_final_and_the_body_never_runs(gantry):
@@ -930,7 +930,7 @@ async def test_model_cannot_choose_whose_memory_it_is(gantry, way):
     async with gantry.session("s1", user="ada", tenant="acme"):
         assert await way(gantry, "write", chosen) == "bob s2 s2 global evil"
 
-    assert await remembered(gantry, session="s1") == {"written": True}
+    assert await remembered(gantry, session="s1", user="ada") == {"written": True}
     assert await remembered(gantry, "user", user="ada") == {"written": True}
     assert await remembered(gantry, session="s2") == {}
     assert await remembered(gantry, "user", user="bob") == {}
@@ -1070,7 +1070,7 @@ async def test_identity_reaches_a_tool_through_a_frameworks_worker_thread(gantry
 
     assert found == [Identity(f"s{i}", "ada") for i in range(8)]
     for i in range(8):
-        assert await remembered(gantry, session=f"s{i}") == {"here": True}
+        assert await remembered(gantry, session=f"s{i}", user="ada") == {"here": True}
 
 
 async def test_sync_program_uses_the_framework_bridge(gantry):

@@ -24,7 +24,7 @@ from agent_gantry_state import (
     bridge,
 )
 from agent_gantry_state.stores.memory import MemoryStore
-from agent_gantry_state.stores.protocol import Change, Commit, Forget, Lease, List, Load, Put, Release
+from agent_gantry_state.stores.protocol import Change, Commit, Forget, Lease, List, Load, Put, Release, WouldBlock
 
 PORTAL = "agent-gantry-state-store"
 NAMESPACE = Namespace("session", "local", "default")
@@ -34,6 +34,22 @@ class BlockingStore(MemoryStore):
     """Answers at once, but says that it may block."""
 
     inline = False
+
+
+class LocalStore(MemoryStore):
+    """Would block at every second attempt."""
+
+    inline = False
+
+    def __init__(self):
+        super().__init__()
+        self.attempts = 0
+
+    def attempt(self, message, /):
+        self.attempts += 1
+        if self.attempts % 2:
+            raise WouldBlock
+        return getattr(self, type(message).__name__.lower())(message)
 
 
 class AsyncStore:
@@ -78,7 +94,7 @@ class AsyncStore:
         self.inner.close()
 
 
-STORES = {"memory": MemoryStore, "blocking": BlockingStore, "async": AsyncStore}
+STORES = {"memory": MemoryStore, "blocking": BlockingStore, "local": LocalStore, "async": AsyncStore}
 
 
 @pytest.fixture

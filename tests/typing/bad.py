@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from agent_gantry_state import Gantry, Identity, Memory, Namespace, Request, Scope, Tool, current_identity, merge
+from agent_gantry_state import (
+    AgentGantry,
+    ExecutionContext,
+    Gantry,
+    Identity,
+    Memory,
+    Namespace,
+    Request,
+    Scope,
+    Session,
+    SyncExecutionContext,
+    SyncSession,
+    Tool,
+    current_identity,
+    merge,
+)
 
 gantry = Gantry()
 
@@ -92,12 +108,123 @@ def merge_of_one(memory: Memory) -> None: ...
 def unknown(memory: Memory) -> None: ...
 
 
+@gantry.with_memory(isolation="none")  # E
+def isolation(memory: Memory) -> None: ...
+
+
+@gantry.with_memory(exclusive="yes")  # E
+def exclusive(memory: Memory) -> None: ...
+
+
+@gantry.with_memory(keys=5)  # E
+def keys(memory: Memory) -> None: ...
+
+
 gantry.with_memory("session")  # E
 gantry.with_memory(5)  # E
 gantry.with_memory()(5)  # E
 
+# Generators.
+
+
+@gantry.with_memory
+def iterates(memory: Memory) -> Iterator[int]:
+    yield 1
+
+
+next(iterates()).upper()  # E
+words: list[str] = list(iterates())  # E
+
+
+async def iterate() -> None:
+    async for _ in iterates():  # E
+        pass
+
+
+# A context, and a session key by key.
+
+
+@gantry.with_context
+async def in_context(item: str, ctx: ExecutionContext) -> int:
+    ctx.memory = {}  # E
+    ctx.memory.append(1)  # E
+    ctx.scope("user")["x"] = 1  # E
+    await ctx.scope(5)  # E
+    await ctx.scope()  # E
+    ctx.identity.session.upper()  # E
+    ctx.tool = "mine"  # E
+    ctx.session  # E
+    return 1
+
+
+@gantry.with_context(into=5)  # E
+def in_sync_context(run: SyncExecutionContext) -> int:
+    run.scope("user")["x"] = 1
+    return run.scope("user")  # E
+
+
+@gantry.with_context(keys=("a",))  # E
+def context_of_keys(ctx: SyncExecutionContext) -> None: ...
+
+
+@gantry.with_session
+async def by_key(session: Session) -> str:
+    session.get("a").upper()  # E
+    await session.get()  # E
+    await session.get(5)  # E
+    await session.set("a")  # E
+    await session.set("a", 1, ttl="60")  # E
+    await session.set("a", 1, 60, 5)  # E
+    for key in session.keys():  # E
+        print(key)
+    for name in await session.keys():
+        name.append(1)  # E
+    await session.delete("a").real  # E
+    session["a"] = 1  # E
+    return await session.delete("a")  # E
+
+
+@gantry.with_session(merge={"n": 5})  # E
+def by_key_sync(session: SyncSession) -> str:
+    session.set("a", 1).real  # E
+    return session.delete("a")  # E
+
+
+@gantry.with_context
+def in_a_context(ctx: SyncExecutionContext) -> int:
+    return 1
+
+
+wrong_context: str = in_a_context()  # E
+wrong_session: int = by_key()  # E
+gantry.with_context(5)  # E
+gantry.with_session("session")  # E
+
+# With agent-gantry.
+
+agents = AgentGantry()
+
+
+@agents.register(stateful="yes")  # E
+async def stateful(session: Session) -> None: ...
+
+
+@agents.register
+def registered(item: str, ctx: SyncExecutionContext) -> str:
+    return item
+
+
+registered("a").real  # E
+
 # Identity.
 
+gantry.session("s1", user="ada", adopt="yes")  # E
+gantry.forget()  # E
+gantry.forget("user", user=5)  # E
+gantry.end_session()  # E
+gantry.end_session(5)  # E
+gantry.independent("s1")  # E
+Scope(owned="yes")  # E
 gantry.session(1)  # E
 gantry.session("s1", "ada")  # E
 gantry.session("s1", user=5)  # E

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
 from typing import Any
 
 from typing_extensions import assert_type
 
 from agent_gantry_state import (
     AgentGantry,
+    CallEndedError,
+    ExclusiveTimeoutError,
+    ExecutionContext,
     Gantry,
     Identity,
     InjectedArgumentError,
     Memory,
     MemoryConflictError,
+    MemoryErasedError,
     Namespace,
+    OrphanedCallError,
     Request,
     Resolver,
     Scope,
+    Session,
+    SessionOwnerError,
     StateError,
+    SyncExecutionContext,
+    SyncSession,
     Tool,
+    UndeclaredKeyError,
     current_identity,
     merge,
 )
@@ -44,7 +54,9 @@ class ByTenant:
 
 resolver: Resolver = by_team
 gantry = Gantry("memory://?max_namespaces=10", app="mine", resolvers=[by_team, ByTenant()])
-other = Gantry(MemoryStore(max_namespaces=10), session="local", user="me", scopes={"team": Scope(ttl=60, sliding=True)})
+other = Gantry(
+    MemoryStore(max_namespaces=10), session="local", user="me", scopes={"team": Scope(ttl=60, sliding=True, owned=True)}
+)
 
 
 # Decorators, bare and called.
@@ -109,6 +121,135 @@ def pass_on_async(function: Callable[[str], Coroutine[Any, Any, bytes]]) -> None
 pass_on(plain)
 pass_on_async(asynchronous)
 pass_on(functools.partial(plain, "a"))
+
+
+# A memory of one's own, or of some keys.
+
+
+@gantry.with_memory(isolation="serializable", exclusive=True, keys=("cwd", "files"))
+def alone(memory: Memory) -> str:
+    return str(memory["cwd"])
+
+
+@gantry.with_memory(isolation="snapshot", exclusive=False, keys=["cwd"])
+def of_a_list(memory: Memory) -> str:
+    return str(memory["cwd"])
+
+
+assert_type(alone(), str)
+
+
+# Generators.
+
+
+@gantry.with_memory
+def generates(to: int, memory: Memory) -> Generator[int, str, bytes]:
+    received = yield to
+    return received.encode()
+
+
+@gantry.with_memory
+def iterates(to: int, memory: Memory) -> Iterator[int]:
+    yield to
+
+
+@gantry.with_memory
+async def generates_async(to: int, memory: Memory) -> AsyncGenerator[int, str]:
+    received: str = yield to
+    memory["received"] = received
+
+
+@gantry.with_memory
+async def iterates_async(to: int, memory: Memory) -> AsyncIterator[int]:
+    yield to
+
+
+assert_type(generates(1), Generator[int, str, bytes])
+assert_type(iterates(1), Iterator[int])
+assert_type(generates_async(1), AsyncGenerator[int, str])
+numbers: list[int] = list(iterates(1))
+
+
+async def call_generators() -> None:
+    async for item in iterates_async(1):
+        assert_type(item, int)
+    assert_type([item async for item in generates_async(1)], list[int])
+
+
+# A context, and a session key by key.
+
+
+@gantry.with_context
+async def in_context(item: str, ctx: ExecutionContext) -> int:
+    ctx.memory["item"] = item
+    preferences = await ctx.scope("user")
+    assert_type(preferences, Memory)
+    assert_type(ctx.memory, Memory)
+    assert_type(ctx.identity, Identity)
+    assert_type(ctx.tool, str)
+    return len(preferences)
+
+
+@gantry.with_context(into="run", on_conflict="retry", retries=3)
+def in_sync_context(item: str, run: SyncExecutionContext) -> int:
+    assert_type(run.scope("user"), Memory)
+    return len(run.memory)
+
+
+@gantry.with_session
+async def by_key(item: str, session: Session) -> bool:
+    await session.set("item", item)
+    await session.set("item", item, ttl=60)
+    await session.set("item", item, None)
+    value: str = await session.get("item", default="")
+    assert_type(await session.keys(), list[str])
+    await session.add("n")
+    await session.add("n", 0.5)
+    assert_type(await session.delete("item"), bool)
+    return bool(value)
+
+
+@gantry.with_session(
+    scope="user",
+    into="keys",
+    ttl=60,
+    sliding=True,
+    merge={"best": merge.max},
+    on_conflict="retry",
+    retries=3,
+    isolation="serializable",
+    exclusive=True,
+)
+def by_key_sync(item: str, keys: SyncSession) -> bool:
+    keys.set("item", item, ttl=60)
+    value: str = keys.get("item", "")
+    assert_type(keys.keys(), list[str])
+    keys.add("n", 2)
+    return keys.delete("item") or bool(value)
+
+
+async def call_them() -> None:
+    assert_type(await in_context("a"), int)
+    assert_type(await by_key("a"), bool)
+    assert_type(await by_key.__wrapped__("a", session_object()), bool)
+
+
+def session_object() -> Session:
+    raise NotImplementedError
+
+
+assert_type(in_sync_context("a"), int)
+assert_type(by_key_sync("a"), bool)
+
+
+@gantry.with_context
+@gantry.with_session
+@gantry.with_memory
+def by_all(ctx: SyncExecutionContext, session: SyncSession, memory: Memory) -> bool:
+    return ctx.memory is memory and session.get("a") is memory.get("a")
+
+
+assert_type(by_all(), bool)
 
 
 # The function itself keeps its exact signature.
@@ -239,6 +380,17 @@ with gantry.override(
 ) as test:
     store: Any = test.store
 
+with gantry.session("s1", user="ada", adopt=True) as adopted:
+    assert_type(adopted, Identity)
+
+with gantry.independent():
+    plain("a")
+
+gantry.forget("user", user="ada")
+gantry.forget("tool", tool="notes")
+gantry.forget("tenant", tenant="acme")
+gantry.end_session("s1")
+
 with gantry as same, Gantry() as another:
     assert_type(same, Gantry)
     another.close()
@@ -251,6 +403,10 @@ async def blocks() -> None:
         assert_type(memory, Memory)
     async with gantry.override(user="ada"):
         pass
+    async with gantry.independent():
+        pass
+    await gantry.aforget("user", user="ada")
+    await gantry.aend_session("s1")
     async with Gantry() as made:
         assert_type(made, Gantry)
     await gantry.aclose()
@@ -264,6 +420,12 @@ except InjectedArgumentError as injected:
     assert_type(injected.parameter, str)
 except MemoryConflictError as conflict:
     assert_type(conflict.keys, tuple[str, ...])
+except UndeclaredKeyError as undeclared:
+    assert_type((undeclared.key, undeclared.scope), tuple[str, str])
+except (SessionOwnerError, MemoryErasedError, ExclusiveTimeoutError) as of_a_scope:
+    assert_type(of_a_scope.scope, str)
+except (CallEndedError, OrphanedCallError) as ended:
+    assert_type(ended.committed, bool | None)
 except StateError as error:
     assert_type(error.committed, bool | None)
 
@@ -286,7 +448,44 @@ def registered_stacked(item: str, memory: Memory, preferences: Memory) -> str:
     return item
 
 
+@agents.register
+async def reads(filename: str, ctx: ExecutionContext) -> str:
+    ctx.memory["last_file"] = filename
+    return str(ctx.memory.get("other", default=""))
+
+
+@agents.register
+def reads_sync(filename: str, ctx: SyncExecutionContext) -> str:
+    return str(ctx.memory.get(filename))
+
+
+@agents.register(stateful=True, tags=["a"])
+async def keeps(item: str, session: Session) -> str:
+    await session.set("item", item)
+    return item
+
+
+@agents.register(stateful=True)
+@agents.with_memory
+def keeps_whole(item: str, memory: Memory) -> str:
+    return item
+
+
+@agents.register
+@agents.with_memory
+async def streams(to: int, memory: Memory) -> AsyncIterator[int]:
+    yield to
+
+
+assert_type(reads_sync("a"), str)
+assert_type(keeps_whole("a"), str)
+
+
 async def use_agents() -> None:
+    assert_type(await reads("a"), str)
+    assert_type(await keeps("a"), str)
+    async for number in streams(3):
+        assert_type(number, int)
     async with agents as same, agents.session("s1"):
         assert_type(same, AgentGantry)
     await agents.close()

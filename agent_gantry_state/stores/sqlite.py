@@ -1,0 +1,632 @@
+"""Memories in one SQLite file, for the processes of one machine.
+
+A namespace is one row, with its address beside its digest, and each of its keys is another. A load is one statement; a
+commit is one transaction, which first tries what mostly holds: that the head is still the one that was loaded. All that
+tells people apart is kept as bytes, exactly as it came.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from agent_gantry_state import codec
+from agent_gantry_state.errors import CorruptEntryError, StoreError
+from agent_gantry_state.namespace import Namespace
+from agent_gantry_state.stores.protocol import (
+    EMPTY,
+    KEEP,
+    Change,
+    Commit,
+    Committed,
+    Forget,
+    Lease,
+    List,
+    Listed,
+    Load,
+    Loaded,
+    Message,
+    Moved,
+    Page,
+    Put,
+    Release,
+    Snapshot,
+)
+from agent_gantry_state.stores.sqlite_file import Execute, SQLiteFile
+
+__all__ = ["SQLiteStore"]
+
+#: Number of the layout below. A file with a greater one is refused.
+LAYOUT: Final = 1
+#: Seconds for which a commit that landed is remembered, so that it can be sent again.
+TOKEN_SECONDS: Final = 60.0
+#: After this many commits, up to `_SWEPT` of what is expired goes.
+_SWEEP_EVERY, _SWEPT = 32, 64
+
+_SCHEMA: Final = (
+    # `last` is the greatest position given out. No key expires before `first`, NULL if none does; it may be too early.
+    """CREATE TABLE namespace (
+        digest BLOB NOT NULL PRIMARY KEY,
+        head BLOB NOT NULL,
+        last INTEGER NOT NULL,
+        touched REAL NOT NULL,
+        first REAL,
+        born BLOB NOT NULL,
+        owner BLOB,
+        app BLOB NOT NULL,
+        scope BLOB NOT NULL,
+        address BLOB NOT NULL
+    ) WITHOUT ROWID""",
+    # The record comes last, so that nothing else has to be looked for behind a long one.
+    """CREATE TABLE entry (
+        digest BLOB NOT NULL,
+        key BLOB NOT NULL,
+        version BLOB NOT NULL,
+        position INTEGER NOT NULL,
+        expires_at REAL,
+        slides REAL,
+        record BLOB NOT NULL,
+        PRIMARY KEY (digest, key)
+    ) WITHOUT ROWID""",
+    "CREATE TABLE token (token BLOB NOT NULL PRIMARY KEY, until REAL NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE lease (digest BLOB NOT NULL PRIMARY KEY, holder BLOB NOT NULL, until REAL NOT NULL) WITHOUT ROWID",
+    "CREATE INDEX namespace_owner ON namespace (owner) WHERE owner IS NOT NULL",
+    "CREATE INDEX namespace_first ON namespace (first) WHERE first IS NOT NULL",
+    "CREATE INDEX token_until ON token (until)",
+    "CREATE INDEX lease_until ON lease (until)",
+)
+
+# A namespace and its keys in one statement, so that they are of one moment. The namespace sorts before its keys.
+_LOAD = """
+    SELECT owner, head, -1, touched, born, address FROM namespace WHERE digest = ?1
+    UNION ALL
+    SELECT key, version, position, expires_at, slides, record FROM entry WHERE digest = ?1"""
+_HEADER = "SELECT owner, head, -1, touched, born, address FROM namespace WHERE digest = ?"
+_ENTRY = "SELECT key, version, position, expires_at, slides, record FROM entry WHERE digest = ? AND key = ?"
+_KEYS = "SELECT key, version, position, expires_at, slides FROM entry WHERE digest = ?"
+_POSITION = itemgetter(2)
+
+# Of the namespace whose head is still the one that was loaded, and in which nothing is expired.
+_TAKE_HEAD = """
+    UPDATE namespace SET head = ?, last = last + ? WHERE digest = ? AND head = ? AND (first IS NULL OR first > ?)"""
+# The same, where keys get a time to expire at, or the time of those that slide begins anew.
+_TAKE_HEAD_AND_TIME = """
+    UPDATE namespace SET head = ?, last = last + ?, first = min(coalesce(first, ?), ?), touched = max(touched, ?)
+    WHERE digest = ? AND head = ? AND (first IS NULL OR first > ?) AND touched <= ?"""
+_STATE = "SELECT head, last, touched, first, born, owner FROM namespace WHERE digest = ?"
+_NEW = """
+    INSERT INTO namespace (head, last, touched, first, born, owner, digest, app, scope, address)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+_NEXT = "UPDATE namespace SET head = ?, last = ?, touched = ?, first = ?, owner = ? WHERE digest = ?"
+_TOUCH = "UPDATE namespace SET touched = ?, first = ? WHERE digest = ?"
+
+_DELETE = "DELETE FROM entry WHERE digest = ? AND key = ?"
+# Of a put: with the position after those of its namespace that are taken, or with a given one; whether a key that is there
+# moves there; and whether its expiry changes.
+_INSERT = "INSERT INTO entry (digest, key, version, record, expires_at, slides, position) VALUES (?, ?, ?, ?, ?, ?, "
+_AFTER = "(SELECT last FROM namespace WHERE digest = ?) - ?)"
+_GIVEN = "?)"
+_UPDATE = " ON CONFLICT (digest, key) DO UPDATE SET version = excluded.version, record = excluded.record"
+_MOVE = ", position = excluded.position"
+_EXPIRY = ", expires_at = excluded.expires_at, slides = excluded.slides"
+_PUT = {
+    (after, move, expiry): _INSERT
+    + (_AFTER if after else _GIVEN)
+    + _UPDATE
+    + (_MOVE if move else "")
+    + (_EXPIRY if expiry else "")
+    for after in (False, True)
+    for move in (False, True)
+    for expiry in (False, True)
+}
+
+# Of a put to a key that is there and keeps its place.
+_REPLACE = {
+    False: "UPDATE entry SET version = ?, record = ? WHERE digest = ? AND key = ?",
+    True: "UPDATE entry SET version = ?, record = ?, expires_at = ?, slides = ? WHERE digest = ? AND key = ?",
+}
+
+# The time at which a key expires, as `Snapshot.deadline` has it; ? is when its namespace was last touched.
+_PRUNE = "DELETE FROM entry WHERE digest = ? AND coalesce(? + slides, expires_at) <= ?"
+_LEFT = "SELECT count(*), min(coalesce(? + slides, expires_at)) FROM entry WHERE digest = ?"
+
+_SEEN = "SELECT 1 FROM token WHERE token = ? AND until > ?"
+_KEEP_TOKEN = "INSERT OR REPLACE INTO token (token, until) VALUES (?, ?)"  # noqa: S105
+_SWEEP = (
+    "DELETE FROM token WHERE token IN (SELECT token FROM token WHERE until <= ? LIMIT ?)",
+    "DELETE FROM lease WHERE digest IN (SELECT digest FROM lease WHERE until <= ? LIMIT ?)",
+)
+_DUE = "SELECT digest FROM namespace WHERE first <= ? LIMIT ?"
+
+_LIST = """
+    SELECT digest, address, owner FROM namespace
+    WHERE digest > ?
+        AND (first IS NULL OR first > ?
+            OR NOT EXISTS (SELECT 1 FROM entry WHERE entry.digest = namespace.digest)
+            OR EXISTS (
+                SELECT 1 FROM entry WHERE entry.digest = namespace.digest
+                    AND coalesce(coalesce(touched + slides, expires_at) > ?, 1)
+            ))"""
+_OF = {"app": " AND app = ?", "scope": " AND scope = ?", "owner": " AND owner = ?"}
+_IN_ORDER = " ORDER BY digest LIMIT ?"
+
+_COMMITTED = Committed()
+
+
+class SQLiteStore:
+    """Keeps memories in a SQLite file, which the processes of one machine may share.
+
+    Nothing is opened or made before it is first needed.
+
+    Args:
+        path: The file, relative to the directory of now; ":memory:" for a database of this store alone that is gone when it
+            is closed. A file that is not there is made, readable by its owner only. Its directory is not.
+        synchronous: What a power failure may take: "normal" the last commits, "full" nothing, at the price that each
+            commit waits for the disk. A crash of the program takes nothing in either case, and what is left is always whole.
+        clock: Gives the time in seconds since the epoch, by which keys expire.
+
+    Raises:
+        ValueError: *synchronous* is neither.
+    """
+
+    inline = False
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        synchronous: Literal["normal", "full"] = "normal",
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if synchronous not in ("normal", "full"):
+            raise ValueError("SQLiteStore: synchronous must be 'normal' or 'full'")
+        path = os.fspath(path)
+        where = None if path == ":memory:" else Path(os.path.abspath(path))  # noqa: PTH100 - with its symbolic links
+        self._file = SQLiteFile(where, synchronous == "full", LAYOUT, _SCHEMA)
+        self._read, self._write = self._file.read, self._file.write
+        self._clock = clock
+        self._latest = -math.inf
+        self._commits = 0
+        self._answers: dict[type[Any], Callable[[Any, float | None], Any]] = {
+            Load: self._load,
+            Commit: self._commit,
+            Forget: self._forget,
+            List: self._list,
+            Lease: self._lease,
+            Release: self._release,
+        }
+
+    def __repr__(self) -> str:
+        return f"<SQLiteStore {':memory:' if self._file.path is None else self._file.path.name}>"
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Gives the time in seconds since the epoch."""
+        return self._clock
+
+    @clock.setter
+    def clock(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._latest = -math.inf
+
+    def now(self) -> float:
+        """The time in seconds since the epoch, by which keys expire; it stays when the clock is set back."""
+        now = self._clock()
+        if now < self._latest:
+            return self._latest
+        self._latest = now
+        return now
+
+    def load(self, message: Load, /) -> Loaded:
+        """Answer a `Load`."""
+        return self._load(message, time.monotonic() + message.timeout)
+
+    def commit(self, message: Commit, /) -> Committed | Moved:
+        """Answer a `Commit`."""
+        return self._commit(message, time.monotonic() + message.timeout)
+
+    def forget(self, message: Forget, /) -> None:
+        """Answer a `Forget`."""
+        self._forget(message, time.monotonic() + message.timeout)
+
+    def list(self, message: List, /) -> Page:
+        """Answer a `List`."""
+        return self._list(message, time.monotonic() + message.timeout)
+
+    def lease(self, message: Lease, /) -> float:
+        """Answer a `Lease`."""
+        return self._lease(message, time.monotonic() + message.timeout)
+
+    def release(self, message: Release, /) -> None:
+        """Answer a `Release`."""
+        self._release(message, time.monotonic() + message.timeout)
+
+    def attempt(self, message: Message, /) -> Any:
+        """Answer a message without waiting for anybody, or for the disk to be in step.
+
+        Raises:
+            WouldBlock: It would have to wait.
+        """
+        return self._answers[type(message)](message, None)
+
+    def close(self) -> None:
+        """Close the file; a call that is at it comes to its end first."""
+        self._file.close()
+
+    def _load(self, message: Load, deadline: float | None) -> Loaded:
+        return self._read(self._loaded, message, deadline)
+
+    def _commit(self, message: Commit, deadline: float | None) -> Committed | Moved:
+        return self._write(self._committed, message, deadline)
+
+    def _forget(self, message: Forget, deadline: float | None) -> None:
+        self._write(_forgotten, message, deadline)
+
+    def _list(self, message: List, deadline: float | None) -> Page:
+        return self._read(self._listed, message, deadline)
+
+    def _lease(self, message: Lease, deadline: float | None) -> float:
+        return self._write(self._leased, message, deadline)
+
+    def _release(self, message: Release, deadline: float | None) -> None:
+        self._write(_released, message, deadline)
+
+    # What is done with the file, by somebody who has a handle to it.
+
+    def _loaded(self, execute: Execute, message: Load) -> Loaded:
+        namespaces, keys = message.namespaces, message.keys
+        if len(namespaces) == 1 and (keys is None or keys[0] is None):
+            # A statement by itself is of one moment.
+            snapshot = _snapshot(execute, namespaces[0])
+            return Loaded((snapshot.live(now := self.now()),), now)
+        execute("BEGIN")
+        # Before the first read, so that nothing in it is younger than the moment that is answered.
+        now = self.now()
+        snapshots = [
+            _snapshot(execute, namespace).live(now)
+            if wanted is None
+            else _chosen(execute, namespace, wanted, message.names, now)
+            for namespace, wanted in zip(namespaces, keys or [None] * len(namespaces), strict=True)
+        ]
+        execute("COMMIT")
+        return Loaded(tuple(snapshots), now)
+
+    def _committed(self, execute: Execute, message: Commit) -> tuple[Committed | Moved, int]:
+        now, token, changes = self.now(), message.token, message.changes
+        if token and execute(_SEEN, (token, now)).fetchone():
+            return _COMMITTED, 0
+        pages = 0
+        if len(changes) == 1:
+            pages = _overwrite(execute, changes[0], message.version, now)
+        if not pages:
+            states = [_state(execute, _place(change.namespace)[0], now) for change in changes]
+            for change, state in zip(changes, states, strict=True):
+                if _head(state) != change.head and _moved(execute, change, state):
+                    # What is expired was just deleted, so that it need not be looked for; the transaction is taken back.
+                    return Moved(tuple([_as_it_stands(execute, change) for change in changes]), now), 0
+            for change, state in zip(changes, states, strict=True):
+                pages += _apply(execute, change, state, message.version, now)
+        if token and pages:
+            execute(_KEEP_TOKEN, (token, now + TOKEN_SECONDS))
+            pages += 2
+        if pages:
+            self._commits += 1
+            if self._commits % _SWEEP_EVERY == 1:
+                pages += _sweep(execute, now)
+        return _COMMITTED, pages
+
+    def _listed(self, execute: Execute, message: List) -> Page:
+        now = self.now()
+        statement, parameters = _LIST, [message.after or b"", now, now]
+        for name, text in (("app", message.app), ("scope", message.scope), ("owner", message.owner)):
+            if text is not None:
+                statement += _OF[name]
+                parameters.append(_bytes(text))
+        rows = execute(statement + _IN_ORDER, (*parameters, message.limit + 1)).fetchall()
+        page = rows[: message.limit]
+        listed = tuple([Listed(_namespace(address), _text(owner)) for _, address, owner in page])
+        return Page(listed, page[-1][0] if len(rows) > len(page) else None)
+
+    def _leased(self, execute: Execute, message: Lease) -> tuple[float, int]:
+        now, digest = self.now(), message.namespace.digest
+        found = execute("SELECT holder, until FROM lease WHERE digest = ?", (digest,)).fetchone()
+        if found is not None and found[0] != message.holder and found[1] > now:
+            return found[1] - now, 0
+        execute(
+            "INSERT OR REPLACE INTO lease (digest, holder, until) VALUES (?, ?, ?)",
+            (digest, message.holder, now + message.ttl),
+        )
+        return 0.0, 2
+
+
+def _forgotten(execute: Execute, message: Forget) -> tuple[None, int]:
+    pages = 0
+    for namespace in message.namespaces:
+        digest = namespace.digest
+        pages += execute("DELETE FROM namespace WHERE digest = ?", (digest,)).rowcount
+        pages += execute("DELETE FROM entry WHERE digest = ?", (digest,)).rowcount
+    return None, pages
+
+
+def _released(execute: Execute, message: Release) -> tuple[None, int]:
+    parameters = (message.namespace.digest, message.holder)
+    return None, execute("DELETE FROM lease WHERE digest = ? AND holder = ?", parameters).rowcount
+
+
+# Reading.
+
+
+def _snapshot(execute: Execute, namespace: Namespace) -> Snapshot:
+    """The namespace with all its keys, also those that are expired."""
+    digest, address = _place(namespace)
+    rows = execute(_LOAD, (digest,)).fetchall()
+    if not rows:
+        return EMPTY
+    rows.sort(key=_POSITION)
+    return _made(rows[0], rows[1:], address, None)
+
+
+def _chosen(execute: Execute, namespace: Namespace, wanted: Sequence[str], names: bool, now: float) -> Snapshot:
+    """The namespace with those of its keys that are wanted and not expired."""
+    digest, address = _place(namespace)
+    header = execute(_HEADER, (digest,)).fetchone()
+    if header is None:
+        return EMPTY
+    touched = header[3]
+    versions, until = None, math.inf
+    if names or execute(_STATE, (digest,)).fetchone()[3] is not None:
+        # Some expire: they all have to be seen, for with the last of them the namespace is gone.
+        every = execute(_KEYS, (digest,)).fetchall()
+        left = [row for row in every if _is_live(row, touched, now)]
+        if every and not left:
+            return EMPTY
+        until = max([_deadline(row, touched) for row in left], default=math.inf)
+        left.sort(key=_POSITION)
+        if names:
+            versions = {_key(row[0]): row[1] for row in left}
+    rows = []
+    for key in dict.fromkeys(wanted):
+        row = execute(_ENTRY, (digest, _bytes(key))).fetchone()
+        if row is not None and _is_live(row, touched, now):
+            rows.append(row)
+    rows.sort(key=_POSITION)
+    return _made(header, rows, address, versions, until)
+
+
+def _is_live(row: Sequence[Any], touched: float, now: float) -> bool:
+    return _deadline(row, touched) > now
+
+
+def _deadline(row: Sequence[Any], touched: float) -> float:
+    """When a key expires; infinite if it does not."""
+    _, _, _, expires_at, slides, *_ = row
+    if slides is not None:
+        return float(touched + slides)
+    return math.inf if expires_at is None else float(expires_at)
+
+
+def _made(
+    header: Any, rows: Sequence[Any], address: bytes, versions: dict[str, bytes] | None, until: float | None = None
+) -> Snapshot:
+    owner, head, _, touched, born, there = header
+    if there != address:
+        raise StoreError(
+            "the SQLite database answered with the memory of another namespace: its file is damaged, or was changed by hand"
+        )
+    values: dict[str, Any] = {}
+    packed: dict[str, bytes] = {}
+    seen: dict[str, bytes] = {}
+    expires: dict[str, float] = {}
+    sliding: dict[str, float] = {}
+    unpack, immutable, form = codec.unpack, codec.IMMUTABLE, codec.FORMAT
+    for key, version, _, expires_at, slides, record in rows:
+        try:
+            name = key.decode()
+        except UnicodeDecodeError:
+            name = _key(key)
+        try:
+            body = record[1:] if record[:1] == form else codec.body(record)
+            value = unpack(body)
+        except (CorruptEntryError, TypeError):
+            raise _corrupt(name) from None
+        if type(value) in immutable:
+            values[name] = value
+        else:
+            values[name], packed[name] = None, body
+        seen[name] = version
+        if slides is not None:
+            sliding[name] = slides
+        elif expires_at is not None:
+            expires[name] = expires_at
+    versions = seen if versions is None else versions
+    return Snapshot(values, packed, versions, head, _text(owner), expires, sliding, touched, born, until)
+
+
+def _corrupt(key: str) -> CorruptEntryError:
+    shown = codec.shortened(repr(key))
+    return CorruptEntryError(
+        f"key {shown} in the SQLite database cannot be read: its bytes are damaged, or were written by a newer version of "
+        "agent-gantry-state; they were left as they are. Upgrade the package, or forget this memory",
+        path=f"memory[{shown}]",
+    )
+
+
+# Writing, inside a transaction. Each gives how many pages it has written, roughly.
+
+
+def _overwrite(execute: Execute, change: Change, version: bytes, now: float) -> int:
+    """Write the usual change: of a namespace that is as it was loaded, and in which nothing has to go before.
+
+    Gives 0, and has done nothing, where it is another one.
+    """
+    puts, touch, head = change.puts, change.touch, change.head
+    if head is None or change.owner is not None or not (puts or change.deletes):
+        return 0
+    first, timed = math.inf, touch
+    for put in puts.values():
+        if isinstance(put.ttl, (int, float)):
+            if put.slides and not touch:
+                return 0
+            timed = True
+            first = min(first, now + put.ttl)
+    digest, left = _place(change.namespace)[0], len(puts)
+    if timed:
+        due = None if first == math.inf else first
+        parameters: tuple[Any, ...] = (version, left, due, first, now if touch else -math.inf, digest, head, now, now)
+        taken = execute(_TAKE_HEAD_AND_TIME, parameters)
+    else:
+        taken = execute(_TAKE_HEAD, (version, left, digest, head, now))
+    if not taken.rowcount:
+        return 0
+    pages = 2
+    for key in change.deletes:
+        execute(_DELETE, (digest, _bytes(key)))
+    seen = change.checks
+    for key, put in puts.items():
+        left -= 1
+        record, name = put.record, _bytes(key)
+        pages += len(record) >> 12
+        expiry: tuple[Any, ...] = () if put.ttl is KEEP else _expiry(put, now)
+        there = not put.last and seen.get(key) is not None
+        if there and execute(_REPLACE[bool(expiry)], (version, record, *expiry, digest, name)).rowcount:
+            continue
+        execute(_PUT[True, put.last, bool(expiry)], (digest, name, version, record, *(expiry or (None, None)), digest, left))
+    return pages
+
+
+def _expiry(put: Put, now: float) -> tuple[float | None, float | None]:
+    """What a put that does not keep them sets `expires_at` and `slides` to."""
+    if not isinstance(put.ttl, (int, float)):
+        return None, None
+    ttl = float(put.ttl)
+    return (None, ttl) if put.slides else (now + ttl, None)
+
+
+def _state(execute: Execute, digest: bytes, now: float) -> Any:
+    """What a namespace's row says, after what is expired in it was deleted; None if there is no such namespace."""
+    state = execute(_STATE, (digest,)).fetchone()
+    if state is None or state[3] is None or state[3] > now:
+        return state
+    return _pruned(execute, digest, state, now)
+
+
+def _pruned(execute: Execute, digest: bytes, state: Any, now: float) -> Any:
+    head, last, touched, _, born, owner = state
+    gone = execute(_PRUNE, (digest, touched, now)).rowcount
+    count, first = execute(_LEFT, (touched, digest)).fetchone()
+    if gone and not count:
+        execute("DELETE FROM namespace WHERE digest = ?", (digest,))
+        return None
+    execute("UPDATE namespace SET first = ? WHERE digest = ?", (first, digest))
+    return head, last, touched, first, born, owner
+
+
+def _head(state: Any) -> bytes | None:
+    return None if state is None else state[0]
+
+
+def _moved(execute: Execute, change: Change, state: Any) -> bool:
+    """Whether a namespace with another head than the one loaded stands in the way of a change."""
+    born, owner = (None, None) if state is None else state[4:]
+    if change.whole or change.loaded_owner != _text(owner) or (change.head is not None and born != change.born):
+        return True
+    digest = _place(change.namespace)[0]
+    for key, version in change.checks.items():
+        found = execute("SELECT version FROM entry WHERE digest = ? AND key = ?", (digest, _bytes(key))).fetchone()
+        if (None if found is None else found[0]) != version:
+            return True
+    return False
+
+
+def _as_it_stands(execute: Execute, change: Change) -> Snapshot:
+    return _chosen(execute, change.namespace, tuple(change.checks), False, -math.inf)
+
+
+def _apply(execute: Execute, change: Change, state: Any, version: bytes, now: float) -> int:
+    namespace = change.namespace
+    digest, address = _place(namespace)
+    writes = bool(change.puts or change.deletes or change.owner is not None)
+    if state is None and not writes:
+        return 0
+    _, last, touched, first, born, owner = (version, 0, 0.0, None, version, None) if state is None else state
+    if change.touch:
+        back, touched = now < touched, now
+        if back:
+            # A clock that was set back: what slides ends earlier than thought.
+            first = execute(_LEFT, (touched, digest)).fetchone()[1]
+    if not writes:
+        return _touch(execute, digest, touched, first) if change.touch else 0
+    pages = 2
+    for key in change.deletes:
+        execute(_DELETE, (digest, _bytes(key)))
+    for key, put in change.puts.items():
+        last += 1
+        expires_at, slides = _expiry(put, now)
+        deadline = expires_at if slides is None else touched + slides
+        if deadline is not None:
+            first = deadline if first is None else min(first, deadline)
+        record = put.record
+        execute(_PUT[False, put.last, put.ttl is not KEEP], (digest, _bytes(key), version, record, expires_at, slides, last))
+        pages += len(record) >> 12
+    owner = owner if change.owner is None else _bytes(change.owner)
+    if state is None:
+        app, scope = _bytes(namespace.app), _bytes(namespace.scope)
+        execute(_NEW, (version, last, touched, first, born, owner, digest, app, scope, address))
+    else:
+        execute(_NEXT, (version, last, touched, first, owner, digest))
+    return pages
+
+
+def _touch(execute: Execute, digest: bytes, touched: float, first: float | None) -> int:
+    return execute(_TOUCH, (touched, first, digest)).rowcount
+
+
+def _sweep(execute: Execute, now: float) -> int:
+    """Delete some of what is expired, so that what nobody comes back to does not stay for ever."""
+    pages = sum([execute(statement, (now, _SWEPT)).rowcount for statement in _SWEEP])
+    for (digest,) in execute(_DUE, (now, _SWEPT)).fetchall():
+        _state(execute, digest, now)
+        pages += 2
+    return pages
+
+
+# Text and bytes. surrogatepass: whatever can be a str in Python can be an id.
+
+
+@lru_cache(maxsize=1024)
+def _place(namespace: Namespace) -> tuple[bytes, bytes]:
+    """The digest under which a namespace is filed, and its address."""
+    return namespace.digest, namespace.address
+
+
+def _bytes(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+
+
+def _key(stored: bytes) -> str:
+    try:
+        return stored.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        raise CorruptEntryError("a key's name in the SQLite database cannot be read: its bytes are damaged") from None
+
+
+def _text(stored: bytes | None) -> str | None:
+    return None if stored is None else _key(stored)
+
+
+def _namespace(address: bytes) -> Namespace:
+    parts = []
+    while address:
+        size = int.from_bytes(address[:8], "big")
+        parts.append(_key(address[8 : 8 + size]))
+        address = address[8 + size :]
+    app, scope, id = parts
+    return Namespace(scope, id, app)

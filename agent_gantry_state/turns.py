@@ -1,0 +1,302 @@
+"""One call after the other: queues for the calls that want a memory to themselves.
+
+Within a process calls take turns in the order in which they asked, whatever threads and event loops they come from. Between
+processes a lease on the namespace does the same; it is renewed by a thread of this module while it is held, and it lapses if
+its holder dies. A lease alone proves nothing, for a holder may be stopped for longer than it lasts: what makes sure is that
+the call commits as serializable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import logging
+import os
+import random
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+
+from agent_gantry_state.bridge import Bridge, in_asyncio, on_event_loop
+from agent_gantry_state.errors import ExclusiveTimeoutError, StateError
+from agent_gantry_state.namespace import Namespace
+from agent_gantry_state.steps import Pause, Steps, Wait
+from agent_gantry_state.stores.protocol import Lease, Release
+
+__all__ = ["EXCLUSIVE_SECONDS", "LEASE_SECONDS", "Grant", "Turn", "Turns", "give_back", "leased", "released", "turns_of"]
+
+_log = logging.getLogger("agent_gantry_state")
+
+#: A call waits at most this long for its turn, in seconds.
+EXCLUSIVE_SECONDS = 60.0
+#: How long a lease lasts that nobody renews, in seconds; it is renewed three times as often.
+LEASE_SECONDS = 10.0
+#: Longest pause before a lease that somebody else holds is asked for again, in seconds.
+_LONGEST_PAUSE = 0.05
+
+
+class Turn(Wait):
+    """A place in a queue; waiting for it says whether its turn has come in time."""
+
+    __slots__ = ("_turns", "deadline", "granted", "namespace")
+
+    def __init__(self, turns: Turns, namespace: Namespace, deadline: float) -> None:
+        self._turns = turns
+        self.namespace = namespace
+        #: On the monotonic clock, in seconds.
+        self.deadline = deadline
+        self.granted: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+    def wait(self) -> None:
+        if self.granted.done():
+            return
+        refuse_on_loop(self.namespace.scope)
+        try:
+            self.granted.result(max(self.deadline - time.monotonic(), 0))
+        except concurrent.futures.TimeoutError:
+            raise too_late(self.namespace.scope) from None
+
+    async def await_(self) -> None:
+        if self.granted.done():
+            return
+        event = anyio.Event()
+        wake = _waker()
+        self.granted.add_done_callback(lambda _: wake(event.set))
+        with anyio.move_on_after(max(self.deadline - time.monotonic(), 0)):
+            await event.wait()
+        if not self.granted.done():
+            raise too_late(self.namespace.scope)
+
+    def leave(self) -> None:
+        """Give the turn to the next in the queue, or give up waiting for it."""
+        self._turns.leave(self)
+
+
+class Turns:
+    """Queues of calls, one for each namespace."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._queues: dict[Namespace, deque[Turn]] = {}
+
+    def ask(self, namespace: Namespace, deadline: float) -> Turn:
+        """Stand in the queue for a namespace, until *deadline* on the monotonic clock."""
+        turn = Turn(self, namespace, deadline)
+        with self._lock:
+            queue = self._queues.setdefault(namespace, deque())
+            queue.append(turn)
+            if len(queue) == 1:
+                turn.granted.set_result(None)
+        return turn
+
+    def leave(self, turn: Turn) -> None:
+        with self._lock:
+            queue = self._queues.get(turn.namespace)
+            if queue is None or turn not in queue:
+                return
+            first = queue[0] is turn
+            queue.remove(turn)
+            if not queue:
+                del self._queues[turn.namespace]
+            following = queue[0] if first and queue else None
+        if following is not None:
+            following.granted.set_result(None)
+
+
+def _waker() -> Any:
+    """A function that has another one called on the event loop of this thread, from whatever thread."""
+    if in_asyncio():
+        call_soon = asyncio.get_running_loop().call_soon_threadsafe
+    else:
+        call_soon = sys.modules["trio"].lowlevel.current_trio_token().run_sync_soon
+
+    def wake(function: Any) -> None:
+        # The loop may be gone, and with it whoever was waiting.
+        with contextlib.suppress(Exception):
+            call_soon(function)
+
+    return wake
+
+
+def refuse_on_loop(scope: str) -> None:
+    """Refuse to block a thread that runs an event loop.
+
+    Raises:
+        ExclusiveTimeoutError: This thread does.
+    """
+    if on_event_loop():
+        raise ExclusiveTimeoutError(
+            f"{scope} memory: another call has it to itself, and a sync tool on an event loop's own thread cannot wait for "
+            "its turn, for the other could then not go on; make the tool async, or call it in a thread",
+            scope=scope,
+        )
+
+
+def too_late(scope: str) -> ExclusiveTimeoutError:
+    """The error of a call whose turn did not come."""
+    return ExclusiveTimeoutError(
+        f"{scope} memory: other calls had it to themselves for {EXCLUSIVE_SECONDS:g} s, so that the tool did not run; try "
+        "again later, or keep what runs with exclusive=True short",
+        scope=scope,
+    )
+
+
+# One set of queues for each store, whatever gantries use it.
+
+_BY_STORE: weakref.WeakKeyDictionary[Any, Turns] = weakref.WeakKeyDictionary()
+_BY_ID: dict[int, tuple[Any, Turns]] = {}
+_LOCK = threading.Lock()
+
+
+def turns_of(store: Any) -> Turns:
+    """The queues of the calls that want a namespace of *store* to themselves."""
+    with _LOCK:
+        try:
+            return _BY_STORE.setdefault(store, Turns())
+        except TypeError:
+            # Somebody's own store, that cannot be hashed or has no weak references.
+            return _BY_ID.setdefault(id(store), (store, Turns()))[1]
+
+
+# Between processes.
+
+
+class _Contended(Pause):
+    """A pause in which somebody else's lease may end."""
+
+    def __init__(self, seconds: float, scope: str) -> None:
+        super().__init__(seconds)
+        self._scope = scope
+
+    def wait(self) -> None:
+        refuse_on_loop(self._scope)
+        super().wait()
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A lease that was granted."""
+
+    bridge: Bridge
+    namespace: Namespace
+    holder: bytes
+
+    def renew(self) -> Steps[float]:
+        """Ask for it once more; what is left of somebody else's, if it was lost."""
+        left: float = yield Lease(self.namespace, self.holder, LEASE_SECONDS)
+        return left
+
+
+def leased(bridge: Bridge, namespace: Namespace, deadline: float) -> Steps[Grant]:
+    """Get a lease and have it renewed.
+
+    Raises:
+        ExclusiveTimeoutError: Others held it until *deadline*.
+    """
+    grant = Grant(bridge, namespace, os.urandom(16))
+    pause = 0.001
+    while (left := (yield from grant.renew())) > 0:
+        if time.monotonic() >= deadline:
+            raise too_late(namespace.scope)
+        pause = min(pause * 2, _LONGEST_PAUSE)
+        yield _Contended(min(left, random.uniform(pause / 2, pause)), namespace.scope)  # noqa: S311 - jitter
+    _RENEWER.add(grant)
+    return grant
+
+
+def give_back(grant: Grant) -> None:
+    """`released` for a caller that cannot wait: a thread does it."""
+    _RENEWER.give_back(grant)
+
+
+def released(grant: Grant) -> Steps[None]:
+    """Give a lease back. If that fails it is logged: the lease lapses, and the call has committed or failed already."""
+    _RENEWER.remove(grant)
+    try:
+        yield Release(grant.namespace, grant.holder)
+    except StateError as error:
+        _log.warning("a lease could not be given back and has to lapse: %s", error)
+
+
+class _Renewer:
+    """Renews leases in a thread that runs while there are any."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._held: dict[bytes, Grant] = {}
+        self._returned: list[Grant] = []
+        self._running = False
+
+    def add(self, grant: Grant) -> None:
+        with self._changed:
+            self._held[grant.holder] = grant
+            if not self._running:
+                self._running = True
+                threading.Thread(target=self._run, name="agent-gantry-state-leases", daemon=True).start()
+
+    def remove(self, grant: Grant) -> None:
+        with self._changed:
+            self._held.pop(grant.holder, None)
+            self._changed.notify()
+
+    def give_back(self, grant: Grant) -> None:
+        """Have a lease given back by the thread."""
+        with self._changed:
+            if self._held.pop(grant.holder, None) is not None:
+                self._returned.append(grant)
+                self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                end = time.monotonic() + LEASE_SECONDS / 3
+                while self._held and not self._returned and (left := end - time.monotonic()) > 0:
+                    self._changed.wait(left)
+                if not self._held and not self._returned:
+                    self._running = False
+                    return
+                returned, self._returned = self._returned, []
+                due = list(self._held.values())
+            for grant in returned:
+                with contextlib.suppress(Exception):
+                    grant.bridge.run(released(grant))
+            for grant in due:
+                self._renew(grant)
+
+    def _renew(self, grant: Grant) -> None:
+        try:
+            left = grant.bridge.run(grant.renew())
+        except Exception as error:  # noqa: BLE001 - whatever a store raises: the thread has others to renew
+            _log.warning("a lease could not be renewed: %s", error)
+            return
+        with self._changed:
+            there = grant.holder in self._held
+        if left > 0 and there:
+            _log.warning("a lease was lost to another call; this one will not commit if that does")
+        elif not there:
+            # Given back while it was being renewed.
+            with contextlib.suppress(Exception):
+                grant.bridge.run(released(grant))
+
+
+_RENEWER = _Renewer()
+
+
+def _forget_all() -> None:
+    """In a child process: what its parent holds is not the child's, and its locks may be held for ever."""
+    global _RENEWER, _LOCK
+    _LOCK = threading.Lock()
+    _BY_STORE.clear()
+    _BY_ID.clear()
+    _RENEWER = _Renewer()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
