@@ -202,13 +202,24 @@ def leased(bridge: Bridge, namespace: Namespace, deadline: float) -> Steps[Grant
     """
     grant = Grant(bridge, namespace, os.urandom(16))
     pause = 0.001
-    while (left := (yield from grant.renew())) > 0:
+    while (left := (yield from _asked(grant))) > 0:
         if time.monotonic() >= deadline:
             raise too_late(namespace.scope)
         pause = min(pause * 2, _LONGEST_PAUSE)
         yield _Contended(min(left, random.uniform(pause / 2, pause)), namespace.scope)  # noqa: S311 - jitter
     _RENEWER.add(grant)
     return grant
+
+
+def _asked(grant: Grant) -> Steps[float]:
+    try:
+        return (yield from grant.renew())
+    except Exception:
+        raise
+    except BaseException:
+        # Cancelled while it was asked for: it may have been granted all the same.
+        _RENEWER.give_back(grant)
+        raise
 
 
 def give_back(grant: Grant) -> None:
@@ -237,9 +248,12 @@ class _Renewer:
     def add(self, grant: Grant) -> None:
         with self._changed:
             self._held[grant.holder] = grant
-            if not self._running:
-                self._running = True
-                threading.Thread(target=self._run, name="agent-gantry-state-leases", daemon=True).start()
+            self._start()
+
+    def _start(self) -> None:
+        if not self._running:
+            self._running = True
+            threading.Thread(target=self._run, name="agent-gantry-state-leases", daemon=True).start()
 
     def remove(self, grant: Grant) -> None:
         with self._changed:
@@ -249,9 +263,10 @@ class _Renewer:
     def give_back(self, grant: Grant) -> None:
         """Have a lease given back by the thread."""
         with self._changed:
-            if self._held.pop(grant.holder, None) is not None:
-                self._returned.append(grant)
-                self._changed.notify()
+            self._held.pop(grant.holder, None)
+            self._returned.append(grant)
+            self._start()
+            self._changed.notify()
 
     def _run(self) -> None:
         while True:

@@ -370,7 +370,7 @@ _NOWHERE = Slot(Namespace("nowhere", "nothing"), EMPTY, object())
 
 
 def _is_common(plan: Plan) -> bool:
-    if len(plan.declarations) > 1 or plan.retries or plan.is_generator or plan.is_async_generator:
+    if len(plan.declarations) != 1 or plan.retries or plan.is_generator or plan.is_async_generator:
         return False
     declaration = plan.declarations[0]
     terms = declaration.terms
