@@ -2,7 +2,7 @@
 
 A caller may stand on an event loop, in a worker thread or in a program without any loop, and the store may answer at once,
 block, or be made of coroutines. Each kind of store has a bridge that serves all of these callers, and the code above asks a
-bridge without knowing which it is. Nothing else in this package waits.
+bridge without knowing which it is. What is to be waited for that is no store's business waits by itself (`steps.Wait`).
 
 What must not be cut short (a commit) is run with `arun_uncut`: it goes to its end whatever cancels the caller, and only
 then does the cancellation go on. anyio's shield alone does not hold against `asyncio.wait_for`.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
+import functools
 import inspect
 import sys
 import threading
@@ -99,6 +100,15 @@ class _Methods:
         self._owned = owned
         self._answer: dict[type, Callable[[Any], Any]] = {kind: getattr(store, verb) for kind, verb in _VERBS.items()}
 
+    async def aperform(self, request: Message | Wait) -> Any:
+        raise NotImplementedError
+
+    async def _ask_whole(self, request: Message | Wait) -> Any:
+        """`aperform`, in which a cancellation does not cut off a lease that is being granted: nobody would give it back."""
+        if type(request) is Lease:
+            return await uncut(lambda: self.aperform(request))
+        return await self.aperform(request)
+
 
 class Inline(_Methods):
     """A store that never waits: called where the caller stands, sync or async, without a hop or an await."""
@@ -172,7 +182,8 @@ class Local(_Methods):
         try:
             return self._attempt(request)
         except WouldBlock:
-            return await _hop(self._answer[type(request)], request)
+            hop = functools.partial(_hop, self._answer[type(request)], request)
+            return await (uncut(hop) if type(request) is Lease else hop())
 
     def run(self, steps: Steps[T]) -> T:
         return _steps.run(steps, self.perform)
@@ -214,7 +225,7 @@ class Thread(_Methods):
         return await anyio.to_thread.run_sync(self._answer[type(request)], request, abandon_on_cancel=True)
 
     async def arun(self, steps: Steps[T]) -> T:
-        return await _steps.arun(steps, self.aperform)
+        return await _steps.arun(steps, self._ask_whole)
 
     async def arun_uncut(self, steps: Steps[T]) -> T:
         return await _arun_uncut(steps, self.aperform)
@@ -272,7 +283,7 @@ class HomeLoop(_Methods):
         return _steps.run(steps, self.perform)
 
     async def arun(self, steps: Steps[T]) -> T:
-        return await _steps.arun(steps, self.aperform)
+        return await _steps.arun(steps, self._ask_whole)
 
     async def arun_uncut(self, steps: Steps[T]) -> T:
         return await _arun_uncut(steps, self.aperform)
@@ -445,6 +456,8 @@ async def uncut(start: Callable[[], Awaitable[T]]) -> T:
                 if task.cancelled():
                     raise
                 cancelled = error
+            except GeneratorExit:
+                raise  # whoever awaits is being closed; the task goes on
             except BaseException:  # noqa: BLE001
                 break  # raised again below, or less important than a cancellation
     if cancelled is not None:

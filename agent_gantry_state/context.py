@@ -27,7 +27,7 @@ class _Context:
         identity: Identity | None,
         session: Namespace | None,
         locate: Callable[[str], Namespace],
-        terms: Callable[[str], Terms],
+        terms: Callable[[str, Namespace], Terms],
     ) -> None:
         self._unit = unit
         self._tool = tool
@@ -62,7 +62,8 @@ class _Context:
     def _scope(self, scope: str) -> Steps[Memory]:
         refuse_ended(self._unit, "context")
         namespace = self._locate(scope)
-        yield from self._unit.hold({namespace: Want.of(self._terms(scope), self._identity)})
+        yield from self._unit.hold({namespace: Want.of(self._terms(scope, namespace), self._identity)})
+        refuse_ended(self._unit, "context")
         return self._unit.held[namespace].memory
 
 

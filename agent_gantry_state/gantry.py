@@ -6,11 +6,13 @@ agent-gantry's own class in `integrations` is the other.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Literal, TypeVar, overload
 
+import anyio
 from typing_extensions import ParamSpec, Self
 
 from agent_gantry_state.bridge import Bridge
@@ -180,16 +182,31 @@ class MemoryBlock:
 
     def __init__(self, open_unit: Callable[[], UnitOfWork]) -> None:
         self._open_unit = open_unit
-        self._open: list[UnitOfWork] = []
+        self._open: list[tuple[object, UnitOfWork]] = []
+
+    def _begin(self) -> UnitOfWork:
+        unit = self._open_unit()
+        self._open.append((_here(), unit))
+        return unit
+
+    def _end(self) -> UnitOfWork:
+        """The unit that is over: the last that was begun here; if none was, for another task leaves the block, the last."""
+        here = _here()
+        entry = next((entry for entry in reversed(self._open) if entry[0] == here), self._open[-1])
+        self._open.remove(entry)
+        return entry[1]
 
     def __enter__(self) -> Memory:
-        unit = self._open_unit()
-        memory: Memory = unit.bridge.run(unit.begin())[0]
-        self._open.append(unit)
+        unit = self._begin()
+        try:
+            memory: Memory = unit.bridge.run(unit.begin())[0]
+        except BaseException:
+            self._end().fail()
+            raise
         return memory
 
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
-        unit = self._open.pop()
+        unit = self._end()
         if kind is None:
             refuse_orphan()
             unit.bridge.run(unit.finish())
@@ -197,18 +214,29 @@ class MemoryBlock:
             unit.fail()
 
     async def __aenter__(self) -> Memory:
-        unit = self._open_unit()
-        memory: Memory = (await unit.bridge.arun(unit.begin()))[0]
-        self._open.append(unit)
+        unit = self._begin()
+        try:
+            memory: Memory = (await unit.bridge.arun(unit.begin()))[0]
+        except BaseException:
+            self._end().fail()
+            raise
         return memory
 
     async def __aexit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
-        unit = self._open.pop()
+        unit = self._end()
         if kind is None:
             refuse_orphan()
             await unit.bridge.arun_uncut(unit.finish())
         else:
             unit.fail()
+
+
+def _here() -> object:
+    """Something that tells the task, or the thread, in which this is called from others."""
+    try:
+        return anyio.get_current_task().id
+    except RuntimeError:
+        return threading.get_ident()
 
 
 class Independent(_Block):
@@ -225,6 +253,12 @@ class Independent(_Block):
         alone = here if here in self._entered else self._entered[-1]
         self._entered.remove(alone)
         alone.leave()
+
+    def __enter__(self) -> None:
+        self._enter()
+
+    async def __aenter__(self) -> None:
+        self._enter()
 
 
 class Stateful:
@@ -283,8 +317,14 @@ class Stateful:
         scope: str = "session",
         into: str = "memory",
         name: str | None = None,
+        ttl: float | _Unset | None = _UNSET,
+        sliding: bool | _Unset = _UNSET,
+        merge: Mapping[str, Merge] | None = None,
+        on_conflict: Literal["raise", "retry"] = "raise",
+        retries: int = 20,
+        isolation: Literal["snapshot", "serializable"] = "snapshot",
+        exclusive: bool = False,
         keys: Iterable[str] | None = None,
-        **options: Any,
     ) -> Any:
         """Give a function a memory, with or without parentheses. It may stand above a function several times.
 
@@ -295,20 +335,19 @@ class Stateful:
             into: Name of the parameter that gets the memory and is hidden from everybody else.
             name: Name of the tool, under which its own memory (scope ``tool``) is filed; by default the name under which
                 it was registered, or its qualified name. Memories are found again only under the same name.
+            ttl: Seconds that a key lives after it was written, from the commit on. By default the scope's. None: a write
+                leaves a key's expiry as it is.
+            sliding: Whether each use of the memory restarts that time, too. By default the scope's.
+            merge: For keys that several calls may change at once, how to merge them: functions of
+                `agent_gantry_state.merge` or your own, of base, theirs and ours.
+            on_conflict: What to do when another call changed a key that cannot be merged: "raise" a
+                `MemoryConflictError`, or "retry", which runs the body again on what is there then.
+            retries: How often it may run again.
+            isolation: "snapshot" checks what the call writes; "serializable" also that nothing which it read has changed
+                when it commits: any key of the memory, or those in *keys*.
+            exclusive: Whether calls wait until no other has the memory to itself, at most 60 seconds: within a process in
+                the order of the calls, between processes by a lease in the store. Implies "serializable".
             keys: The only keys to load and to write; what else is in the memory is not seen. By default all.
-            options:
-                ttl: Seconds that a key lives after it was written, from the commit on. By default the scope's. None: a
-                    write leaves a key's expiry as it is.
-                sliding: Whether each use of the memory restarts that time, too. By default the scope's.
-                merge: For keys that several calls may change at once, how to merge them: functions of
-                    `agent_gantry_state.merge` or your own, of base, theirs and ours.
-                on_conflict: What to do when another call changed a key that cannot be merged: "raise" a
-                    `MemoryConflictError`, or "retry", which runs the body again on what is there then.
-                retries: How often it may run again.
-                isolation: "snapshot" checks what the call writes; "serializable" also that nothing which it read has
-                    changed when it commits: any key of the memory, or those in *keys*.
-                exclusive: Whether calls wait until no other has the memory to itself, at most 60 seconds: within a process
-                    in the order of the calls, between processes by a lease in the store. Implies "serializable".
 
         Returns:
             The function as a `Tool`, or a decorator that makes one.
@@ -318,12 +357,9 @@ class Stateful:
             TypeError: An argument is of the wrong type.
             ValueError: *ttl* is not positive.
         """
-        chosen = None
-        if keys is not None:
-            chosen = None if isinstance(keys, str) else tuple(keys)
-            if not chosen or not all(isinstance(key, str) for key in chosen):
-                raise DeclarationError('with_memory: keys must be one or more names, keys=("cwd",)')
-        return self._decorate("memory", fn, scope, into, name, chosen, **options)
+        return self._decorate(
+            "memory", fn, scope, into, name, keys, ttl, sliding, merge, on_conflict, retries, isolation, exclusive
+        )
 
     @overload
     def with_context(self, fn: Callable[P, R], /) -> Tool[P, R]: ...
@@ -379,7 +415,13 @@ class Stateful:
         *,
         scope: str = "session",
         into: str = "session",
-        **options: Any,
+        ttl: float | _Unset | None = _UNSET,
+        sliding: bool | _Unset = _UNSET,
+        merge: Mapping[str, Merge] | None = None,
+        on_conflict: Literal["raise", "retry"] = "raise",
+        retries: int = 20,
+        isolation: Literal["snapshot", "serializable"] = "snapshot",
+        exclusive: bool = False,
     ) -> Any:
         """Give a function a `Session` (a `SyncSession` if it is sync), which loads and writes key by key.
 
@@ -387,7 +429,13 @@ class Stateful:
             fn: The function, when used without parentheses.
             scope: Whose keys; any scope, as in `with_memory`.
             into: Name of the parameter that gets it.
-            options: As in `with_memory`.
+            ttl: As in `with_memory`, like all that follow.
+            sliding: Likewise.
+            merge: Likewise.
+            on_conflict: Likewise.
+            retries: Likewise.
+            isolation: Likewise.
+            exclusive: Likewise.
 
         Returns:
             The function as a `Tool`, or a decorator that makes one.
@@ -395,7 +443,9 @@ class Stateful:
         Raises:
             DeclarationError: The function cannot get a session that way; the message says what to do.
         """
-        return self._decorate("session", fn, scope, into, None, None, **options)
+        return self._decorate(
+            "session", fn, scope, into, None, None, ttl, sliding, merge, on_conflict, retries, isolation, exclusive
+        )
 
     def _decorate(
         self,
@@ -404,7 +454,7 @@ class Stateful:
         scope: str,
         into: str,
         name: str | None,
-        keys: tuple[str, ...] | None,
+        keys: Iterable[str] | None,
         ttl: float | _Unset | None = _UNSET,
         sliding: bool | _Unset = _UNSET,
         merge: Mapping[str, Merge] | None = None,
@@ -421,6 +471,8 @@ class Stateful:
         if chosen is not KEEP:
             check_ttl(where, chosen)  # type: ignore[arg-type]
             chosen = float(chosen)  # type: ignore[arg-type]
+        if not isinstance(sliding, (bool, _Unset)):
+            raise DeclarationError(f"{where}: sliding must be True or False, not {type(sliding).__name__}")
         slides = (usual.slides and chosen is not KEEP) if isinstance(sliding, _Unset) else sliding
         if slides and chosen is KEEP:
             raise DeclarationError(f"{where}: sliding=True needs a ttl (seconds), here or in the scope")
@@ -441,12 +493,15 @@ class Stateful:
         for key, function in (merge or {}).items():
             if not isinstance(key, str) or not callable(function):
                 raise DeclarationError(f"{where}: merge must map str keys to functions; {key!r} does not")
+        named = None if keys is None else _key_names(where, keys)
+        if named is not None and (unknown := set(merge or {}).difference(named)):
+            raise DeclarationError(f"{where}: merge names {min(unknown)!r}, which is none of keys")
         terms = replace(
             usual,
             ttl=chosen,
-            slides=bool(slides),
+            slides=slides,
             merges=dict(merge or {}),
-            keys=keys,
+            keys=named,
             serializable=isolation == "serializable",
             exclusive=exclusive,
         )
@@ -522,7 +577,7 @@ class Stateful:
             settings = wiring.settings
             identity = stated or _current(settings)
             namespace = resolve(scope, tool, identity, wiring.app, settings.resolvers, wiring.scopes)
-            return UnitOfWork({namespace: Want.of(terms, identity)}, settings.bridge, unit_around())
+            return UnitOfWork({namespace: Want.of(wiring.owned(terms, namespace), identity)}, settings.bridge, unit_around())
 
         return MemoryBlock(open_unit)
 
@@ -575,20 +630,25 @@ class Stateful:
         bridge, steps = self._forgetting(scope, tool, _stated(session, user, conversation, keys))
         await bridge.arun_uncut(steps)
 
-    def end_session(self, id: str) -> None:
+    def end_session(self, id: str, *, user: str | None = None, conversation: str | None = None, **keys: str | None) -> None:
         """Erase the memory of a session: `forget` for scope ``session``. Its id may be used again, by anybody.
 
         Args:
             id: Id of the session.
+            user: Id of the user, like the rest for resolvers of your own that look at more than the session's id.
+            conversation: Id of the conversation.
+            keys: Further identity keys.
 
         Raises:
             StoreError: The store failed.
         """
-        self.forget("session", session=id)
+        self.forget("session", session=id, user=user, conversation=conversation, **keys)
 
-    async def aend_session(self, id: str) -> None:
+    async def aend_session(
+        self, id: str, *, user: str | None = None, conversation: str | None = None, **keys: str | None
+    ) -> None:
         """`end_session`, for a caller on an event loop."""
-        await self.aforget("session", session=id)
+        await self.aforget("session", session=id, user=user, conversation=conversation, **keys)
 
     def _forgetting(self, scope: str, tool: str | None, stated: Identity | None) -> tuple[Bridge, Steps[None]]:
         wiring = self._wiring
@@ -644,6 +704,18 @@ class Stateful:
 
     def _refuse_decoration(self, fn: Any) -> None:
         """Refuse a function that this gantry cannot decorate any more."""
+
+
+def _key_names(where: str, keys: Any) -> tuple[str, ...]:
+    """The keys that a decorator names.
+
+    Raises:
+        DeclarationError: They are no names, or none.
+    """
+    names = tuple(keys) if isinstance(keys, Iterable) and not isinstance(keys, (str, bytes)) else ()
+    if not names or not all(isinstance(key, str) for key in names):
+        raise DeclarationError(f'{where}: keys must be one or more names, keys=("cwd",)')
+    return names
 
 
 def _stated(

@@ -56,7 +56,10 @@ class Want(NamedTuple):
         """This for a call that wants the same namespace twice."""
         both = self.keys is not None and other.keys is not None
         keys = tuple(dict.fromkeys((*(self.keys or ()), *(other.keys or ())))) if both else None
-        return self._replace(terms=self.terms.joined(other.terms), keys=keys)
+        owner = self.owner if self.owner is not None else other.owner
+        return self._replace(
+            terms=self.terms.joined(other.terms), keys=keys, owner=owner, adopts=self.adopts or other.adopts
+        )
 
 
 class Held:
@@ -83,7 +86,7 @@ class Held:
         self.whole = False
         self.checked: set[str] = set()
         self.view: Memory | None = None
-        self._undeclared: str | None = None
+        self._undeclared: set[str] = set()
         self.born: bytes | None = None
 
     def has(self, keys: tuple[str, ...] | None) -> bool:
@@ -131,8 +134,8 @@ class Held:
 
     def _note_undeclared(self, changes: Changes | None) -> None:
         keys = self.want.terms.keys
-        if changes is not None and keys is not None and self._undeclared is None:
-            self._undeclared = next((key for key in (*changes[0], *changes[1]) if key not in keys), None)
+        if changes is not None and keys is not None:
+            self._undeclared.update(key for key in (*changes[0], *changes[1]) if key not in keys)
 
     def refuse_undeclared(self, changes: Changes | None) -> None:
         """Refuse to commit if the body wrote a key that the decorator does not name.
@@ -142,12 +145,14 @@ class Held:
         """
         if self.view is None:
             self._note_undeclared(changes)
-        if self._undeclared is not None:
+        # One that the body took back is no write.
+        undeclared = [key for key in (*changes[0], *changes[1]) if key in self._undeclared] if changes else []
+        if undeclared:
             scope = self.want.terms.scope
             raise UndeclaredKeyError(
-                f"{scope} memory: key {shortened(repr(self._undeclared))} is not one of those that the tool says it uses, "
+                f"{scope} memory: key {shortened(repr(undeclared[0]))} is not one of those that the tool says it uses, "
                 "so that nothing was written; add it, with_memory(keys=(...))",
-                key=self._undeclared,
+                key=undeclared[0],
                 scope=scope,
             )
 

@@ -87,6 +87,7 @@ class Terms:
             keys=tuple(dict.fromkeys((*(self.keys or ()), *(other.keys or ())))) if both else None,
             serializable=self.serializable or other.serializable,
             exclusive=self.exclusive or other.exclusive,
+            owned=self.owned or other.owned,
         )
 
 
@@ -208,21 +209,24 @@ class Memory(dict[str, Any]):
 
     __copy__ = copy
 
-    def set(self, key: str, value: Any, ttl: float | None) -> None:
-        """Set *key* with a time to live of its own.
+    def set(self, key: str, value: Any, ttl: Ttl = KEEP) -> None:
+        """Set *key*, with a time to live of its own.
 
         Args:
             key: The key.
             value: Its value.
-            ttl: Seconds from the commit on; None: for ever, whatever the scope says.
+            ttl: Seconds from the commit on; None: for ever, whatever the scope says. Without it this is an assignment.
 
         Raises:
             ValueError: *ttl* is not positive.
             TypeError: *ttl* is no number.
         """
-        check_ttl("memory.set", ttl)
+        if ttl is KEEP:
+            self[key] = value
+            return
+        check_ttl("memory.set", ttl)  # type: ignore[arg-type]
         self[key] = value
-        self._expire(key, ttl)
+        self._expire(key, ttl)  # type: ignore[arg-type]
 
     def expire(self, key: str, ttl: float | None) -> None:
         """Let *key* expire.

@@ -7,6 +7,7 @@ than the one that was asked to run them.
 
 from __future__ import annotations
 
+import functools
 import math
 import secrets
 from collections.abc import Mapping
@@ -54,6 +55,12 @@ class Identity:
 
     __slots__ = ("_keys", "adopt", "namespaces", "owner", "slots")
 
+    _keys: Mapping[str, str]
+    adopt: bool
+    owner: str
+    namespaces: dict[tuple[str, str], Namespace]
+    slots: dict[object, Any]
+
     def __init__(
         self,
         session: str | None = None,
@@ -64,6 +71,7 @@ class Identity:
     ) -> None:
         if adopt and (session is None or user is None):
             raise ValueError("identity: adopt=True needs a session, and the user who takes it over")
+        put = functools.partial(object.__setattr__, self)
         given = {"session": session, "user": user, "conversation": conversation, **keys}
         for key, value in given.items():
             if key in IMPERSONAL_SCOPES:
@@ -72,15 +80,18 @@ class Identity:
                 raise TypeError(f"identity: {key} must be a str, not {type(value).__name__}; convert it with str()")
             if value == "":
                 raise ValueError(f"identity: {key} must not be empty; leave it out if it is not known")
-        self._keys = MappingProxyType({key: value for key, value in given.items() if value is not None})
+        put("_keys", MappingProxyType({key: value for key, value in given.items() if value is not None}))
         #: Whether what is nobody's becomes the user's.
-        self.adopt = adopt
+        put("adopt", adopt)
         #: Whom a memory that has an owner belongs to if this caller is the first to write to it: a user, "" for nobody.
-        self.owner: str = self._keys.get("user", "")
+        put("owner", self._keys.get("user", ""))
         #: Namespaces that the built-in resolvers found for it, by app and scope; a cache of the call path.
-        self.namespaces: dict[tuple[str, str], Namespace] = {}
+        put("namespaces", {})
         #: Where they stand in a memory store, by the wiring's key for the scope; likewise.
-        self.slots: dict[object, Any] = {}
+        put("slots", {})
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("an identity does not change; identity.replace(...) makes another one")
 
     @property
     def session(self) -> str | None:
@@ -207,10 +218,11 @@ ENTERED: ContextVar[Entered | None] = ContextVar("agent_gantry_state_identity", 
 class Attempt:
     """One attempt of somebody else's to have a tool run, who may give up while the tool's thread runs on."""
 
-    __slots__ = ("abandoned",)
+    __slots__ = ("abandoned", "outer")
 
-    def __init__(self) -> None:
+    def __init__(self, outer: Attempt | None = None) -> None:
         self.abandoned = False
+        self.outer = outer
 
 
 ATTEMPT: ContextVar[Attempt | None] = ContextVar("agent_gantry_state_attempt", default=None)
@@ -223,7 +235,9 @@ def refuse_orphan() -> None:
         OrphanedCallError: It was.
     """
     attempt = ATTEMPT.get()
-    if attempt is not None and attempt.abandoned:
+    while attempt is not None and not attempt.abandoned:
+        attempt = attempt.outer
+    if attempt is not None:
         raise OrphanedCallError(
             "nothing was written: whoever called this tool has timed out or was cancelled before it ended, while its "
             "thread ran on"

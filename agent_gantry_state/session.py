@@ -7,28 +7,17 @@ the two classes below are what async and sync tools see of them.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from agent_gantry_state.errors import CallEndedError, UnstorableValueError
 from agent_gantry_state.holding import Want
 from agent_gantry_state.memory import Memory
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.steps import Steps
+from agent_gantry_state.stores.protocol import KEEP, Ttl
 from agent_gantry_state.unit_of_work import UnitOfWork
 
 __all__ = ["Session", "SyncSession", "refuse_ended"]
-
-
-class _Default:
-    """The time to live that the scope says."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "..."
-
-
-_DEFAULT: Final = _Default()
 
 
 def refuse_ended(unit: UnitOfWork, what: str) -> None:
@@ -65,18 +54,17 @@ class _Keys:
                     f"session keys are str, not {type(key).__name__}; use str(key)", path=f"session[<{type(key).__name__}>]"
                 )
         yield from self._unit.hold({self._namespace: self._want._replace(keys=keys)})
+        # The call may have ended while this was loaded.
+        refuse_ended(self._unit, "session")
         return self._unit.held[self._namespace].memory
 
     def _get(self, key: str, default: Any) -> Steps[Any]:
         memory = yield from self._load(key)
         return memory.get(key, default)
 
-    def _set(self, key: str, value: Any, ttl: float | _Default | None) -> Steps[None]:
+    def _set(self, key: str, value: Any, ttl: Ttl) -> Steps[None]:
         memory = yield from self._load(key)
-        if isinstance(ttl, _Default):
-            memory[key] = value
-        else:
-            memory.set(key, value, ttl)
+        memory.set(key, value, ttl)
 
     def _delete(self, key: str) -> Steps[bool]:
         memory = yield from self._load(key)
@@ -107,7 +95,7 @@ class Session(_Keys):
         """The value of *key*, or *default* if it is not there. A change inside a container that it gives is kept."""
         return await self._unit.bridge.arun(self._get(key, default))
 
-    async def set(self, key: str, value: Any, ttl: float | _Default | None = _DEFAULT) -> None:
+    async def set(self, key: str, value: Any, ttl: Ttl = KEEP) -> None:
         """Set *key*.
 
         Args:
@@ -147,7 +135,7 @@ class SyncSession(_Keys):
         """The value of *key*, or *default* if it is not there. A change inside a container that it gives is kept."""
         return self._unit.bridge.run(self._get(key, default))
 
-    def set(self, key: str, value: Any, ttl: float | _Default | None = _DEFAULT) -> None:
+    def set(self, key: str, value: Any, ttl: Ttl = KEEP) -> None:
         """Set *key*; *ttl* as in `Session.set`."""
         self._unit.bridge.run(self._set(key, value, ttl))
 

@@ -25,7 +25,7 @@ from typing import Any
 import anyio
 
 from agent_gantry_state.bridge import Bridge, in_asyncio, on_event_loop
-from agent_gantry_state.errors import ExclusiveTimeoutError, StateError
+from agent_gantry_state.errors import ExclusiveTimeoutError
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.steps import Pause, Steps, Wait
 from agent_gantry_state.stores.protocol import Lease, Release
@@ -151,6 +151,7 @@ def too_late(scope: str) -> ExclusiveTimeoutError:
 # One set of queues for each store, whatever gantries use it.
 
 _BY_STORE: weakref.WeakKeyDictionary[Any, Turns] = weakref.WeakKeyDictionary()
+#: Of stores that cannot be hashed or have no weak references; they stay until the program ends.
 _BY_ID: dict[int, tuple[Any, Turns]] = {}
 _LOCK = threading.Lock()
 
@@ -161,7 +162,6 @@ def turns_of(store: Any) -> Turns:
         try:
             return _BY_STORE.setdefault(store, Turns())
         except TypeError:
-            # Somebody's own store, that cannot be hashed or has no weak references.
             return _BY_ID.setdefault(id(store), (store, Turns()))[1]
 
 
@@ -207,37 +207,35 @@ def leased(bridge: Bridge, namespace: Namespace, deadline: float) -> Steps[Grant
             raise too_late(namespace.scope)
         pause = min(pause * 2, _LONGEST_PAUSE)
         yield _Contended(min(left, random.uniform(pause / 2, pause)), namespace.scope)  # noqa: S311 - jitter
-    _RENEWER.add(grant)
+    _renewer(bridge).add(grant)
     return grant
 
 
 def _asked(grant: Grant) -> Steps[float]:
     try:
         return (yield from grant.renew())
-    except Exception:
-        raise
     except BaseException:
-        # Cancelled while it was asked for: it may have been granted all the same.
-        _RENEWER.give_back(grant)
+        # Whatever went wrong, it may have been granted all the same.
+        give_back(grant)
         raise
 
 
 def give_back(grant: Grant) -> None:
     """`released` for a caller that cannot wait: a thread does it."""
-    _RENEWER.give_back(grant)
+    _renewer(grant.bridge).give_back(grant)
 
 
 def released(grant: Grant) -> Steps[None]:
-    """Give a lease back. If that fails it is logged: the lease lapses, and the call has committed or failed already."""
-    _RENEWER.remove(grant)
+    """Give a lease back. If that fails it is logged, and the lease lapses."""
+    _renewer(grant.bridge).remove(grant)
     try:
         yield Release(grant.namespace, grant.holder)
-    except StateError as error:
+    except Exception as error:  # noqa: BLE001 - whatever a store raises: the call has committed or failed already
         _log.warning("a lease could not be given back and has to lapse: %s", error)
 
 
 class _Renewer:
-    """Renews leases in a thread that runs while there are any."""
+    """Renews the leases of one bridge in a thread that runs while there are any."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -301,16 +299,22 @@ class _Renewer:
                 grant.bridge.run(released(grant))
 
 
-_RENEWER = _Renewer()
+#: One for each bridge: a store that hangs must not keep those of another from being renewed.
+_RENEWERS: weakref.WeakKeyDictionary[Bridge, _Renewer] = weakref.WeakKeyDictionary()
+
+
+def _renewer(bridge: Bridge) -> _Renewer:
+    with _LOCK:
+        return _RENEWERS.setdefault(bridge, _Renewer())
 
 
 def _forget_all() -> None:
     """In a child process: what its parent holds is not the child's, and its locks may be held for ever."""
-    global _RENEWER, _LOCK
+    global _LOCK
     _LOCK = threading.Lock()
     _BY_STORE.clear()
     _BY_ID.clear()
-    _RENEWER = _Renewer()
+    _RENEWERS.clear()
 
 
 if hasattr(os, "register_at_fork"):

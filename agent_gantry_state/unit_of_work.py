@@ -3,7 +3,7 @@
 A unit of work opens the memories that a call needs from one snapshot, finds what the call changed in them, and commits all
 of it in one step. Where another call was quicker it merges, always from what was loaded and what this call made of it, and
 tries again. A call that is made inside another one is a savepoint of it: the memories of the outer one are the store that it
-loads from and commits to. It is pure: it yields messages (`steps`) and is sent the answers.
+loads from and commits to. It does no I/O: it yields messages (`steps`) and is sent the answers.
 """
 
 from __future__ import annotations
@@ -292,9 +292,11 @@ class UnitOfWork:
             if self._keep_turn(turn, grant, host):
                 return
             # It was waited for on behalf of a call that has ended meanwhile.
-            if grant is not None:
-                yield from released(grant)
-            turn.leave()
+            try:
+                if grant is not None:
+                    yield from released(grant)
+            finally:
+                turn.leave()
 
     def _keep_turn(self, turn: Turn, grant: Grant | None, host: UnitOfWork | None) -> bool:
         with NESTING:
@@ -307,9 +309,11 @@ class UnitOfWork:
 
     def release(self) -> Steps[None]:
         """Let other calls have what this one had to itself."""
-        while self._grants:
-            yield from released(self._grants.pop())
-        self.drop()
+        try:
+            while self._grants:
+                yield from released(self._grants.pop())
+        finally:
+            self.drop()
 
     def drop(self) -> None:
         """`release` for a caller that cannot wait: leases are given back by a thread."""
@@ -389,13 +393,8 @@ class UnitOfWork:
             )
         yield _WhileItCommits(0.002)
 
-    def abandon(self) -> Steps[None]:
-        """Discard what the call changed, unless it has landed."""
-        self.fail()
-        yield from self.release()
-
     def fail(self) -> None:
-        """`abandon` for a unit that has nothing to itself."""
+        """Discard what the call changed, unless it has landed. What it has to itself is still to be released."""
         if self.state is not State.LANDED:
             with NESTING:
                 self.state = State.FAILED
@@ -429,6 +428,9 @@ class UnitOfWork:
             held.refuse_undeclared(changes)
             if changes is not None or is_due(memory):
                 writes = True
+            elif held.whole and memory._base.head == b"":
+                # It was read at several moments, between which it has changed.
+                raise conflict({held.want.terms.scope: []}, serializable=True)
             elif not (held.whole or held.checked):
                 continue
             made.append((held, changes))

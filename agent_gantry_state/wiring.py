@@ -9,12 +9,13 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from agent_gantry_state.bridge import Bridge, Closed, bridge_to
 from agent_gantry_state.errors import DeclarationError
 from agent_gantry_state.memory import Terms
+from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.resolvers import BUILT_IN_SCOPES, Resolver
 from agent_gantry_state.scopes import Identity, Scope
 from agent_gantry_state.stores.memory import MemoryStore
@@ -34,12 +35,14 @@ class Settings:
         identity: Who calls where nothing else is known.
         direct: The store, if it is a `MemoryStore` and no resolver of the gantry's own has to be asked: what the shortest
             call path needs, else None.
+        home: What stands for that store in its slots.
     """
 
     bridge: Bridge
     resolvers: tuple[Resolver, ...]
     identity: Identity | None
     direct: MemoryStore | None
+    home: object
 
 
 @dataclass(eq=False, slots=True)
@@ -106,6 +109,12 @@ class Wiring:
         ttl = KEEP if declared.ttl is None else float(declared.ttl)
         return Terms(scope, ttl, declared.sliding, owned=declared.owned or scope == "session")
 
+    def owned(self, terms: Terms, namespace: Namespace) -> Terms:
+        """*terms*, of a memory that has an owner if its namespace is of a scope that has, whatever scope was asked for."""
+        if terms.owned or not self.terms(namespace.scope).owned:
+            return terms
+        return replace(terms, owned=True)
+
     def push(self, layer: Layer) -> None:
         """Put an override on top.
 
@@ -141,7 +150,7 @@ class Wiring:
         store = bridge.store
         _set_clock(self, store, clock if getattr(store, "clock", None) is not None else None)
         direct = store if type(store) is MemoryStore and not resolvers else None
-        return Settings(bridge, resolvers, self._identity, direct)
+        return Settings(bridge, resolvers, self._identity, direct, object() if direct is None else direct.home)
 
     def claim(self, name: str, fn: Callable[..., Any]) -> None:
         """Note that *name* is the tool *fn*, for its memories are filed under that name.

@@ -125,6 +125,7 @@ def generate(
 ) -> Generator[Any, Any, Any]:
     """Call a generator function: the unit of work spans the iteration, and is current only while the body runs."""
     plan.refuse(kwargs)
+    plan.bind(shift, args, kwargs)
     return _generated(plan, fn, shift, args, kwargs, ENTERED.get())
 
 
@@ -173,6 +174,7 @@ def agenerate(
 ) -> AsyncGenerator[Any, Any]:
     """Call an async generator function, as `generate` does."""
     plan.refuse(kwargs)
+    plan.bind(shift, args, kwargs)
     return _agenerated(plan, fn, shift, args, kwargs, ENTERED.get())
 
 
@@ -399,7 +401,7 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
         # The snapshot first: if the slot is in the store after that, this is what stood there.
         snapshot = slot.snapshot
         if (
-            slot.store is settings.direct
+            slot.home is settings.home
             and snapshot.first_expiry == inf
             and not slides
             and (not owned or snapshot.owner == identity.owner)
@@ -472,7 +474,7 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
         # The snapshot first: if the slot is in the store after that, this is what stood there.
         snapshot = slot.snapshot
         if (
-            slot.store is settings.direct
+            slot.home is settings.home
             and snapshot.first_expiry == inf
             and not slides
             and (not owned or snapshot.owner == identity.owner)

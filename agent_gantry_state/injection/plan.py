@@ -252,6 +252,14 @@ class Plan:
                     parameter=into,
                 )
 
+    def bind(self, shift: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Refuse arguments that do not fit, for a call whose body does not run before it is iterated.
+
+        Raises:
+            TypeError: They do not.
+        """
+        self.signature().bind(*(None,) * shift, *args, **kwargs)
+
     def locate(self, scope: str, settings: Settings, identity: Identity | None) -> Namespace:
         """The namespace of a scope, for one caller.
 
@@ -300,6 +308,7 @@ class Plan:
                 namespaces.append(None)
                 continue
             namespaces.append(namespace)
+            terms = self.wiring.owned(terms, namespace)
             if declaration.kind == "session":
                 # Nothing is loaded before it is asked for; but who wants it to itself has to wait for it.
                 beside.append((namespace, terms))
@@ -322,14 +331,20 @@ class Plan:
             if declaration.kind == "context":
                 locate = functools.partial(self.locate, settings=settings, identity=identity)
                 context = self.flavour("context")
-                given.append(context(unit, self.name, identity, namespace, locate, self.wiring.terms))
+                given.append(context(unit, self.name, identity, namespace, locate, self._usual_terms))
                 continue
             assert namespace is not None  # noqa: S101 - only a context does without
+            terms = declaration.terms
             if declaration.kind == "session":
-                given.append(self.flavour("session")(unit, namespace, Want.of(declaration.terms, identity, ())))
+                given.append(
+                    self.flavour("session")(unit, namespace, Want.of(self.wiring.owned(terms, namespace), identity, ()))
+                )
             else:
                 given.append(unit.held[namespace].memory)
         return tuple(given)
+
+    def _usual_terms(self, scope: str, namespace: Namespace) -> Terms:
+        return self.wiring.owned(self.wiring.terms(scope), namespace)
 
     def place(self, args: tuple[Any, ...], kwargs: dict[str, Any], given: tuple[Any, ...], shift: int) -> tuple[Any, ...]:
         """Put what is injected where the function takes it: into *kwargs*, or among the positional arguments it returns.

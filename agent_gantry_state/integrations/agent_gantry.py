@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from types import AsyncGeneratorType, GeneratorType
@@ -70,16 +71,26 @@ class _Record:
 _RECORD: ContextVar[_Record | None] = ContextVar("agent_gantry_state_record", default=None)
 
 
+#: What was made here to run a handler.
+_TWINS: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()
+
+
 class _Engine(ExecutionEngine):
     """Keeps a record of each call for its twin, and gives a memory error its own name in the result."""
 
     async def execute(self, call: ToolCall) -> ToolResult:
-        record = _Record()
-        before = _RECORD.set(record)
+        record, attempt = _Record(), Attempt(ATTEMPT.get())
+        before = _RECORD.set(record), ATTEMPT.set(attempt)
         try:
             result = await super().execute(call)
+        except BaseException:
+            attempt.abandoned = True
+            raise
         finally:
-            _RECORD.reset(before)
+            _RECORD.reset(before[0])
+            ATTEMPT.reset(before[1])
+        # A handler of no memory's own may have left a thread behind that goes on calling tools.
+        attempt.abandoned = result.status is not ExecutionStatus.SUCCESS
         if record.error is not None and result.status is ExecutionStatus.FAILURE:
             return result.model_copy(update={"error_type": type(record.error).__name__})
         return result
@@ -98,8 +109,8 @@ class _Registry(ToolRegistry):
 
     def delete_tool(self, name: str, namespace: str = "default") -> Callable[..., Any] | None:
         handler = super().delete_tool(name, namespace)
-        tool = getattr(handler, "__wrapped__", None)
-        if isinstance(tool, (Tool, BoundTool)):
+        tool = _tool_inside(handler)
+        if tool is not None:
             tool.plan.wiring.release(tool.plan.name, tool.plan.target)
         return handler
 
@@ -109,9 +120,11 @@ class _Registry(ToolRegistry):
 
 
 def _twin(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """The async function to run for *handler*: itself, unless it is a tool with a memory or has one inside."""
+    """The async function to run for *handler*, which may come from the registry of another gantry and be one already."""
+    if handler in _TWINS:
+        return handler
     if not isinstance(handler, (Tool, BoundTool)):
-        return _guarded(handler) if _has_tool_inside(handler) else handler
+        return handler if _tool_inside(handler) is None else _guarded(handler)
     plan, fn, shift = handler.plan, handler.__wrapped__, handler.shift
     body = _body(plan)
 
@@ -122,8 +135,7 @@ def _twin(handler: Callable[..., Any]) -> Callable[..., Any]:
         with _attempt(record):
             return await acall(plan, fn, shift, args, kwargs, body, None if record is None else record.land)
 
-    _dress(twin, handler, plan.label)
-    return twin
+    return _dressed(twin, handler, plan.label)
 
 
 def _body(plan: Plan) -> Callable[..., Any] | None:
@@ -143,17 +155,16 @@ async def _drained_in_thread(fn: Callable[..., Any], /, *args: Any, **kwargs: An
     return await asyncio.to_thread(lambda: list(fn(*args, **kwargs)))
 
 
-def _has_tool_inside(handler: Any) -> bool:
-    """Whether some decorator stands between *handler* and a tool."""
-    while (inner := getattr(handler, "__wrapped__", None)) is not None:
-        if isinstance(inner, (Tool, BoundTool)):
-            return True
-        handler = inner
-    return False
+def _tool_inside(handler: Any) -> Tool[..., Any] | BoundTool[Any] | None:
+    """The tool that *handler* stands for, or that is below its decorators."""
+    while (handler := getattr(handler, "__wrapped__", None)) is not None:
+        if isinstance(handler, (Tool, BoundTool)):
+            return handler
+    return None
 
 
 def _guarded(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """*handler*, which calls a tool with a memory somewhere inside, as far as possible like a twin.
+    """*handler*, which may call a tool with a memory somewhere inside, as far as possible like a twin.
 
     Its thread cannot be kept from running on, but what it does to memories then is refused.
     """
@@ -166,23 +177,25 @@ def _guarded(handler: Callable[..., Any]) -> Callable[..., Any]:
                 return await asyncio.to_thread(list, result)
             return [item async for item in result] if isinstance(result, AsyncGeneratorType) else result
 
-    _dress(guarded, handler, type(handler).__name__)
-    return guarded
+    return _dressed(guarded, handler, type(handler).__name__)
 
 
 @contextlib.contextmanager
 def _attempt(record: _Record | None) -> Iterator[None]:
     """Run a body for agent-gantry: fence off what its threads do once it is given up, and make memory errors final."""
-    attempt = Attempt()
+    attempt = Attempt(ATTEMPT.get())
     before = ATTEMPT.set(attempt)
     # The body may call other tools; their twins must not take this call's record for theirs.
     recorded = _RECORD.set(None)
     try:
         yield
-    except StateError as error:
+    except Exception as error:
+        memory_error = _memory_error(error)
+        if memory_error is None:
+            raise
         if record is not None:
-            record.error = error
-        raise MemoryFailure(str(error)) from error
+            record.error = memory_error
+        raise MemoryFailure(str(memory_error)) from error
     except asyncio.CancelledError:
         attempt.abandoned = True
         raise
@@ -191,8 +204,16 @@ def _attempt(record: _Record | None) -> Iterator[None]:
         ATTEMPT.reset(before)
 
 
-def _dress(twin: Any, handler: Callable[..., Any], label: str) -> None:
-    """Let *twin* look like the function that it stands for, annotations resolved."""
+def _memory_error(error: BaseException) -> StateError | None:
+    """The memory error that *error* is, or that is the first of those that a task group has raised, and nothing else."""
+    if isinstance(error, StateError):
+        return error
+    parts = [_memory_error(part) for part in getattr(error, "exceptions", ())]
+    return parts[0] if parts and None not in parts else None
+
+
+def _dressed(twin: Any, handler: Callable[..., Any], label: str) -> Callable[..., Any]:
+    """*twin*, looking like the function that it stands for, annotations resolved."""
     signature = inspect.signature(handler)
     hints = {name: p.annotation for name, p in signature.parameters.items() if p.annotation is not p.empty}
     if signature.return_annotation is not signature.empty:
@@ -204,6 +225,8 @@ def _dress(twin: Any, handler: Callable[..., Any], label: str) -> None:
     twin.__annotations__ = hints
     twin.__signature__ = signature
     twin.__wrapped__ = handler
+    _TWINS.add(twin)
+    return twin  # type: ignore[no-any-return]
 
 
 async def _in_thread(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -292,8 +315,16 @@ class AgentGantry(Stateful, _upstream.AgentGantry):
                 nothing.
         """
 
-        def decorator(fn: Callable[..., Any]) -> Any:
-            return super(AgentGantry, self).register(self._stateful(fn, stateful), **kwargs)
+        def decorator(fn: Any) -> Any:
+            name, inner = getattr(fn, "name", None), getattr(fn, "func", None)
+            if not (isinstance(name, str) and name and callable(inner)):
+                return super(AgentGantry, self).register(self._stateful(fn, stateful), **kwargs)
+            # A framework's own tool object, of which agent-gantry registers the function inside.
+            prepared = self._stateful(inner, stateful)
+            if prepared is inner:
+                return super(AgentGantry, self).register(fn, **kwargs)
+            super(AgentGantry, self).register(prepared, **{"name": name, **kwargs})
+            return fn
 
         return decorator if func is None else decorator(func)
 

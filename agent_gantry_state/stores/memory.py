@@ -51,7 +51,6 @@ _CHANCES = 16
 
 
 _COMMITTED = Committed()
-#: No store, and not None either, which a gantry without a memory store has for one.
 _GONE = object()
 
 
@@ -60,17 +59,18 @@ class Slot:
 
     Attributes:
         namespace: Its address.
-        store: The store that it is in; another object once it was dropped. The call path holds on to slots and asks. (One
-            whose last key expired may be in no store either; but of one with keys that expire it asks the store anyhow.)
+        home: Stands for the store that it is in, or for none once it was dropped. The call path holds on to slots and asks.
+            (One whose last key expired may be in no store either; but of one with keys that expire it asks the store
+            anyhow.) It is not the store itself, which a slot must not keep alive.
         snapshot: What stands there now.
         used: Whether it was used since an eviction came by.
     """
 
-    __slots__ = ("namespace", "registered", "snapshot", "store", "tokens", "used")
+    __slots__ = ("home", "namespace", "registered", "snapshot", "tokens", "used")
 
-    def __init__(self, namespace: Namespace, snapshot: Snapshot, store: object) -> None:
+    def __init__(self, namespace: Namespace, snapshot: Snapshot, home: object) -> None:
         self.namespace = namespace
-        self.store = store
+        self.home = home
         self.snapshot = snapshot
         self.used = False
         # Until when the cache keeps it: when the last of its keys expires.
@@ -80,7 +80,7 @@ class Slot:
     def drop(self) -> None:
         """Note that it is not in its store any more."""
         # In this order: whoever finds it in its store has seen what stood there.
-        self.store = _GONE
+        self.home = _GONE
         self.snapshot = EMPTY
 
 
@@ -124,6 +124,8 @@ class MemoryStore:
         if max_namespaces < 1:
             raise ValueError(f"MemoryStore: max_namespaces must be at least 1, not {max_namespaces}")
         self._lock = threading.RLock()
+        #: Stands for this store in its slots.
+        self.home = object()
         self._clock = clock
         self._latest = -math.inf
         self._slots = _Namespaces(max_namespaces, ttu=lambda _, slot, __: slot.registered, timer=self.now)
@@ -231,7 +233,7 @@ class MemoryStore:
             if self._closed:
                 self._refuse_closed()
             there = slot.snapshot
-            if slot.store is not self or there.head != head or there.packed or there.first_expiry != math.inf:
+            if slot.home is not self.home or there.head != head or there.packed or there.first_expiry != math.inf:
                 return False
             slot.used = True
             versions = there.versions.copy()
@@ -326,7 +328,7 @@ class MemoryStore:
         namespace = change.namespace
         slot = self._slot(namespace)
         if slot is None:
-            slot = Slot(namespace, after, self)
+            slot = Slot(namespace, after, self.home)
             slot.registered = after.last_expiry()
             self._slots[namespace] = slot
         else:

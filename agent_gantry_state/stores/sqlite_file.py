@@ -1,8 +1,9 @@
 """The open handles of one SQLite database: how they are opened, shared between threads, kept out of a fork, and closed.
 
 One handle writes, guarded by a lock, so that the threads of a process take turns at once instead of by SQLite's polling.
-The others read; in WAL mode they wait for nobody. No handle has a busy timeout: what finds the database locked by another
-process says so, and either waits here, up to its deadline, or goes to a thread where it may wait (`WouldBlock`).
+The others read when it is at work; in WAL mode they wait for nobody. No handle has a busy timeout: what finds the database
+locked by another process says so, and either waits here, up to its deadline, or goes to a thread where it may wait
+(`WouldBlock`).
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ APPLICATION_ID: Final = 0x41475354
 #: At most this many handles read at once; further readers wait for one.
 MAX_READERS: Final = 8
 #: Pages (of 4 KiB) that may be in the write-ahead log before they are brought home.
-LOG_PAGES: Final = 1000
+LOG_PAGES: Final = 640
+#: The oldest SQLite that is supported.
+OLDEST: Final = (3, 35, 0)
 #: Seconds that a fork waits for what other threads are doing with a database.
 FORK_SECONDS = 2.0
 _LOOK_AGAIN: Final = 0.02
@@ -110,9 +113,18 @@ class SQLiteFile:
         full: Whether each commit waits until the disk has it.
         layout: The number of the layout that `schema` makes; a database with a greater one is refused.
         schema: The statements that make a new database.
+
+    Raises:
+        StoreUnavailableError: Python's SQLite is too old.
     """
 
     def __init__(self, path: Path | None, full: bool, layout: int, schema: tuple[str, ...]) -> None:
+        if sqlite3.sqlite_version_info < OLDEST:
+            raise StoreUnavailableError(
+                f"the SQLite store needs SQLite {'.'.join(map(str, OLDEST))} or newer, and the sqlite3 module of this "
+                f"Python has {sqlite3.sqlite_version}: use a Python that was built with a newer one, or another store",
+                committed=False,
+            )
         self.path = path
         self.full = full and path is not None
         self._layout = layout
@@ -131,13 +143,37 @@ class SQLiteFile:
         weakref.finalize(self, _Handles.close_at_end, self._handles)
 
     def _new_locks(self) -> None:
-        self._write_lock = self._handles.lock = threading.Lock()
+        #: Held by whoever writes or waits to, and by whoever uses the handle that writes; taken in this order.
+        self._write_lock = threading.Lock()
+        self._handle_lock = self._handles.lock = threading.Lock()
         self._read_lock = threading.Lock()
         self._returned = threading.Condition(self._read_lock)
         #: How many readers wait for a handle, and how many open one.
         self._waiting = self._opening = 0
         self._suspended = False
         self._held: list[threading.Lock] = []
+
+    def glance(self, work: Callable[[Execute, Any], T], message: Any, deadline: float | None) -> T:
+        """`read`, for what is done in a moment: with the handle that writes, if it is free.
+
+        Every other handle has to fetch anew what that one has just written.
+        """
+        if self.path is None or not self._handle_lock.acquire(False):
+            return self.read(work, message, deadline)
+        try:
+            handle = self._handles.writer
+            if handle is not None:
+                return work(handle.execute, message)
+        except sqlite3.Error as error:
+            self._drop_writer()
+            if not _is_busy(error):
+                raise self._translated(error, False) from error
+        except BaseException:
+            self._drop_writer()
+            raise
+        finally:
+            self._handle_lock.release()
+        return self.read(work, message, deadline)
 
     def read(self, work: Callable[[Execute, Any], T], message: Any, deadline: float | None) -> T:
         """Do *work*, which reads, with a handle that is at no other's disposal meanwhile.
@@ -187,18 +223,23 @@ class SQLiteFile:
             StoreError: The database cannot be written to. `committed` is None if the commit itself failed.
         """
         if not self._write_lock.acquire(False):
-            self._wait_for_lock(deadline)
+            self._wait_for(self._write_lock, deadline)
         try:
-            handle = self._handles.writer
-            if handle is None:
-                handle = self._open_writer(deadline)
-            if deadline is None and self.full:
-                raise WouldBlock
-            if self._logged >= self._log_bound:
-                if deadline is None:
+            if not self._handle_lock.acquire(False):
+                self._wait_for(self._handle_lock, deadline)
+            try:
+                handle = self._handles.writer
+                if handle is None:
+                    handle = self._open_writer(deadline)
+                if deadline is None and self.full:
                     raise WouldBlock
-                self._bring_home(handle)
-            return self._transaction(handle, work, message, deadline)
+                if self._logged >= self._log_bound:
+                    if deadline is None:
+                        raise WouldBlock
+                    self._bring_home(handle)
+                return self._transaction(handle, work, message, deadline)
+            finally:
+                self._handle_lock.release()
         finally:
             self._write_lock.release()
 
@@ -249,8 +290,8 @@ class SQLiteFile:
                 return
 
     def _alone(self, work: Callable[[Execute, Any], T], message: Any, deadline: float | None) -> T:
-        if not self._write_lock.acquire(False):
-            self._wait_for_lock(deadline)
+        if not self._handle_lock.acquire(False):
+            self._wait_for(self._handle_lock, deadline)
         try:
             handle = self._handles.writer or self._open_writer(deadline)
             try:
@@ -261,12 +302,12 @@ class SQLiteFile:
         except sqlite3.Error as error:
             raise self._translated(error, False) from error
         finally:
-            self._write_lock.release()
+            self._handle_lock.release()
 
-    def _wait_for_lock(self, deadline: float | None) -> None:
+    def _wait_for(self, lock: threading.Lock, deadline: float | None) -> None:
         if deadline is None:
             raise WouldBlock
-        if not self._write_lock.acquire(timeout=max(deadline - time.monotonic(), 0)):
+        if not lock.acquire(timeout=max(deadline - time.monotonic(), 0)):
             raise StoreTimeoutError(
                 "the SQLite database is busy: other calls of this program were writing to it all the time that this one "
                 "may wait; nothing was written, and calling again may succeed",
@@ -369,7 +410,7 @@ class SQLiteFile:
         self._closed = True
         with self._returned:
             self._returned.notify_all()
-        with self._write_lock:
+        with self._write_lock, self._handle_lock:
             self._handles.close()
 
     # Opening.
@@ -504,11 +545,12 @@ class SQLiteFile:
     def suspend(self) -> None:
         """Close what is open, and let nobody open anything until `resume`."""
         end = time.monotonic() + FORK_SECONDS
-        self._held = [lock for lock in (self._write_lock, self._read_lock) if lock.acquire(timeout=FORK_SECONDS)]
+        locks = (self._write_lock, self._handle_lock, self._read_lock)
+        self._held = [lock for lock in locks if lock.acquire(timeout=max(end - time.monotonic(), 0))]
         if self.path is None:
             # One in memory has no locks and no log; a child goes on with a copy.
             return
-        if self._write_lock in self._held and self._handles.writer is not None:
+        if self._handle_lock in self._held and self._handles.writer is not None:
             self._handles.writer.close()
             self._handles.writer = None
         if self._read_lock in self._held:
@@ -530,7 +572,7 @@ class SQLiteFile:
     def start_over(self) -> None:
         """What a child does after a fork."""
         handles = self._handles
-        self._torn = len(self._held) < 2 or bool(handles.readers or self._opening)
+        self._torn = len(self._held) < 3 or bool(handles.readers or self._opening)
         if self._torn:
             # Some are in use. They are never used here and never closed, so that the parent is left in peace.
             _keep_for_ever([handles.writer, *handles.readers])

@@ -381,7 +381,7 @@ def test_conflict_with_a_record_that_cannot_be_read_is_typed_and_leaves_the_stor
     talk.write(A, broken=1)
     late = talk.change(A, {"broken": put(2)})
     talk.write(A, broken=3)
-    raw(path, "UPDATE entry SET record = x'00'")
+    raw(path, "UPDATE entry SET record = x'00' WHERE key > 0")
 
     with pytest.raises(CorruptEntryError, match="broken"):
         talk.send(late)
@@ -392,12 +392,12 @@ def test_conflict_with_a_record_that_cannot_be_read_is_typed_and_leaves_the_stor
 
 def test_every_flipped_bit_of_a_record_is_an_error_or_a_value(path, store, talk):
     talk.write(A, x=["text", 1, {"a": (1, 2)}])
-    record = raw(path, "SELECT record FROM entry")[0][0]
+    record = raw(path, "SELECT record FROM entry WHERE key > 0")[0][0]
 
     for index in range(len(record)):
         bad = bytearray(record)
         bad[index] ^= 1 << (index % 8)
-        raw(path, ("UPDATE entry SET record = ?", (bytes(bad),)))
+        raw(path, ("UPDATE entry SET record = ? WHERE key > 0", (bytes(bad),)))
         try:
             talk.content()
         except StoreError:
@@ -408,7 +408,7 @@ def test_every_flipped_bit_of_a_record_is_an_error_or_a_value(path, store, talk)
 
 def test_memory_that_lies_under_anothers_digest_is_refused(path, talk):
     talk.write(A, x="s3cr3t")
-    raw(path, ("UPDATE namespace SET address = ?", (B.address,)))
+    raw(path, ("UPDATE entry SET record = ? WHERE key = 0", (B.address,)))
 
     for keys in (None, (("x",),)):
         with pytest.raises(StoreError, match="another namespace") as caught:
@@ -420,8 +420,8 @@ def test_memory_that_lies_under_anothers_digest_is_refused(path, talk):
 
 
 def counts(path):
-    tables = ("namespace", "entry", "token", "lease")
-    return {table: raw(path, f"SELECT count(*) FROM {table}")[0][0] for table in tables}
+    tables = {"namespace": "entry WHERE key = 0", "entry": "entry WHERE key > 0", "token": "token", "lease": "lease"}
+    return {name: raw(path, f"SELECT count(*) FROM {table}")[0][0] for name, table in tables.items()}
 
 
 def test_expired_keys_go_with_the_next_commit_to_their_namespace(path, make):
@@ -457,6 +457,98 @@ def test_log_is_brought_home_now_and_then(path, talk):
         talk.write(A, x=index)
 
     assert path.with_name("state.db-wal").stat().st_size < 2 * sqlite_file.LOG_PAGES * 4200
+
+
+# What a store keeps of what it has read.
+
+
+def statements_of(store):
+    """Notes the statements with which a store that has written reads and writes."""
+    handle, seen = store._file._handles.writer, []
+    execute = handle.execute
+
+    def noting(statement, *rest):
+        seen.append(statement)
+        return execute(statement, *rest)
+
+    handle.execute = noting
+    return seen
+
+
+def test_memory_that_nobody_changed_is_not_read_again(store, talk):
+    talk.write(A, **{f"k{index}": index for index in range(100)}, box=[1])
+    seen = statements_of(store)
+
+    before = talk.load(A)
+    seen.clear()
+    again = talk.load(A)
+
+    assert seen == [sqlite_store._MARK]
+    assert again[0] is before[0]
+    talk.write(A, k1="new", box=[2])
+    seen.clear()
+    assert talk.content(A) == {**{f"k{index}": index for index in range(100)}, "k1": "new", "box": [2]}
+    assert seen == [sqlite_store._MARK]
+
+
+def test_what_is_kept_is_what_another_store_would_read(path, make):
+    clock, chance = Clock(), random.Random(5)
+    one, two = (Talk(bridge_to(make(clock=clock))) for _ in range(2))
+    fields = ("head", "owner", "versions", "packed", "expires_at", "slides", "touched", "born", "first_expiry")
+    for step in range(300):
+        talk = one if chance.random() < 0.7 else two
+        there = list(talk.load(A)[0].values)
+        keys = [chance.choice(["a", "b", "c", "d", "\ud800", ""]) for _ in range(chance.randrange(3))]
+        terms = {"ttl": chance.choice([None, 3.0, 30.0]), "slides": chance.random() < 0.5} if chance.random() < 0.2 else {}
+        puts = {
+            key: put(chance.choice([step, [step], None, f"s{step}"]), last=chance.random() < 0.2, **terms) for key in keys
+        }
+        deletes = [key for key in there if key not in puts and chance.random() < 0.15]
+        change = talk.change(A, puts, deletes=deletes, touch=chance.random() < 0.2)
+        message = talk.message(change)
+        message.version = os.urandom(8)
+        assert talk.ask(message) == Committed()
+        clock.now += chance.choice([0.0, 0.0, 0.1, 4.0])
+        if chance.random() < 0.02:
+            talk.ask(Forget((A,)))
+
+        with closing(SQLiteStore(path, clock=clock)) as fresh:
+            seen = [each.load(A)[0] for each in (one, two, Talk(bridge_to(fresh)))]
+        for snapshot in seen[:2]:
+            assert list(snapshot.values.items()) == list(seen[2].values.items())
+            assert list(snapshot.versions) == list(seen[2].versions)
+            assert [getattr(snapshot, name) for name in fields] == [getattr(seen[2], name) for name in fields]
+
+
+def test_what_is_kept_is_bounded_and_goes_when_it_is_forgotten(store, talk):
+    for index in range(3 * sqlite_store._KEPT):
+        namespace = Namespace("session", f"s{index}", "app")
+        talk.write(namespace, x=1)
+        talk.load(namespace)
+        assert 0 < len(store._kept) <= sqlite_store._KEPT
+    talk.write(A, x="small")
+    talk.load(A)
+    for index in range(10):
+        talk.write(A, **{f"k{index}": "x" * 10_000})
+
+    assert A not in store._kept
+    assert len(talk.load(A)[0].values) == 11
+    talk.write(B, x=1)
+    talk.load(B)
+    assert B in store._kept
+    talk.ask(Forget((B,)))
+    assert B not in store._kept
+    store.close()
+    assert not store._kept
+
+
+def test_sqlite_that_is_too_old_is_named(path, monkeypatch):
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+    monkeypatch.setattr(sqlite3, "sqlite_version", "3.34.1")
+
+    with pytest.raises(StoreUnavailableError, match=r"needs SQLite 3\.35\.0 or newer.*has 3\.34\.1"):
+        Gantry(f"sqlite:///{path}")
+    assert not path.exists()
 
 
 # Two stores, several processes.
@@ -1124,11 +1216,12 @@ def test_layout_has_not_changed_without_its_number(path, talk):
     assert {name: [column.split()[0] for column in sql.split("(", 1)[1].split(",")][:4] for name, sql in tables} == {
         "entry": ["digest", "key", "version", "position"],
         "lease": ["digest", "holder", "until"],
-        "namespace": ["digest", "head", "last", "touched"],
         "token": ["token", "until"],
     }
-    assert raw(path, "SELECT record FROM entry") == [(codec.encode(1),)]
-    assert raw(path, "SELECT digest, address, app, scope FROM namespace") == [(A.digest, A.address, b"app", b"session")]
+    assert raw(path, "SELECT record FROM entry WHERE key > 0") == [(codec.encode(1),)]
+    assert raw(path, "SELECT digest, record, app, scope FROM entry WHERE key = 0") == [
+        (A.digest, A.address, b"app", b"session")
+    ]
 
 
 def test_change_of_nothing_and_of_no_namespace_is_committed(store):
