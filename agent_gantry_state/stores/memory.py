@@ -39,7 +39,7 @@ from agent_gantry_state.stores.protocol import (
     Snapshot,
 )
 
-__all__ = ["MemoryStore"]
+__all__ = ["MemoryStore", "Slot", "applied"]
 
 _log = logging.getLogger("agent_gantry_state")
 _peek = cachetools.Cache.__getitem__
@@ -322,7 +322,7 @@ class MemoryStore:
         return slot is not None and token in slot.tokens
 
     def _write(self, change: Change, snapshot: Snapshot, version: bytes, token: bytes) -> None:
-        after = _applied(change, snapshot, version, self.now)
+        after = applied(change, snapshot, version, self.now)
         if after.head is None:
             return
         namespace = change.namespace
@@ -376,7 +376,7 @@ def _moved(change: Change, snapshot: Snapshot) -> bool:
     return any(versions.get(key) != version for key, version in change.checks.items())
 
 
-def _applied(change: Change, snapshot: Snapshot, version: bytes, now: Callable[[], float]) -> Snapshot:
+def applied(change: Change, snapshot: Snapshot, version: bytes, now: Callable[[], float]) -> Snapshot:
     """The snapshot that follows *snapshot*."""
     values, versions, packed = snapshot.values.copy(), snapshot.versions.copy(), snapshot.packed
     expires_at, slides = snapshot.expires_at, snapshot.slides

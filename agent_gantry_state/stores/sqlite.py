@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, TypeGuard
 from agent_gantry_state import codec
 from agent_gantry_state.errors import CorruptEntryError, StoreError
 from agent_gantry_state.namespace import Namespace
-from agent_gantry_state.stores.memory import _applied as applied
+from agent_gantry_state.stores.memory import applied as applied
 from agent_gantry_state.stores.protocol import (
     EMPTY,
     KEEP,

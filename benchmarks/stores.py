@@ -1,0 +1,348 @@
+"""What a store costs, beside its driver used bare.
+
+A call loads a namespace and commits one key of it. The driver's part is its minimal equivalent: one read of the same keys
+and one write that changes the value, with nothing checked. Both are measured in the same run, in blocks that take turns, as
+in `call.py`; what counts is a ratio within a round, and the tables have the median of these ratios and the quartiles.
+
+    pip install -e . --group bench      # pip 25.1 or newer
+    python benchmarks/stores.py
+
+"store" sends the two messages through the bridge, "tool" is a whole call of a tool that writes one key. "load, unknown" is
+a load of what this process has not read before, or what another one has just changed. With 32 callers, each asyncio task has
+a namespace of its own, and the bare driver does the same work one after the other on the loop's thread.
+
+Another store is another function in `SUBJECTS`.
+"""
+
+# No `from __future__ import annotations`, as in `call.py`.
+
+import argparse
+import asyncio
+import gc
+import json
+import os
+import platform
+import sqlite3
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any, NamedTuple
+
+from call import VALUES, Spread, arguments, awrite, seed, without_gc, write
+
+from agent_gantry_state import Gantry, Namespace, codec
+from agent_gantry_state.bridge import bridge_to
+from agent_gantry_state.steps import Steps
+from agent_gantry_state.stores.memory import MemoryStore
+from agent_gantry_state.stores.protocol import Change, Commit, Committed, Load, Message, Moved, Put, Snapshot
+from agent_gantry_state.stores.sqlite import SQLiteStore
+
+KEYS = (10, 100, 1000)
+CALLERS = 32
+#: What is written.
+KEY = "k3"
+
+
+def state(size: int) -> dict[str, str]:
+    """What is in each namespace."""
+    return {f"k{i}": f"v{i}" for i in range(size)}
+
+
+def ids() -> list[str]:
+    return [f"s{i}" for i in range(CALLERS)]
+
+
+class Bare(NamedTuple):
+    """The driver by itself: what it reads and writes for one id."""
+
+    read: Callable[[str], Any]
+    write: Callable[[str, str], Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A store and its bare driver, both holding `state` for each of `ids`.
+
+    Attributes:
+        bare: The driver.
+        url: A gantry's store, whose state is put there by the benchmark.
+        store: Another one, to which messages are sent.
+        forget: Has the store read anew what it may keep of what it has read.
+    """
+
+    bare: Bare
+    url: str
+    store: Any
+    forget: Callable[[], Any] | None = None
+
+
+# The subjects.
+
+
+@contextmanager
+def memory(size: int) -> Iterator[Subject]:
+    """Bare: a dict of dicts, copied by whoever reads it."""
+    states = {id: state(size) for id in ids()}
+
+    def put(id: str, value: str) -> None:
+        states[id] = {**states[id], KEY: value}
+
+    with closing(MemoryStore()) as store:
+        yield Subject(Bare(lambda who: dict(states[who]), put), "memory://", store)
+
+
+@contextmanager
+def sqlite(size: int) -> Iterator[Subject]:
+    """Bare: a row for each key, all rows of an id read, one updated and committed by itself; WAL, synchronous=NORMAL."""
+    with ExitStack() as stack:
+        place = stack.enter_context(tempfile.TemporaryDirectory())
+        connection = stack.enter_context(closing(sqlite3.connect(f"{place}/bare.db", isolation_level=None)))
+        execute = connection.cursor().execute
+        execute("PRAGMA journal_mode=WAL")
+        execute("PRAGMA synchronous=NORMAL")
+        execute("CREATE TABLE state (id TEXT, key TEXT, value BLOB, PRIMARY KEY (id, key)) WITHOUT ROWID")
+        rows = [(id, key, codec.pack(value)) for id in ids() for key, value in state(size).items()]
+        execute("BEGIN")
+        connection.executemany("INSERT INTO state VALUES (?, ?, ?)", rows)
+        execute("COMMIT")
+        packed = {value: codec.pack(value) for value in VALUES}
+        store = stack.enter_context(closing(SQLiteStore(f"{place}/store.db")))
+        yield Subject(
+            Bare(
+                lambda who: execute("SELECT key, value FROM state WHERE id = ?", (who,)).fetchall(),
+                lambda who, value: execute("UPDATE state SET value = ? WHERE id = ? AND key = ?", (packed[value], who, KEY)),
+            ),
+            f"sqlite:///{place}/gantry.db",
+            store,
+            store._kept.clear,
+        )
+
+
+SUBJECTS = {"memory": memory, "sqlite": sqlite}
+
+
+# What is measured.
+
+
+class Rounds:
+    """Nanoseconds for one call in each round, ours and the bare driver's."""
+
+    def __init__(self) -> None:
+        self.ours: list[float] = []
+        self.bare: list[float] = []
+
+    def ratio(self) -> Spread:
+        ratios = [a / b for a, b in zip(self.ours, self.bare, strict=True)]
+        return Spread(*statistics.quantiles(ratios, n=4, method="inclusive"))
+
+
+class Caller:
+    """One who loads a namespace and changes a key of it, by messages."""
+
+    def __init__(self, subject: Subject, id: str, size: int) -> None:
+        self.namespace = Namespace("session", id, "bench")
+        self.bridge = bridge_to(subject.store)
+        puts = {key: Put(value) for key, value in state(size).items()}
+        first = Change(self.namespace, None, puts, (), dict.fromkeys(puts))
+        self.bridge.run(asking(Commit(b"", os.urandom(8), (first,))))
+        self.load()
+
+    def load(self, value: str = "") -> None:
+        self.seen: Snapshot = self.bridge.run(asking(Load((self.namespace,)))).snapshots[0]
+
+    def commit(self, value: str) -> None:
+        self.check(self.bridge.run(asking(self.message(value))))
+
+    def call(self, value: str) -> None:
+        self.load()
+        self.commit(value)
+
+    async def acall(self, value: str) -> None:
+        self.seen = (await self.bridge.arun(asking(Load((self.namespace,))))).snapshots[0]
+        self.check(await self.bridge.arun_uncut(asking(self.message(value))))
+
+    def message(self, value: str) -> Commit:
+        seen = self.seen
+        change = Change(self.namespace, seen.head, {KEY: Put(value)}, (), {KEY: seen.versions[KEY]}, born=seen.born)
+        return Commit(b"", os.urandom(8), (change,))
+
+    def check(self, answer: Committed | Moved) -> None:
+        if type(answer) is not Committed:
+            raise AssertionError("somebody else wrote to what only this caller knows")
+
+
+def asking(message: Message) -> Steps[Any]:
+    return (yield message)
+
+
+class Pair(NamedTuple):
+    """What takes turns: ours and the bare driver's; *prepare* runs before each call of ours and is not measured."""
+
+    ours: Callable[[str], Any]
+    bare: Callable[[str], Any]
+    prepare: Callable[[], Any] | None = None
+
+
+def pairs(subject: Subject, gantry: Gantry, size: int) -> dict[str, Pair]:
+    """For one caller, sync."""
+    caller, (read, put) = Caller(subject, "s0", size), (subject.bare.read, subject.bare.write)
+
+    def bare(value: str) -> None:
+        read("s0")
+        put("s0", value)
+
+    def load_bare(value: str) -> None:
+        read("s0")
+
+    def commit(value: str) -> None:
+        caller.commit(value)
+
+    found = {
+        "store": Pair(caller.call, bare),
+        "tool": Pair(gantry.with_memory(write), bare),
+        "load": Pair(caller.load, load_bare),
+        # What the commit before wrote has to be known, and is not measured.
+        "commit": Pair(commit, lambda value: put("s0", value), caller.load),
+    }
+    if subject.forget is not None:
+        found["load, unknown"] = Pair(caller.load, load_bare, subject.forget)
+    return found
+
+
+def timed(call: Callable[[str], Any], prepare: Callable[[], Any] | None, number: int) -> float:
+    """Nanoseconds for each of *number* calls."""
+    values = list(arguments(number))
+    with without_gc():
+        if prepare is None:
+            start = perf_counter_ns()
+            for value in values:
+                call(value)
+            return (perf_counter_ns() - start) / number
+        spent = 0
+        for value in values:
+            prepare()
+            start = perf_counter_ns()
+            call(value)
+            spent += perf_counter_ns() - start
+        return spent / number
+
+
+def per_block(call: Callable[[str], Any], block_ns: float) -> int:
+    return max(3, min(len(VALUES) - 1, int(block_ns / timed(call, None, 5))))
+
+
+def one_caller(subject: Subject, gantry: Gantry, size: int, rounds: int, block_ns: float) -> dict[str, Rounds]:
+    found: dict[str, Rounds] = {}
+    with gantry.session("s0"):
+        for name, (ours, bare, prepare) in pairs(subject, gantry, size).items():
+            times = found[name] = Rounds()
+            if prepare is not None:
+                prepare()
+            number = per_block(bare, block_ns)
+            # One more that is thrown away: the first opens files and fills caches.
+            for round in range(rounds + 1):
+                turns = [(times.ours, ours, prepare), (times.bare, bare, None)]
+                for into, call, before in turns if round % 2 else turns[::-1]:
+                    into.append(timed(call, before, number))
+                gc.collect()
+            del times.ours[0], times.bare[0]
+    return found
+
+
+def many_callers(subject: Subject, gantry: Gantry, size: int, rounds: int, block_ns: float) -> dict[str, Rounds]:
+    callers = {id: Caller(subject, id, size) for id in ids()}
+    read, put = subject.bare.read, subject.bare.write
+    tool = gantry.with_memory(awrite)
+
+    async def by_store(id: str, values: Sequence[str]) -> None:
+        for value in values:
+            await callers[id].acall(value)
+            await asyncio.sleep(0)
+
+    async def by_tool(id: str, values: Sequence[str]) -> None:
+        with gantry.session(id):
+            for value in values:
+                await tool(value)
+                await asyncio.sleep(0)
+
+    async def by_driver(id: str, values: Sequence[str]) -> None:
+        for value in values:
+            read(id)
+            put(id, value)
+            await asyncio.sleep(0)
+
+    async def block(work: Callable[[str, Sequence[str]], Any], number: int) -> float:
+        values = list(arguments(number))
+        with without_gc():
+            start = perf_counter_ns()
+            await asyncio.gather(*[work(id, values) for id in callers])
+            return (perf_counter_ns() - start) / number / len(callers)
+
+    async def measure() -> dict[str, Rounds]:
+        found = {"store": Rounds(), "tool": Rounds()}
+        number = max(1, min(len(VALUES) - 1, int(block_ns / await block(by_driver, 1) / len(callers))))
+        for name, work in (("store", by_store), ("tool", by_tool)):
+            times = found[name]
+            for round in range(rounds + 1):
+                turns = [(times.ours, work), (times.bare, by_driver)]
+                for into, each in turns if round % 2 else turns[::-1]:
+                    into.append(await block(each, number))
+                gc.collect()
+            del times.ours[0], times.bare[0]
+        return found
+
+    return asyncio.run(measure())
+
+
+# The answer.
+
+
+def compare(stores: Sequence[str], sizes: Sequence[int], rounds: int, block_ns: float) -> list[dict[str, Any]]:
+    """Measure, print each line as it is there, and return all of it."""
+    print(f"{'store':8} {'callers':>7} {'keys':>5}  {'what':14} {'over the bare driver':>22}  bare, here")
+    lines = []
+    for store in stores:
+        for size in sizes:
+            for callers, measure in ((1, one_caller), (CALLERS, many_callers)):
+                with SUBJECTS[store](size) as subject, Gantry(subject.url) as gantry:
+                    for id in ids():
+                        seed(gantry, id, state(size))
+                    for what, times in measure(subject, gantry, size, rounds, block_ns).items():
+                        ratio, ns = times.ratio(), statistics.median(times.bare)
+                        print(f"{store:8} {callers:7} {size:5}  {what:14} {ratio!s:>22}  {ns / 1000:.1f} us", flush=True)
+                        facts = {"store": store, "callers": callers, "keys": size, "what": what}
+                        lines.append({**facts, "over_bare": ratio._asdict(), "bare_ns": ns})
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What a store costs beside its bare driver, as ratios.")
+    parser.add_argument("stores", nargs="*", metavar="STORE", help=f"of {', '.join(SUBJECTS)} (default: all)")
+    parser.add_argument("--rounds", type=int, default=100, help="how often each has its turn (default: 100)")
+    parser.add_argument("--quick", action="store_true", help="a few short rounds, to see that it runs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")
+    options = parser.parse_args()
+    if unknown := set(options.stores) - SUBJECTS.keys():
+        parser.error(f"no store {', '.join(sorted(unknown))}; there are {', '.join(SUBJECTS)}")
+    if options.rounds < 2:
+        parser.error("--rounds: quartiles need at least 2")
+    rounds, block_ns = (3, 2e5) if options.quick else (options.rounds, 2e6)
+    facts = {
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "sqlite": sqlite3.sqlite_version,
+        "rounds": rounds,
+    }
+    print(", ".join(f"{name} {value}" for name, value in facts.items()))
+    gc.collect()
+    gc.freeze()
+    lines = compare(options.stores or list(SUBJECTS), KEYS[:2] if options.quick else KEYS, rounds, block_ns)
+    if options.json is not None:
+        options.json.write_text(json.dumps({**facts, "lines": lines}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
