@@ -1,8 +1,10 @@
 """The call of a tool: open its memories, run the body, commit.
 
-There is one general way for sync callers and one for async ones, one for each kind of generator, and beside the first two a
-short one for the common tool with a single memory in this process, which builds no message and no unit of work unless the
-body changed something or called another tool.
+There is one general way for each kind of function: sync, async, generator and async generator. What they do is in the unit
+of work; they are written out four times because a body is called in four ways, with an await or a yield in its middle.
+Beside the first two is a short way for the common tool with a single memory in this process, which builds no message and no
+unit of work unless the body changed something or called another tool. It repeats in few lines what is elsewhere: a frame is
+what it saves.
 """
 
 from __future__ import annotations
