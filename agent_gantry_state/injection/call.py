@@ -1,40 +1,30 @@
 """The call of a tool: open its memories, run the body, commit.
 
-There is one general way for each kind of function: sync, async, generator and async generator. What they do is in the unit
-of work; they are written out four times because a body is called in four ways, with an await or a yield in its middle.
-Beside the first two is a short way for the common tool with a single memory in this process, which builds no message and no
-unit of work unless the body changed something or called another tool. It repeats in few lines what is elsewhere: a frame is
-what it saves.
+There is one way for each kind of function: sync, async, generator and async generator. What they do is in the unit of work;
+they are written out four times because a body is called in four ways, with an await or a yield in its middle.
 """
 
 from __future__ import annotations
 
 import random
-import sys
 import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from contextvars import Token
-from math import inf
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any
 
-from agent_gantry_state import codec
 from agent_gantry_state.codec import IMMUTABLE
 from agent_gantry_state.errors import MemoryConflictError, StateWarning
 from agent_gantry_state.injection.plan import Opened, Plan
-from agent_gantry_state.memory import Memory, open_memory, plain_changes
-from agent_gantry_state.namespace import Namespace
-from agent_gantry_state.nesting import CURRENT, FAILED, leave, unit_of
-from agent_gantry_state.scopes import ATTEMPT, ENTERED, Entered, refuse_orphan
+from agent_gantry_state.nesting import CURRENT, leave
+from agent_gantry_state.scopes import ENTERED, Entered, refuse_orphan
 from agent_gantry_state.steps import Pause, Steps
-from agent_gantry_state.stores.memory import Slot
-from agent_gantry_state.stores.protocol import EMPTY
-from agent_gantry_state.unit_of_work import UnitOfWork, finish_one, new_version
+from agent_gantry_state.unit_of_work import UnitOfWork
 from agent_gantry_state.wiring import Settings
 
-__all__ = ["acall", "agenerate", "call", "caller", "generate", "runner"]
+__all__ = ["GENERATORS", "abandon", "acall", "agenerate", "call", "finish_later", "generate", "runner", "warn_of_generator"]
 
-_GENERATORS = frozenset({GeneratorType, AsyncGeneratorType})
+GENERATORS = frozenset({GeneratorType, AsyncGeneratorType})
 #: Longest pause before a body runs again after a conflict, in seconds, and the first one; each is drawn at random.
 _LONGEST_PAUSE, _FIRST_PAUSE = 0.25, 0.005
 
@@ -64,16 +54,16 @@ def call(plan: Plan, fn: Callable[..., Any], shift: int, args: tuple[Any, ...], 
             finally:
                 leave(token)
             if type(result) not in IMMUTABLE and hasattr(type(result), "__await__"):
-                return _finish_later(plan, fn, shift, args, kwargs, result, unit, attempt)
-            if type(result) in _GENERATORS:
-                _warn_of_generator(plan)
+                return finish_later(plan, fn, shift, args, kwargs, result, unit, attempt)
+            if type(result) in GENERATORS:
+                warn_of_generator(plan)
             attempt += 1
             if _committed(plan, unit, attempt):
                 return result
         except BaseException:
-            _abandon(unit)
+            abandon(unit)
             raise
-        _abandon(unit)
+        abandon(unit)
         settings.bridge.run(_pause(attempt))
 
 
@@ -166,7 +156,7 @@ def _generated(
         refuse_orphan()
         settings.bridge.run(unit.finish())
     except BaseException:
-        _abandon(unit)
+        abandon(unit)
         raise
     return result
 
@@ -272,7 +262,8 @@ async def _acommitted(plan: Plan, unit: UnitOfWork, attempt: int, finish: Steps[
     return True
 
 
-def _abandon(unit: UnitOfWork) -> None:
+def abandon(unit: UnitOfWork) -> None:
+    """Discard what a call changed, and let others have what it had to itself."""
     unit.fail()
     if unit.has_to_release:
         unit.bridge.run(unit.release())
@@ -294,7 +285,7 @@ def _finish(unit: UnitOfWork, result: Any, landed: Callable[[Any], None] | None)
         landed(result)
 
 
-async def _finish_later(
+async def finish_later(
     plan: Plan,
     fn: Callable[..., Any],
     shift: int,
@@ -326,7 +317,8 @@ async def _called_and_awaited(fn: Callable[..., Any], /, *args: Any, **kwargs: A
     return await fn(*args, **kwargs)
 
 
-def _warn_of_generator(plan: Plan) -> None:
+def warn_of_generator(plan: Plan) -> None:
+    """Warn that a function which is no generator function gave a generator."""
     warnings.warn(
         f"{plan.label} returned a generator: what its body does to the memory comes after the commit and is lost. "
         "Make the function a generator function itself, or return a list",
@@ -346,245 +338,3 @@ def runner(plan: Plan) -> Callable[..., Any]:
     if plan.is_async_generator:
         return agenerate
     return acall if plan.is_async else call
-
-
-def caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The function that a call of a tool, not bound to an instance, runs."""
-    if _is_common(plan):
-        return _short_acaller(plan, fn) if plan.is_async else _short_caller(plan, fn)
-    run = runner(plan)
-    if plan.is_async:
-
-        async def awaited(*args: Any, **kwargs: Any) -> Any:
-            return await acall(plan, fn, 0, args, kwargs)
-
-        return awaited
-
-    def called(*args: Any, **kwargs: Any) -> Any:
-        return run(plan, fn, 0, args, kwargs)
-
-    return called
-
-
-#: For a memory of which it is not known where it stands: a slot of no store.
-_NOWHERE = Slot(Namespace("nowhere", "nothing"), EMPTY, object())
-
-# The short way. What it leaves out against the general one: a second memory, another store, a resolver to ask, a rerun,
-# a call around it, an owner to be refused.
-
-
-def _is_common(plan: Plan) -> bool:
-    if len(plan.declarations) != 1 or plan.retries or plan.is_generator or plan.is_async_generator:
-        return False
-    declaration = plan.declarations[0]
-    terms = declaration.terms
-    if declaration.kind != "memory" or terms.keys is not None or terms.serializable or terms.exclusive:
-        return False
-    # There may be no identity for a scope that is nobody's.
-    return not (terms.owned and plan.is_impersonal)
-
-
-def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
-    into, index, slides = _place(plan)
-    begin, wiring, get_entered = _beginner(plan), plan.wiring, ENTERED.get
-    place, terms, impersonal = plan.key, plan.declarations[0].terms, plan.is_impersonal
-    owned, new, update, set_item = terms.owned, dict.__new__, dict.update, dict.__setitem__
-    get_current, set_current, reset = CURRENT.get, CURRENT.set, CURRENT.reset
-
-    def called(*args: Any, **kwargs: Any) -> Any:
-        if get_current() is not None or (kwargs and into in kwargs):
-            return call(plan, fn, 0, args, kwargs)
-        settings, entered = wiring.settings, get_entered()
-        identity: Any = settings.identity if entered is None else entered.identity
-        try:
-            slot = (plan.slots if impersonal else identity.slots)[place]
-        except (AttributeError, KeyError):
-            slot = _NOWHERE
-        # The snapshot first: if the slot is in the store after that, this is what stood there.
-        snapshot = slot.snapshot
-        if (
-            slot.home is settings.home
-            and snapshot.first_expiry == inf
-            and not slides
-            and (not owned or snapshot.owner == identity.owner)
-        ):
-            slot.used = True
-            # What `open_memory` does: a frame more is felt here.
-            memory: Any = new(Memory)
-            update(memory, snapshot.values)
-            if snapshot.packed:
-                for key, packed in snapshot.packed.items():
-                    set_item(memory, key, codec.unpack(packed))
-            memory._namespace, memory._base, memory._extra = slot.namespace, snapshot, None
-            memory._terms, memory._now, memory._touched = terms, 0.0, {}
-        elif (memory := begin(settings, identity)) is None:
-            return call(plan, fn, 0, args, kwargs)
-        frame: list[Any] = [settings, identity, memory]
-        token = set_current(frame)
-        try:
-            if len(args) == index and not kwargs:
-                result = fn(*args, memory)
-            elif len(args) > index:
-                result = fn(*args[:index], memory, *args[index:], **kwargs)
-            else:
-                kwargs[into] = memory
-                result = fn(*args, **kwargs)
-        except BaseException:
-            _fail_short(frame, token)
-            raise
-        try:
-            reset(token)
-        except ValueError:
-            leave(token)
-        if (kind := type(result)) not in IMMUTABLE:
-            if hasattr(kind, "__await__"):
-                kwargs.pop(into, None)
-                return _finish_later(plan, fn, 0, args, kwargs, result, unit_of(frame))
-            if kind in _GENERATORS:
-                _warn_of_generator(plan)
-        base, ended = memory._base, frame.pop()
-        # A change needs a touched key, a container or another length; asking costs less than a unit of work.
-        if ended is not memory:
-            _finish_nesting(ended)
-        elif memory._touched or base.packed or slides or len(memory) != len(base.values):
-            try:
-                _finish_short(plan, memory, identity, settings)
-            except BaseException:
-                frame[0] = FAILED
-                raise
-        return result
-
-    return called
-
-
-def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
-    into, index, slides = _place(plan)
-    begin, wiring, get_entered = _beginner(plan), plan.wiring, ENTERED.get
-    place, terms, impersonal = plan.key, plan.declarations[0].terms, plan.is_impersonal
-    owned, new, update, set_item = terms.owned, dict.__new__, dict.update, dict.__setitem__
-    get_current, set_current, reset = CURRENT.get, CURRENT.set, CURRENT.reset
-
-    async def called(*args: Any, **kwargs: Any) -> Any:
-        if get_current() is not None or (kwargs and into in kwargs):
-            return await acall(plan, fn, 0, args, kwargs)
-        settings, entered = wiring.settings, get_entered()
-        identity: Any = settings.identity if entered is None else entered.identity
-        try:
-            slot = (plan.slots if impersonal else identity.slots)[place]
-        except (AttributeError, KeyError):
-            slot = _NOWHERE
-        # The snapshot first: if the slot is in the store after that, this is what stood there.
-        snapshot = slot.snapshot
-        if (
-            slot.home is settings.home
-            and snapshot.first_expiry == inf
-            and not slides
-            and (not owned or snapshot.owner == identity.owner)
-        ):
-            slot.used = True
-            # What `open_memory` does: a frame more is felt here.
-            memory: Any = new(Memory)
-            update(memory, snapshot.values)
-            if snapshot.packed:
-                for key, packed in snapshot.packed.items():
-                    set_item(memory, key, codec.unpack(packed))
-            memory._namespace, memory._base, memory._extra = slot.namespace, snapshot, None
-            memory._terms, memory._now, memory._touched = terms, 0.0, {}
-        elif (memory := begin(settings, identity)) is None:
-            return await acall(plan, fn, 0, args, kwargs)
-        frame: list[Any] = [settings, identity, memory]
-        token = set_current(frame)
-        try:
-            if len(args) == index and not kwargs:
-                result = await fn(*args, memory)
-            elif len(args) > index:
-                result = await fn(*args[:index], memory, *args[index:], **kwargs)
-            else:
-                kwargs[into] = memory
-                result = await fn(*args, **kwargs)
-        except BaseException:
-            _fail_short(frame, token)
-            raise
-        try:
-            reset(token)
-        except ValueError:
-            leave(token)
-        base, ended = memory._base, frame.pop()
-        # A change needs a touched key, a container or another length; asking costs less than a unit of work.
-        if ended is not memory:
-            _finish_nesting(ended)
-        elif memory._touched or base.packed or slides or len(memory) != len(base.values):
-            try:
-                _finish_short(plan, memory, identity, settings)
-            except BaseException:
-                frame[0] = FAILED
-                raise
-        return result
-
-    return called
-
-
-def _fail_short(frame: list[Any], token: Token[Any]) -> None:
-    leave(token)
-    # First the mark, then the end: whoever finds the list without its last item looks at the mark.
-    frame[0] = FAILED
-    ended = frame.pop()
-    if isinstance(ended, UnitOfWork):
-        _abandon(ended)
-
-
-def _finish_nesting(unit: UnitOfWork) -> None:
-    """Commit a call that called others; its unit was made for them."""
-    try:
-        refuse_orphan()
-        unit.bridge.run(unit.finish())
-    except BaseException:
-        _abandon(unit)
-        raise
-
-
-def _finish_short(plan: Plan, memory: Memory, identity: Any, settings: Settings) -> None:
-    if ATTEMPT.get() is not None:
-        refuse_orphan()
-    plain, base, store = plain_changes(memory), memory._base, settings.direct
-    assert store is not None  # noqa: S101 - the memory came from it
-    if plain is not None:
-        if not plain:
-            return
-        is_bound = base.owner is not None or not memory._terms.owned
-        slot = _slots(plan, identity).get(plan.key)
-        if is_bound and slot is not None and store.assign(slot, base.head, plain, new_version()):
-            return
-    finish_one(memory, identity, settings.bridge, store.commit)
-
-
-def _slots(plan: Plan, identity: Any) -> dict[Any, Any]:
-    return plan.slots if plan.is_impersonal else identity.slots
-
-
-def _place(plan: Plan) -> tuple[str, int, bool]:
-    into, index, _ = plan.places[0]
-    return into, sys.maxsize if index is None else index, plan.declarations[0].terms.slides
-
-
-def _beginner(plan: Plan) -> Callable[[Settings, Any], Memory | None]:
-    """Opens the memory of a call from the store; None if this is not for the short way."""
-    declaration = plan.declarations[0]
-    terms, scope = declaration.terms, declaration.scope
-    slides, owned, impersonal = terms.slides, terms.owned, plan.is_impersonal
-
-    def begin(settings: Settings, identity: Any) -> Memory | None:
-        store = settings.direct
-        if store is None:
-            return None
-        namespace = plan.locate(scope, settings, None if impersonal else identity)
-        snapshot = store.snapshot(namespace)
-        if owned and snapshot.owner is not None and snapshot.owner != identity.owner:
-            return None
-        slot = store.slot(namespace)
-        if slot is not None:
-            _slots(plan, identity)[plan.key] = slot
-        now = store.now() if slides or snapshot.first_expiry != inf else 0.0
-        return open_memory(namespace, snapshot, now, terms)
-
-    return begin

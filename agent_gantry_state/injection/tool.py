@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 import wrapt
 from typing_extensions import ParamSpec
 
-from agent_gantry_state.injection.call import caller, runner
+from agent_gantry_state.injection.call import runner
 from agent_gantry_state.injection.plan import Declaration, Plan
+from agent_gantry_state.injection.short import caller
 from agent_gantry_state.wiring import Wiring
 
 __all__ = ["BoundTool", "Tool", "decorate"]

@@ -1,0 +1,215 @@
+"""The `with` blocks of a gantry: who calls, what holds meanwhile, a memory outside a tool, calls that stand on their own.
+
+Each is for `with` and for `async with`, and may be left in another task or context than it was entered in.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import anyio
+
+from agent_gantry_state.memory import Memory
+from agent_gantry_state.nesting import CURRENT, Alone
+from agent_gantry_state.scopes import ENTERED, Entered, Identity, refuse_orphan
+from agent_gantry_state.unit_of_work import UnitOfWork
+from agent_gantry_state.wiring import Layer, Wiring
+
+__all__ = ["Independent", "MemoryBlock", "Override", "SessionBlock"]
+
+
+class _Block:
+    """A context manager that may be used with `with` and with `async with`; it does no I/O and so never waits."""
+
+    def _enter(self) -> Any:
+        raise NotImplementedError
+
+    def _exit(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Any:
+        return self._enter()
+
+    def __exit__(self, *exc: object) -> None:
+        self._exit()
+
+    async def __aenter__(self) -> Any:
+        return self._enter()
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._exit()
+
+
+def _leave(entered: list[Entered]) -> None:
+    """Leave the entry of a block that holds here; if none does, for it is another task that leaves, the last one made."""
+    here = ENTERED.get()
+    handle = here if here in entered else entered[-1]
+    assert handle is not None  # noqa: S101 - a block is left after it was entered
+    entered.remove(handle)
+    handle.leave()
+
+
+class SessionBlock(_Block):
+    """An identity that holds inside a `with` block. Gives the `Identity`."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+        self._entered: list[Entered] = []
+
+    def _enter(self) -> Identity:
+        entered = Entered(self._identity)
+        entered.enter()
+        self._entered.append(entered)
+        return self._identity
+
+    def _exit(self) -> None:
+        _leave(self._entered)
+
+    def __enter__(self) -> Identity:
+        return self._enter()
+
+    async def __aenter__(self) -> Identity:
+        return self._enter()
+
+
+class Override(_Block):
+    """Other parts for a gantry inside a `with` block. Gives itself.
+
+    Attributes:
+        store: The store that holds inside the block.
+    """
+
+    def __init__(self, wiring: Wiring, layer: Layer, identity: Callable[[], Identity] | None):
+        self._wiring = wiring
+        self._layer = layer
+        self._identity = identity
+        self._layers: list[Layer] = []
+        self._entered: list[Entered] = []
+
+    @property
+    def store(self) -> Any:
+        return self._wiring.settings.bridge.store
+
+    def _enter(self) -> Override:
+        # The identity first: it may be refused, and then nothing is to be taken back.
+        identity = None if self._identity is None else self._identity()
+        layer = replace(self._layer)
+        self._wiring.push(layer)
+        self._layers.append(layer)
+        if identity is not None:
+            self._entered.append(Entered(identity))
+            self._entered[-1].enter()
+        return self
+
+    def _exit(self) -> None:
+        if self._identity is not None:
+            _leave(self._entered)
+        self._wiring.remove(self._layers.pop())
+
+    def __enter__(self) -> Override:
+        return self._enter()
+
+    def __exit__(self, *exc: object) -> None:
+        self._exit()
+        if self._layer.bridge is not None and not self._layers:
+            self._layer.bridge.close()
+
+    async def __aenter__(self) -> Override:
+        return self._enter()
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._exit()
+        if self._layer.bridge is not None and not self._layers:
+            await self._layer.bridge.aclose()
+
+
+class MemoryBlock:
+    """A memory outside a tool: loaded when the `with` block begins, committed when it ends without an error.
+
+    Inside the body of a tool it is a part of that call, as a call of another tool would be. Tools that are called in the
+    block are calls of their own.
+    """
+
+    def __init__(self, open_unit: Callable[[], UnitOfWork]) -> None:
+        self._open_unit = open_unit
+        self._open: list[tuple[object, UnitOfWork]] = []
+
+    def _begin(self) -> UnitOfWork:
+        unit = self._open_unit()
+        self._open.append((_here(), unit))
+        return unit
+
+    def _end(self) -> UnitOfWork:
+        """The unit that is over: the last that was begun here; if none was, for another task leaves the block, the last."""
+        here = _here()
+        entry = next((entry for entry in reversed(self._open) if entry[0] == here), self._open[-1])
+        self._open.remove(entry)
+        return entry[1]
+
+    def __enter__(self) -> Memory:
+        unit = self._begin()
+        try:
+            memory: Memory = unit.bridge.run(unit.begin())[0]
+        except BaseException:
+            self._end().fail()
+            raise
+        return memory
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
+        unit = self._end()
+        if kind is None:
+            refuse_orphan()
+            unit.bridge.run(unit.finish())
+        else:
+            unit.fail()
+
+    async def __aenter__(self) -> Memory:
+        unit = self._begin()
+        try:
+            memory: Memory = (await unit.bridge.arun(unit.begin()))[0]
+        except BaseException:
+            self._end().fail()
+            raise
+        return memory
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
+        unit = self._end()
+        if kind is None:
+            refuse_orphan()
+            await unit.bridge.arun_uncut(unit.finish())
+        else:
+            unit.fail()
+
+
+def _here() -> object:
+    """Something that tells the task, or the thread, in which this is called from others."""
+    try:
+        return anyio.get_current_task().id
+    except RuntimeError:
+        return threading.get_ident()
+
+
+class Independent(_Block):
+    """A block in which calls are no part of the call in whose body it stands."""
+
+    def __init__(self) -> None:
+        self._entered: list[Alone] = []
+
+    def _enter(self) -> None:
+        self._entered.append(Alone())
+
+    def _exit(self) -> None:
+        here = CURRENT.get()
+        alone = here if here in self._entered else self._entered[-1]
+        self._entered.remove(alone)
+        alone.leave()
+
+    def __enter__(self) -> None:
+        self._enter()
+
+    async def __aenter__(self) -> None:
+        self._enter()
