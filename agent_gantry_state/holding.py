@@ -5,18 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
+from agent_gantry_state.changes import changes_of, is_due
 from agent_gantry_state.codec import shortened
 from agent_gantry_state.errors import SessionOwnerError, UndeclaredKeyError
-from agent_gantry_state.memory import (
-    Changes,
-    Memory,
-    Terms,
-    apply_changes,
-    changes_of,
-    is_due,
-    open_memory,
-    refresh,
-)
+from agent_gantry_state.memory import Changes, Memory, Terms, open_memory
+from agent_gantry_state.savepoint import apply_changes, refresh
 from agent_gantry_state.scopes import Identity
 from agent_gantry_state.stores.protocol import Change
 

@@ -10,9 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 from agent_gantry_state import codec, merge
+from agent_gantry_state.changes import pack_at
 from agent_gantry_state.codec import shortened
 from agent_gantry_state.errors import MemoryConflictError, MemoryErasedError, UnstorableValueError
-from agent_gantry_state.memory import Changes, Memory, pack_at
+from agent_gantry_state.memory import Changes, Memory
 from agent_gantry_state.merge import ABSENT, Conflict
 from agent_gantry_state.stores.protocol import KEEP, UNSHARED, Change, Put, Snapshot
 

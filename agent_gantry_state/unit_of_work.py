@@ -17,20 +17,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from agent_gantry_state.bridge import on_event_loop
+from agent_gantry_state.changes import changes_of, is_due
 from agent_gantry_state.errors import OrphanedCallError, StoreTimeoutError
 from agent_gantry_state.holding import Held, Want, change_of, refuse_owner
-from agent_gantry_state.memory import (
-    Changes,
-    Memory,
-    changes_of,
-    extend_memory,
-    is_due,
-    open_memory,
-    snapshot_of,
-    was_deleted,
-)
+from agent_gantry_state.memory import Changes, Memory, open_memory
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.rebase import Rebase, conflict, erased, is_erased
+from agent_gantry_state.savepoint import extend_memory, snapshot_of, was_deleted
 from agent_gantry_state.scopes import Identity
 from agent_gantry_state.steps import Pause, Steps
 from agent_gantry_state.stores.protocol import Change, Commit, Committed, Load, Loaded, Moved, Snapshot

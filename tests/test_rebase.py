@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_gantry_state import MemoryConflictError, MemoryErasedError, Namespace, codec, merge
-from agent_gantry_state.memory import Terms, changes_of, open_memory, touches
+from agent_gantry_state.changes import changes_of, touches
+from agent_gantry_state.memory import Terms, open_memory
 from agent_gantry_state.rebase import Rebase, conflict, erased, is_erased
 from agent_gantry_state.stores.protocol import EMPTY, KEEP, UNSHARED, Change, Snapshot
 

@@ -15,10 +15,11 @@ from math import inf
 from typing import Any
 
 from agent_gantry_state import codec
+from agent_gantry_state.changes import plain_changes
 from agent_gantry_state.codec import IMMUTABLE
 from agent_gantry_state.injection.call import GENERATORS, abandon, acall, call, finish_later, runner, warn_of_generator
 from agent_gantry_state.injection.plan import Plan
-from agent_gantry_state.memory import Memory, open_memory, plain_changes
+from agent_gantry_state.memory import Memory, open_memory
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.nesting import CURRENT, FAILED, leave, unit_of
 from agent_gantry_state.scopes import ATTEMPT, ENTERED, refuse_orphan

@@ -1,0 +1,165 @@
+"""What a nested call needs: the memory of the call around it is the store that it loads from and commits to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from agent_gantry_state import codec
+from agent_gantry_state.changes import pack_at, refuse_key
+from agent_gantry_state.memory import EXPIRY, Inherited, Memory, extra_of, ttl_of
+from agent_gantry_state.merge import graft
+from agent_gantry_state.stores.protocol import KEEP, UNSHARED, Change, Snapshot, Ttl
+
+__all__ = ["apply_changes", "extend_memory", "refresh", "snapshot_of", "was_deleted"]
+
+_set = dict.__setitem__
+
+
+def snapshot_of(memory: Memory, keys: Iterable[str] | None = None) -> Snapshot:
+    """The memory as it stands now, for a nested call to load. Each key's version is its content.
+
+    Args:
+        memory: The memory of the call around it, in whatever state that has left it.
+        keys: Only these keys; None: all.
+
+    Raises:
+        UnstorableValueError: It holds something that cannot be stored.
+    """
+    values: dict[str, Any] = {}
+    packed: dict[str, bytes] = {}
+    versions: dict[str, bytes] = {}
+    expires_at: dict[str, float] = {}
+    slides: dict[str, float] = {}
+    base = memory._base
+    for key in list(memory) if keys is None else [key for key in keys if key in memory]:
+        value = memory[key]
+        refuse_key(key)
+        versions[key] = encoded = pack_at(value, key)
+        if type(value) in codec.IMMUTABLE:
+            values[key] = value
+        else:
+            values[key], packed[key] = None, encoded
+        ttl, _ = ttl_of(memory, key)
+        if ttl is KEEP and key in base.slides:
+            slides[key] = base.slides[key]
+        elif (left := memory.ttl(key)) is not None:
+            expires_at[key] = memory._now + left
+    until = None if keys is None and base.until is None else _last_expiry(memory)
+    return Snapshot(values, packed, versions, base.head, base.owner, expires_at, slides, base.touched, base.born, until)
+
+
+def _last_expiry(memory: Memory) -> float:
+    """When the last key of the memory, and of what was not loaded of it, expires."""
+    last = memory._base.until or 0.0
+    for key in memory:
+        left = memory.ttl(key)
+        last = math.inf if left is None else max(last, memory._now + left)
+    return last or math.inf
+
+
+def extend_memory(memory: Memory, snapshot: Snapshot, known: Collection[str], fresh: Collection[str] | None) -> None:
+    """Add keys to a memory of which only some had been loaded.
+
+    Args:
+        memory: The memory.
+        snapshot: Its namespace as it stands now.
+        known: The keys that had been loaded, whether they were there or not: they stay as they are.
+        fresh: The keys to take from it; None: all, so that the memory is whole.
+    """
+    base = memory._base
+    added = [key for key in snapshot.values if key not in known and (fresh is None or key in fresh)]
+
+    def joined(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+        return {**ours, **{key: theirs[key] for key in added if key in theirs}}
+
+    # Keys of two loads between which something was committed are no state that ever was: a head that none has says so.
+    head = base.head if snapshot.head == base.head else b""
+    memory._base = Snapshot(
+        joined(base.values, snapshot.values),
+        joined(base.packed, snapshot.packed),
+        joined(base.versions, snapshot.versions),
+        head,
+        base.owner,
+        joined(base.expires_at, snapshot.expires_at),
+        joined(base.slides, snapshot.slides),
+        max(base.touched, snapshot.touched),
+        snapshot.born if base.head is None else base.born,
+        None if fresh is None else snapshot.last_expiry(),
+    )
+    for key in added:
+        if key not in memory:
+            _set(memory, key, snapshot.value(key))
+    if fresh is None:
+        # Whole now: in the order in which the store has it, with what is new at the end.
+        ordered = {key: memory[key] for key in snapshot.values if key in memory}
+        ordered.update(memory)
+        dict.clear(memory)
+        dict.update(memory, ordered)
+
+
+def apply_changes(memory: Memory, inner: Memory, change: Change, added: Mapping[str, Any]) -> None:
+    """Make the changes of a nested call in the memory of the call around it, inside the containers that are there.
+
+    Args:
+        memory: The memory of the call around it.
+        inner: That of the nested call.
+        change: What to write and to delete.
+        added: For keys that the nested call only added to, what it added.
+    """
+    own = {} if inner._extra is None else inner._extra.ttls
+    for key in change.deletes:
+        memory.pop(key, None)
+    for key, put in change.puts.items():
+        if put.last:
+            memory.pop(key, None)
+        ttl: tuple[Ttl, bool] = put.ttl, put.slides
+        if put.ttl is KEEP and key in memory:
+            # Without a time of its own it has the one that the call around gave it.
+            ttl = ttl_of(memory, key)
+        elif put.ttl is KEEP and was_deleted(memory, key):
+            ttl = None, False
+        assigned = False
+        if key in added:
+            memory.add(key, added[key])
+        elif key in memory and pack_at(memory[key], key) == put.packed:
+            # Only its time is new: what the call around added to it stays an addition.
+            memory._touched.setdefault(key, EXPIRY)
+        else:
+            value = put.value if put.value is not UNSHARED else codec.unpack(put.packed)
+            memory[key] = graft(memory[key], value) if key in memory else value
+            assigned = True
+        if ttl[0] is KEEP and memory._terms.ttl is KEEP:
+            continue
+        extra = extra_of(memory)
+        if put.ttl is KEEP and key in extra.ttls:
+            continue
+        # Where the call around has a time of its own for what it writes, that holds for what it writes after this one.
+        if assigned and key not in own and memory._terms.ttl is not KEEP:
+            extra.ttls.pop(key, None)
+            memory._touched[key] = Inherited(*ttl)
+        else:
+            extra.ttls[key] = ttl
+    if change.touch:
+        extra_of(memory).touches = True
+
+
+def refresh(memory: Memory, source: Memory, keys: Iterable[str]) -> None:
+    """Show some keys of *source* in a memory that has nothing else and no changes of its own, inside its containers."""
+    base = snapshot_of(source, keys)
+    for key in list(memory):
+        if key not in base.values:
+            dict.pop(memory, key)
+    for key in base.values:
+        if memory._base.versions.get(key) != base.versions[key]:
+            value = base.value(key)
+            _set(memory, key, graft(memory[key], value) if key in memory else value)
+    memory._base = base
+    memory._touched = {}
+    memory._extra = None
+
+
+def was_deleted(memory: Memory, key: str) -> bool:
+    """Whether the call has deleted *key* at some time, though it may have made it again."""
+    return memory._extra is not None and key in memory._extra.removed
