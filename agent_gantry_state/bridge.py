@@ -23,6 +23,7 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 from anyio.lowlevel import RunVar
 
@@ -104,10 +105,7 @@ class _Methods:
         raise NotImplementedError
 
     async def _ask_whole(self, request: Message | Wait) -> Any:
-        """`aperform`, in which a cancellation does not cut off a lease that is being granted: nobody would give it back."""
-        if type(request) is Lease:
-            return await uncut(lambda: self.aperform(request))
-        return await self.aperform(request)
+        return await (_lease(lambda: self.aperform(request)) if type(request) is Lease else self.aperform(request))
 
 
 class Inline(_Methods):
@@ -183,7 +181,7 @@ class Local(_Methods):
             return self._attempt(request)
         except WouldBlock:
             hop = functools.partial(_hop, self._answer[type(request)], request)
-            return await (uncut(hop) if type(request) is Lease else hop())
+            return await (_lease(hop) if type(request) is Lease else hop())
 
     def run(self, steps: Steps[T]) -> T:
         return _steps.run(steps, self.perform)
@@ -438,6 +436,13 @@ async def _arun_uncut(steps: Steps[T], perform: Callable[[Any], Awaitable[Any]])
         # Nothing to wait for, as in the commit of a nested call: no task is needed to keep it whole.
         return result  # type: ignore[return-value]
     return await uncut(lambda: _steps.arun(steps, perform, first))
+
+
+async def _lease(start: Callable[[], Awaitable[Any]]) -> Any:
+    """Ask for a lease to the end, as nobody would give back one that a cancelled caller is granted; then be cancelled."""
+    left = await uncut(start)
+    await anyio.lowlevel.checkpoint_if_cancelled()
+    return left
 
 
 async def uncut(start: Callable[[], Awaitable[T]]) -> T:

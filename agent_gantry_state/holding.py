@@ -123,7 +123,8 @@ class Held:
         if not merges.keys() <= memory._terms.merges.keys():
             memory._terms = replace(memory._terms, merges={**merges, **memory._terms.merges})
         if self.view is not None:
-            refresh(self.view, memory, self.want.terms.keys or ())
+            # What it wrote beside its keys stays in sight: it may yet take it back.
+            refresh(self.view, memory, (*(self.want.terms.keys or ()), *self._undeclared))
 
     def _note_undeclared(self, changes: Changes | None) -> None:
         keys = self.want.terms.keys

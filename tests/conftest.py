@@ -1,8 +1,46 @@
 from __future__ import annotations
 
+import anyio
 import pytest
+
+from agent_gantry_state import Gantry
+from agent_gantry_state.stores.memory import MemoryStore
 
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request):
     return request.param
+
+
+@pytest.fixture(params=["short", "general", "sqlite"])
+def new_gantry(request, tmp_path):
+    """Makes gantries on one place to store things, each by a path of its own."""
+    store, made = MemoryStore(), []
+
+    def make(**options):
+        if request.param == "general":
+            # A resolver of its own keeps a gantry off the short path.
+            options["resolvers"] = [lambda _: None]
+        where = f"sqlite:///{tmp_path}/state.db" if request.param == "sqlite" else store
+        made.append(Gantry(where, **options))
+        return made[-1]
+
+    yield make
+    for gantry in made:
+        gantry.close()
+
+
+@pytest.fixture(params=["sync", "asyncio", "trio"])
+def call(request):
+    """Runs a body as a tool, sync or on an event loop."""
+
+    def call(gantry, body, **options):
+        if request.param == "sync":
+            return gantry.with_memory(**options)(body)()
+
+        async def tool(memory):
+            return body(memory)
+
+        return anyio.run(gantry.with_memory(**options)(tool), backend=request.param)
+
+    return call

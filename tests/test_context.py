@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import functools
 import importlib
 import inspect
 import pickle
 import sys
+import threading
 from typing import Annotated, Any, Optional
 
 import anyio
+import anyio.to_thread
 import pytest
+from support import STORES, Blocking, closing, commit, committed
 
 import agent_gantry_state
 from agent_gantry_state import (
@@ -33,80 +35,7 @@ from agent_gantry_state import (
     UnstorableValueError,
     merge,
 )
-from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.protocol import Commit, Load
-
-
-class Recording:
-    """A store that may have to wait, and keeps what it was asked."""
-
-    clock = None
-
-    def __init__(self):
-        self.inner = MemoryStore()
-        self.messages = []
-
-    def load(self, message, /):
-        self.messages.append(message)
-        return self.inner.load(message)
-
-    def commit(self, message, /):
-        self.messages.append(message)
-        return self.inner.commit(message)
-
-    def forget(self, message, /):
-        return self.inner.forget(message)
-
-    def list(self, message, /):
-        return self.inner.list(message)
-
-    def lease(self, message, /):
-        return self.inner.lease(message)
-
-    def release(self, message, /):
-        return self.inner.release(message)
-
-    def close(self):
-        self.inner.close()
-
-    def asked(self, kind):
-        return [message for message in self.messages if type(message) is kind]
-
-    def scopes_asked(self, kind):
-        if kind is Load:
-            return [tuple(namespace.scope for namespace in message.namespaces) for message in self.asked(Load)]
-        return [tuple(change.namespace.scope for change in message.changes) for message in self.asked(kind)]
-
-
-class Coroutines:
-    """The same made of coroutines, which let others run before they answer."""
-
-    clock = None
-
-    def __init__(self):
-        self.inner = Recording()
-        self.asked, self.scopes_asked = self.inner.asked, self.inner.scopes_asked
-
-    def __getattr__(self, name):
-        async def answer(message, /):
-            await anyio.sleep(0)
-            return getattr(self.inner, name)(message)
-
-        return answer
-
-    async def close(self):
-        self.inner.close()
-
-
-STORES = {"memory": MemoryStore, "blocking": Recording, "coroutines": Coroutines}
-
-
-def closing(gantry, store):
-    stack = contextlib.ExitStack()
-    if isinstance(store, Coroutines):
-        stack.callback(gantry._wiring.settings.bridge.close)
-    stack.enter_context(gantry)
-    return stack
 
 
 @pytest.fixture(params=STORES)
@@ -117,13 +46,13 @@ def store(request):
 @pytest.fixture
 def gantry(store):
     made = Gantry(store)
-    with closing(made, store):
+    with closing(made):
         yield made
 
 
 @pytest.fixture
 def recording():
-    return Recording()
+    return Blocking()
 
 
 @pytest.fixture
@@ -133,13 +62,7 @@ def recorded(recording):
 
 
 def stored(gantry, scope="session", **who):
-    """What is committed, as somebody sees it who is in no call."""
-
-    def look():
-        with gantry.memory(scope, **(who or {"session": "s1", "user": "ada"})) as memory:
-            return dict(memory)
-
-    return contextvars.Context().run(look)
+    return committed(gantry, scope, **(who or {"session": "s1", "user": "ada"}))
 
 
 def everything(gantry):
@@ -155,13 +78,7 @@ NOTHING = {"session": {}, "user": {}, "tenant": {}, "global": {}}
 
 
 def interfere(gantry, scope="session", /, **values):
-    """Commit as a stranger does, from a context that knows of no call."""
-
-    def commit():
-        with gantry.memory(scope, session="s1", user="ada") as memory:
-            memory.update(values)
-
-    contextvars.Context().run(commit)
+    commit(gantry, scope, {"session": "s1", "user": "ada"}, values)
 
 
 def ada(gantry):
@@ -308,7 +225,7 @@ def test_context_of_an_unknown_caller_has_an_identity_in_which_nothing_is_known(
 
 def test_identity_of_a_gantry_for_one_user_is_the_contexts(store):
     made = Gantry(store, session="local", user="me")
-    with closing(made, store):
+    with closing(made):
         assert made.with_context(lambda ctx: ctx.identity)() == Identity("local", "me")
 
 
@@ -747,6 +664,46 @@ async def test_ended_async_context_opens_no_scope(gantry):
         ctx = await keeps()
         with pytest.raises(CallEndedError, match=r"gantry\.memory"):
             await ctx.scope("user")
+
+
+class Held(Blocking):
+    """Answers a load of the user's memory when it may."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked_for, self.may_answer = threading.Event(), threading.Event()
+
+    def load(self, message, /):
+        if message.namespaces[0].scope == "user":
+            self.asked_for.set()
+            assert self.may_answer.wait(10)
+        return super().load(message)
+
+
+@pytest.mark.anyio
+async def test_scope_that_is_still_loading_when_its_call_ends_is_refused():
+    store, refused = Held(), []
+
+    async def late(ctx):
+        with pytest.raises(CallEndedError) as caught:
+            await ctx.scope("user")
+        refused.append(caught.value)
+
+    async with Gantry(store) as gantry, anyio.create_task_group() as tasks:
+
+        @gantry.with_context
+        async def tool(ctx):
+            tasks.start_soon(late, ctx)
+            await anyio.to_thread.run_sync(store.asked_for.wait, 10)
+            ctx.memory["a"] = 1
+
+        with ada(gantry):
+            await tool()
+        store.may_answer.set()
+
+    assert len(refused) == 1
+    with Gantry(store.inner) as gantry:
+        assert (stored(gantry), stored(gantry, "user", user="ada")) == ({"a": 1}, {})
 
 
 # Kinds of functions.

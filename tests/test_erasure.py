@@ -10,41 +10,22 @@ from agent_gantry_state import (
     Gantry,
     MemoryErasedError,
     MissingIdentityError,
+    Namespace,
     Session,
     SessionOwnerError,
     SyncSession,
     merge,
 )
-from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.protocol import List
 
 START = {"n": 1, "files": ["a"], "plan": {"step": 1}, "gone": True}
 WHO = {"user": "ada", "conversation": "c1", "tenant": "t1"}
 
 
-@pytest.fixture(params=["short", "general", "sqlite"])
-def gantry(request, tmp_path):
-    where = f"sqlite:///{tmp_path}/state.db" if request.param == "sqlite" else MemoryStore()
-    # A resolver of its own keeps a gantry off the short path.
-    resolvers = [lambda _: None] if request.param == "general" else []
-    with Gantry(where, resolvers=resolvers) as gantry, gantry.session("s1", **WHO):
+@pytest.fixture
+def gantry(new_gantry):
+    with new_gantry() as gantry, gantry.session("s1", **WHO):
         yield gantry
-
-
-@pytest.fixture(params=["sync", "asyncio", "trio"])
-def call(request):
-    """Runs a body as a tool, sync or on an event loop."""
-
-    def call(gantry, body, **options):
-        if request.param == "sync":
-            return gantry.with_memory(**options)(body)()
-
-        async def tool(memory):
-            return body(memory)
-
-        return anyio.run(gantry.with_memory(**options)(tool), backend=request.param)
-
-    return call
 
 
 def content(gantry, scope="session", **who):
@@ -147,6 +128,34 @@ def test_forget_takes_ids_that_are_stated(gantry):
     gantry.forget("tenant", tenant="t2")
 
     assert (content(gantry, "user"), count(gantry)) == (START, 1)
+
+
+@pytest.mark.anyio
+async def test_session_that_a_resolver_finds_by_another_key_is_ended_with_it():
+    def by_tenant(request):
+        tenant, session = request.identity.get("tenant"), request.identity.session
+        return Namespace("session", f"{tenant}/{session}") if request.scope == "session" and tenant else None
+
+    with Gantry(resolvers=[by_tenant]) as gantry:
+        acme, other = {"session": "s1", "tenant": "acme"}, {"session": "s1", "tenant": "other"}
+        gantry_ends = (
+            lambda: gantry.end_session("s1", tenant="acme"),
+            lambda: gantry.forget("session", session="s1", tenant="acme"),
+            lambda: gantry.aend_session("s1", tenant="acme"),
+            lambda: gantry.aforget("session", session="s1", tenant="acme"),
+        )
+        for end in gantry_ends:
+            for who in (acme, other):
+                with gantry.memory(**who) as memory:
+                    memory["x"] = 1
+            gantry.end_session("s1")
+            assert content(gantry, **acme) == {"x": 1}
+
+            done = end()
+            if done is not None:
+                await done
+
+            assert (content(gantry, **acme), content(gantry, **other)) == ({}, {"x": 1})
 
 
 def test_what_was_never_there_can_be_erased(gantry):

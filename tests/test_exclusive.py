@@ -10,6 +10,7 @@ import anyio
 import anyio.from_thread
 import anyio.to_thread
 import pytest
+from support import wait_at_most
 
 from agent_gantry_state import (
     DeclarationError,
@@ -21,7 +22,6 @@ from agent_gantry_state import (
     SessionOwnerError,
     SyncSession,
     turns,
-    unit_of_work,
 )
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.turns import turns_of
@@ -34,13 +34,7 @@ PATIENCE = 4.0
 def patience(monkeypatch):
     """Sets how long a call waits for its turn. A lease that nobody gives back or renews lapses much sooner."""
     monkeypatch.setattr(turns, "LEASE_SECONDS", 0.5)
-
-    def set_to(seconds):
-        monkeypatch.setattr(turns, "EXCLUSIVE_SECONDS", seconds)
-        monkeypatch.setattr(unit_of_work, "EXCLUSIVE_SECONDS", seconds)
-
-    set_to(PATIENCE)
-    return set_to
+    return wait_at_most(monkeypatch, PATIENCE)
 
 
 @pytest.fixture(params=["memory", "sqlite"])

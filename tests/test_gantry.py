@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -426,6 +427,61 @@ async def test_memory_block_can_be_left_in_another_task(gantry):
 
     with gantry.memory(session="s1") as memory:
         assert memory == {"n": 1}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("fails_first", [True, False])
+async def test_one_memory_block_in_two_tasks_is_a_block_of_each(gantry, fails_first):
+    block = gantry.memory(session="s1")
+    inside, first_has_left = [anyio.Event(), anyio.Event()], anyio.Event()
+
+    async def use(name, n, fails, is_first):
+        with pytest.raises(LookupError) if fails else contextlib.nullcontext():
+            async with block as memory:
+                memory[name] = 1
+                inside[n].set()
+                for event in inside if is_first else (*inside, first_has_left):
+                    await event.wait()
+                if fails:
+                    raise LookupError
+        if is_first:
+            first_has_left.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(use, "good", 0, False, not fails_first)
+        await inside[0].wait()
+        tasks.start_soon(use, "bad", 1, True, fails_first)
+
+    with gantry.memory(session="s1") as memory:
+        assert memory == {"good": 1}
+
+
+def test_one_memory_block_in_two_threads_is_a_block_of_each(gantry):
+    block = gantry.memory(session="s1")
+    inside, may_leave = threading.Event(), threading.Event()
+
+    def good():
+        with block as memory:
+            memory["good"] = 1
+            inside.set()
+            assert may_leave.wait(10)
+
+    thread = threading.Thread(target=good)
+    thread.start()
+    assert inside.wait(10)
+
+    def bad():
+        with block as memory:
+            memory["bad"] = 1
+            may_leave.set()
+            thread.join()
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        bad()
+
+    with gantry.memory(session="s1") as memory:
+        assert memory == {"good": 1}
 
 
 def test_parallel_memory_blocks_are_merged(gantry):

@@ -13,6 +13,7 @@ from contextlib import aclosing
 
 import anyio
 import pytest
+from support import STORES, Blocking, commit, committed
 
 from agent_gantry_state import (
     CallEndedError,
@@ -29,70 +30,21 @@ from agent_gantry_state import (
     UnstorableValueError,
     current_identity,
 )
-from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.protocol import Commit, Load
 
 
-class Recording:
-    """A store that may have to wait, and keeps what it was asked."""
-
-    clock = None
-
-    def __init__(self):
-        self.inner = MemoryStore()
-        self.messages = []
-
-    def load(self, message, /):
-        self.messages.append(message)
-        return self.inner.load(message)
-
-    def commit(self, message, /):
-        self.messages.append(message)
-        return self.inner.commit(message)
-
-    def forget(self, message, /):
-        return self.inner.forget(message)
-
-    def list(self, message, /):
-        return self.inner.list(message)
-
-    def lease(self, message, /):
-        return self.inner.lease(message)
-
-    def release(self, message, /):
-        return self.inner.release(message)
-
-    def close(self):
-        self.inner.close()
-
-    def kinds(self):
-        return [type(message) for message in self.messages]
-
-
-@pytest.fixture(params=[MemoryStore, Recording], ids=["memory", "blocking"])
+@pytest.fixture(params=["memory", "blocking"])
 def gantry(request):
-    with Gantry(request.param(), session="s") as made:
+    with Gantry(STORES[request.param](), session="s") as made:
         yield made
 
 
 def stored(gantry, scope="session", **who):
-    """What is committed, as somebody sees it who is in no call."""
-
-    def look():
-        with gantry.memory(scope, **(who or {"session": "s"})) as memory:
-            return dict(memory)
-
-    return contextvars.Context().run(look)
+    return committed(gantry, scope, **(who or {"session": "s"}))
 
 
 def interfere(gantry, **values):
-    """Commit as a stranger does, from a context that knows of no call."""
-
-    def commit():
-        with gantry.memory(session="s") as memory:
-            memory.update(values)
-
-    contextvars.Context().run(commit)
+    commit(gantry, "session", {"session": "s"}, values)
 
 
 def counts(gantry, **options):
@@ -317,11 +269,20 @@ def test_wrong_arguments_raise_what_the_function_itself_raises(gantry):
     assert stored(gantry) == {}
 
 
+@pytest.mark.parametrize("make", [counts, acounts])
+def test_wrong_arguments_are_a_type_error_at_the_call(gantry, make):
+    tool = make(gantry)
+    for args, kwargs in [((), {}), ((1, 2, 3), {}), ((1,), {"unknown": 1})]:
+        with pytest.raises(TypeError, match="argument"):
+            tool(*args, **kwargs)
+    assert stored(gantry) == {}
+
+
 # When it loads, and when it commits.
 
 
 def test_it_loads_at_its_first_step_and_commits_when_it_is_exhausted():
-    recording = Recording()
+    recording = Blocking()
     with Gantry(recording, session="s") as gantry:
         generator = counts(gantry)(2)
         asked = [recording.kinds()]
@@ -335,7 +296,7 @@ def test_it_loads_at_its_first_step_and_commits_when_it_is_exhausted():
 
 
 def test_generator_that_never_began_loads_and_writes_nothing():
-    recording = Recording()
+    recording = Blocking()
     with Gantry(recording, session="s") as gantry:
         generator = counts(gantry)(2)
         generator.close()

@@ -5,34 +5,14 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from agent_gantry_state import DeclarationError, Gantry, MemoryConflictError, Session, SyncSession, UndeclaredKeyError, merge
-from agent_gantry_state.stores.memory import MemoryStore
+from agent_gantry_state import DeclarationError, MemoryConflictError, Session, SyncSession, UndeclaredKeyError, merge
 from agent_gantry_state.stores.protocol import Load
 
 
-@pytest.fixture(params=["short", "general", "sqlite"])
-def gantry(request, tmp_path):
-    where = f"sqlite:///{tmp_path}/state.db" if request.param == "sqlite" else MemoryStore()
-    # A resolver of its own keeps a gantry off the short path.
-    resolvers = [lambda _: None] if request.param == "general" else []
-    with Gantry(where, resolvers=resolvers) as gantry, gantry.session("s1", user="ada"):
+@pytest.fixture
+def gantry(new_gantry):
+    with new_gantry() as gantry, gantry.session("s1", user="ada"):
         yield gantry
-
-
-@pytest.fixture(params=["sync", "asyncio", "trio"])
-def call(request):
-    """Runs a body as a tool, sync or on an event loop."""
-
-    def call(gantry, body, **options):
-        if request.param == "sync":
-            return gantry.with_memory(**options)(body)()
-
-        async def tool(memory):
-            return body(memory)
-
-        return anyio.run(gantry.with_memory(**options)(tool), backend=request.param)
-
-    return call
 
 
 @pytest.fixture
@@ -449,6 +429,30 @@ async def test_serializable_session_sees_what_changed_between_two_gets(gantry):
     assert content(gantry) == {"alice": 2, "bob": 2}
 
 
+@pytest.mark.parametrize("keys", [("a", "b"), ("a", "absent"), ("absent", "b")])
+def test_serializable_session_that_only_read_is_refused_if_it_changed_between_two_gets(gantry, keys):
+    @gantry.with_session(isolation="serializable")
+    def tool(session: SyncSession):
+        first = session.get(keys[0])
+        meanwhile(gantry, a=2, b=2)
+        return first, session.get(keys[1])
+
+    meanwhile(gantry, a=1, b=1)
+    with pytest.raises(MemoryConflictError):
+        tool()
+
+
+def test_serializable_session_that_only_read_lands_if_nothing_changed_between_two_gets(gantry):
+    @gantry.with_session(isolation="serializable")
+    def tool(session: SyncSession):
+        first = session.get("a")
+        meanwhile(gantry, "user", a=2)
+        return first, session.get("b")
+
+    meanwhile(gantry, a=1, b=1)
+    assert tool() == (1, 1)
+
+
 # keys=.
 
 
@@ -486,6 +490,17 @@ def test_write_to_a_key_that_is_not_named_writes_nothing(gantry, call, change):
     assert caught.value.key in str(caught.value)
     assert (caught.value.key in ("big", "new"), caught.value.scope, caught.value.committed) == (True, "session", False)
     assert content(gantry) == {"x": 1, "big": []}
+
+
+def test_undeclared_key_that_was_taken_back_is_no_write(gantry, call):
+    def body(memory):
+        memory["scratch"] = 1
+        del memory["scratch"]
+        memory["x"] = 2
+
+    meanwhile(gantry, x=1)
+    call(gantry, body, keys=("x",))
+    assert content(gantry) == {"x": 2}
 
 
 def test_clear_deletes_the_named_keys_only(gantry, call):
@@ -591,7 +606,7 @@ def test_undeclared_key_of_a_child_leaves_the_outer_one_as_it_was(gantry, call):
     assert content(gantry) == {"x": 1}
 
 
-@pytest.mark.parametrize("keys", ["cwd", (), (1,), ("a", None)])
+@pytest.mark.parametrize("keys", ["cwd", b"cwd", (), (1,), ("a", None), 5])
 def test_keys_must_be_names(gantry, keys):
     with pytest.raises(DeclarationError, match="keys"):
         gantry.with_memory(keys=keys)

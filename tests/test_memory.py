@@ -583,6 +583,22 @@ def test_a_namespace_that_expired_between_load_and_commit_is_written_afresh(gant
     assert stored(gantry) == {"a": 2}
 
 
+def test_set_without_a_time_is_an_assignment(gantry, clock):
+    do = doing(gantry, ttl=10)
+    do(lambda memory: (memory.set("a", 1), memory.set("b", 1, ttl=50), memory.set("c", 1, ttl=None)))
+    clock.now += 5
+    do(lambda memory: [memory.set(key, 2) for key in "abc"])
+
+    with gantry.memory() as memory:
+        assert {key: memory.ttl(key) for key in memory} == {"a": 10, "b": 10, "c": 10}
+
+    plain = doing(gantry)
+    clock.now += 5
+    plain(lambda memory: (memory.set("a", 3), memory.set("d", 3)))
+    with gantry.memory() as memory:
+        assert (memory["a"], memory.ttl("a"), memory.ttl("d")) == (3, 5, None)
+
+
 def test_a_key_that_was_deleted_forgets_its_time(gantry, clock):
     do = doing(gantry)
     do(lambda memory: memory.set("a", 1, ttl=10))

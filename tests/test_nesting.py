@@ -22,6 +22,7 @@ import anyio.to_thread
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import Blocking, Coroutines
 
 from agent_gantry_state import (
     ExecutionContext,
@@ -48,71 +49,6 @@ WAIT = 10
 
 class Boom(Exception):
     """The error of a tool's own."""
-
-
-class Plain:
-    """A store that says nothing of being inline, so that callers on an event loop reach it in a thread."""
-
-    def __init__(self, **options):
-        self.inner = MemoryStore(**options)
-        self.clock = self.inner.clock
-
-    def load(self, message, /):
-        return self.inner.load(message)
-
-    def commit(self, message, /):
-        return self.inner.commit(message)
-
-    def forget(self, message, /):
-        return self.inner.forget(message)
-
-    def list(self, message, /):
-        return self.inner.list(message)
-
-    def lease(self, message, /):
-        return self.inner.lease(message)
-
-    def release(self, message, /):
-        return self.inner.release(message)
-
-    def close(self):
-        self.inner.close()
-
-
-class Coroutines:
-    """A store made of coroutines, each of which awaits something first."""
-
-    def __init__(self, **options):
-        self.inner = MemoryStore(**options)
-        self.clock = self.inner.clock
-
-    async def load(self, message, /):
-        await asyncio.sleep(0)
-        return self.inner.load(message)
-
-    async def commit(self, message, /):
-        await asyncio.sleep(0)
-        return self.inner.commit(message)
-
-    async def forget(self, message, /):
-        await asyncio.sleep(0)
-        return self.inner.forget(message)
-
-    async def list(self, message, /):
-        await asyncio.sleep(0)
-        return self.inner.list(message)
-
-    async def lease(self, message, /):
-        await asyncio.sleep(0)
-        return self.inner.lease(message)
-
-    async def release(self, message, /):
-        await asyncio.sleep(0)
-        return self.inner.release(message)
-
-    async def close(self):
-        await asyncio.sleep(0)
-        self.inner.close()
 
 
 def drive(coroutine):
@@ -177,7 +113,7 @@ class World:
         self.caller, self.way = caller, way
         self.is_sync = caller == "sync"
         self.now = 1000.0
-        kind = {"plain": Plain, "coroutines": Coroutines}.get(way, MemoryStore)
+        kind = {"plain": Blocking, "coroutines": Coroutines}.get(way, MemoryStore)
         self.store = kind(clock=lambda: self.now)
         self.gantry = Gantry(self.store, session="s1", user="ada", **options)
         self.bridge = self.gantry._wiring.settings.bridge
@@ -2035,7 +1971,7 @@ def test_no_write_of_many_children_around_the_end_is_lost(way, spins):
 def test_a_child_that_ends_while_its_parent_commits_commits_after_it():
     begun, committing, go = threading.Event(), threading.Event(), threading.Event()
 
-    class Slow(Plain):
+    class Slow(Blocking):
         def commit(self, message, /):
             if not committing.is_set():
                 committing.set()
@@ -2071,7 +2007,7 @@ def test_a_child_that_ends_while_its_parent_commits_commits_after_it():
 def test_a_child_that_ends_while_its_parents_commit_fails_is_an_orphan():
     begun, committing, go, errors = threading.Event(), threading.Event(), threading.Event(), []
 
-    class Failing(Plain):
+    class Failing(Blocking):
         def commit(self, message, /):
             committing.set()
             go.wait(WAIT)
@@ -2116,7 +2052,7 @@ def test_a_sync_child_on_the_loop_does_not_block_it_while_its_parent_commits():
     """The parent's commit needs the loop to be over: whoever waits for it on the loop's own thread waits in vain."""
     committing, calling = threading.Event(), threading.Event()
 
-    class Slow(Plain):
+    class Slow(Blocking):
         def commit(self, message, /):
             committing.set()
             calling.wait(WAIT)
@@ -2429,7 +2365,7 @@ def test_a_tool_inside_a_block_inside_a_tool_is_part_of_the_tool(world):
 
 
 @pytest.mark.parametrize("caller", ["sync", "asyncio", "trio"])
-@pytest.mark.parametrize("kind", [MemoryStore, Plain, Coroutines])
+@pytest.mark.parametrize("kind", [MemoryStore, Blocking, Coroutines])
 def test_two_gantries_that_share_a_store_nest(caller, kind):
     world = World(caller, "short")
     store = kind()
@@ -3324,3 +3260,43 @@ def test_times_to_live_in_a_tree_of_calls_are_those_of_one_call_after_the_other(
                 assert {key: memory.ttl(key) for key in memory} == model
     finally:
         world.close()
+
+
+def test_a_deleted_key_that_a_child_makes_again_has_no_time_that_it_never_had(world):
+    @world.tool
+    async def grandchild(memory):
+        memory["c"] = 2
+
+    @world.tool(ttl=20)
+    async def child(memory):
+        del memory["c"]
+        await call(grandchild)
+        return memory.ttl("c")
+
+    @world.tool
+    async def parent(memory):
+        memory["c"] = 1
+        return await call(child), memory.ttl("c")
+
+    async def main():
+        return await call(parent), await world.ttls()
+
+    assert world.run(main) == ((None, None), {"c": None})
+
+
+def test_a_temporary_key_stays_in_sight_of_a_call_of_other_keys_while_it_calls(world):
+    @world.tool
+    async def child(memory):
+        memory["b"] = 2
+
+    @world.tool(keys=("a",))
+    async def parent(memory):
+        memory["temporary"] = 1
+        await call(child)
+        memory["a"] = memory.pop("temporary")
+        return dict(memory)
+
+    async def main():
+        return await call(parent), await world.remembered()
+
+    assert world.run(main) == ({"a": 1}, {"b": 2, "a": 1})

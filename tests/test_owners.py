@@ -14,6 +14,7 @@ from agent_gantry_state import (
     ExecutionContext,
     Gantry,
     MissingIdentityError,
+    Namespace,
     Scope,
     Session,
     SessionOwnerError,
@@ -21,50 +22,15 @@ from agent_gantry_state import (
     SyncSession,
     UndeclaredKeyError,
 )
-from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.protocol import List
 
 NOBODY, ADA, BOB = {}, {"user": "ada-4711"}, {"user": "bob-0815"}
 SESSION = "session-of-somebody"
 
 
-@pytest.fixture(params=["short", "general", "sqlite"])
-def new_gantry(request, tmp_path):
-    """Makes gantries on one place to store things, each by a path of its own."""
-    store, made = MemoryStore(), []
-
-    def make(**options):
-        if request.param == "general":
-            # A resolver of its own keeps a gantry off the short path.
-            options["resolvers"] = [lambda _: None]
-        where = f"sqlite:///{tmp_path}/state.db" if request.param == "sqlite" else store
-        made.append(Gantry(where, **options))
-        return made[-1]
-
-    yield make
-    for gantry in made:
-        gantry.close()
-
-
 @pytest.fixture
 def gantry(new_gantry):
     return new_gantry()
-
-
-@pytest.fixture(params=["sync", "asyncio", "trio"])
-def call(request):
-    """Runs a body as a tool, sync or on an event loop."""
-
-    def call(gantry, body, **options):
-        if request.param == "sync":
-            return gantry.with_memory(**options)(body)()
-
-        async def tool(memory):
-            return body(memory)
-
-        return anyio.run(gantry.with_memory(**options)(tool), backend=request.param)
-
-    return call
 
 
 def write(memory):
@@ -475,6 +441,61 @@ def test_owned_global_scope_of_a_caller_without_identity_is_nobodys(new_gantry, 
     with gantry.session(SESSION, **ADA), pytest.raises(SessionOwnerError):
         call(gantry, read, scope="global")
     assert call(gantry, write, scope="global") == 2
+
+
+def joining(request):
+    """A resolver by which a conversation is remembered where its session is."""
+    if request.scope == "conversation" and request.identity.session:
+        return Namespace("session", request.identity.session)
+    return None
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_owner_goes_by_the_namespace_whatever_scope_was_asked_for(stacked):
+    with Gantry(resolvers=[joining]) as gantry:
+
+        @gantry.with_memory(scope="conversation", into="desk")
+        def tool(body, desk):
+            return body(desk)
+
+        if stacked:
+
+            @gantry.with_memory(scope="conversation", into="desk")
+            @gantry.with_memory
+            def tool(body, memory, desk):
+                assert memory is desk
+                return body(desk)
+
+        with gantry.session(SESSION, **ADA):
+            tool(write)
+        assert owners(gantry) == {SESSION: "ada-4711"}
+        for who in (BOB, NOBODY):
+            for body in (read, write):
+                with gantry.session(SESSION, **who), pytest.raises(SessionOwnerError):
+                    tool(body)
+        with gantry.session(SESSION, **ADA):
+            assert tool(read) == {"x": 1}
+
+
+def test_owner_goes_by_the_namespace_for_blocks_contexts_and_sessions():
+    with Gantry(resolvers=[joining]) as gantry:
+        with gantry.session(SESSION, **ADA):
+            gantry.with_memory(write)()
+
+        @gantry.with_context
+        def by_context(ctx: SyncExecutionContext):
+            return dict(ctx.scope("conversation"))
+
+        @gantry.with_session(scope="conversation")
+        def by_session(session: SyncSession):
+            return session.get("x")
+
+        with gantry.session(SESSION, **BOB):
+            for tool in (by_context, by_session):
+                with pytest.raises(SessionOwnerError):
+                    tool()
+            with pytest.raises(SessionOwnerError), gantry.memory("conversation"):
+                pass
 
 
 # Several errors at once.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import copy
+import gc
 import hashlib
 import pickle
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 
@@ -18,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_gantry_state import Gantry, Identity, MissingIdentityError, Namespace, Scope, current_identity
+from agent_gantry_state.stores.memory import MemoryStore
 
 
 @pytest.fixture
@@ -77,6 +80,30 @@ def test_identity_cannot_be_changed():
         identity.session = "s2"
     with pytest.raises(TypeError):
         identity.keys["session"] = "s2"
+
+
+@pytest.mark.parametrize("name", ["owner", "adopt", "namespaces", "slots", "_keys"])
+def test_nobody_becomes_another_owner_by_changing_an_identity(name):
+    identity = Identity("s1", "ada")
+    before = getattr(identity, name)
+
+    with pytest.raises(AttributeError, match="replace"):
+        setattr(identity, name, "bob")
+    assert getattr(identity, name) is before
+
+
+def test_identity_keeps_no_store_alive(gantry):
+    with gantry.session("s1", user="ada"):
+        store = MemoryStore()
+        other = Gantry(store)
+        tool = other.with_memory(lambda memory: memory.add("n"))
+        assert [tool(), tool()] == [1, 2]
+
+        gone = weakref.ref(store)
+        del store, other, tool
+        gc.collect()
+
+        assert gone() is None
 
 
 @pytest.mark.parametrize("key", ["session", "user", "conversation"])

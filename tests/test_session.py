@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import functools
 import inspect
+import threading
 from typing import Annotated
 
 import anyio
+import anyio.to_thread
 import pytest
+from support import STORES, Blocking, closing, commit, committed
 
 from agent_gantry_state import (
     CallEndedError,
@@ -27,84 +29,19 @@ from agent_gantry_state import (
     UnstorableValueError,
     merge,
 )
-from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.protocol import Commit, Load
-
-
-class Recording:
-    """A store that may have to wait, and keeps what it was asked."""
-
-    clock = None
-
-    def __init__(self):
-        self.inner = MemoryStore()
-        self.messages = []
-
-    def load(self, message, /):
-        self.messages.append(message)
-        return self.inner.load(message)
-
-    def commit(self, message, /):
-        self.messages.append(message)
-        return self.inner.commit(message)
-
-    def forget(self, message, /):
-        return self.inner.forget(message)
-
-    def list(self, message, /):
-        return self.inner.list(message)
-
-    def lease(self, message, /):
-        return self.inner.lease(message)
-
-    def release(self, message, /):
-        return self.inner.release(message)
-
-    def close(self):
-        self.inner.close()
-
-    def asked(self, kind):
-        return [message for message in self.messages if type(message) is kind]
-
-    def loaded_keys(self):
-        return [message.keys for message in self.asked(Load)]
-
-
-class Coroutines:
-    """The same made of coroutines, which let others run before they answer."""
-
-    clock = None
-
-    def __init__(self):
-        self.inner = Recording()
-
-    def __getattr__(self, name):
-        async def answer(message, /):
-            await anyio.sleep(0)
-            return getattr(self.inner, name)(message)
-
-        return answer
-
-    async def close(self):
-        self.inner.close()
-
-
-STORES = {"memory": MemoryStore, "blocking": Recording, "coroutines": Coroutines}
 
 
 @pytest.fixture(params=STORES)
 def gantry(request):
-    store = STORES[request.param]()
-    made = Gantry(store, session="s")
-    with contextlib.ExitStack() as stack:
-        if isinstance(store, Coroutines):
-            stack.callback(made._wiring.settings.bridge.close)
-        yield stack.enter_context(made)
+    made = Gantry(STORES[request.param](), session="s")
+    with closing(made):
+        yield made
 
 
 @pytest.fixture
 def recording():
-    return Recording()
+    return Blocking()
 
 
 @pytest.fixture
@@ -114,25 +51,11 @@ def recorded(recording):
 
 
 def stored(gantry, scope="session", **who):
-    """What is committed, as somebody sees it who is in no call."""
-
-    def look():
-        with gantry.memory(scope, **(who or {"session": "s"})) as memory:
-            return dict(memory)
-
-    return contextvars.Context().run(look)
+    return committed(gantry, scope, **(who or {"session": "s"}))
 
 
 def interfere(gantry, *delete, scope="session", **values):
-    """Commit as a stranger does, from a context that knows of no call."""
-
-    def commit():
-        with gantry.memory(scope, session="s", user=None if scope == "session" else "ada") as memory:
-            memory.update(values)
-            for key in delete:
-                del memory[key]
-
-    contextvars.Context().run(commit)
+    commit(gantry, scope, {"session": "s", "user": None if scope == "session" else "ada"}, values, delete)
 
 
 def erase(gantry):
@@ -768,6 +691,46 @@ async def test_task_that_outlives_its_call_can_write_no_more(gantry):
         assert memory == {"a": 1}
 
 
+class Held(Blocking):
+    """Answers a load when it may."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked_for, self.may_answer = threading.Event(), threading.Event()
+
+    def load(self, message, /):
+        if message.keys == (("late",),):
+            self.asked_for.set()
+            assert self.may_answer.wait(10)
+        return super().load(message)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("use", ["get", "set", "add", "delete"])
+async def test_operation_that_is_still_loading_when_its_call_ends_is_refused(use):
+    store, refused = Held(), []
+
+    async def late(session):
+        with pytest.raises(CallEndedError) as caught:
+            await getattr(session, use)("late", *([1] if use == "set" else []))
+        refused.append(caught.value)
+
+    async with Gantry(store, session="s") as gantry, anyio.create_task_group() as tasks:
+
+        @gantry.with_session
+        async def tool(session):
+            tasks.start_soon(late, session)
+            await anyio.to_thread.run_sync(store.asked_for.wait, 10)
+            await session.set("a", 1)
+
+        await tool()
+        store.may_answer.set()
+
+    assert len(refused) == 1
+    with Gantry(store.inner) as gantry:
+        assert stored(gantry) == {"a": 1}
+
+
 def test_session_of_somebody_else_is_refused_at_each_operation(gantry):
     with gantry.session("hers", user="ada"):
         gantry.with_session(lambda session: session.set("a", 1))()
@@ -1182,6 +1145,13 @@ def test_bad_declaration_is_refused_before_there_is_a_tool(bad):
         pytest.raises((DeclarationError, TypeError, ValueError), match=r"with_session|_decorate|keys|share"),
     ):
         gantry.with_session(**bad)
+
+
+@pytest.mark.parametrize("option", [{"tll": 3}, {"name": "x"}, {"keys": ("a",)}])
+def test_unknown_option_is_refused_by_the_name_of_the_decorator(gantry, option):
+    (name,) = option
+    with pytest.raises(TypeError, match=rf"with_session\(\) got an unexpected keyword argument '{name}'"):
+        gantry.with_session(**option)
 
 
 def test_session_shows_its_scope_and_no_id(gantry):

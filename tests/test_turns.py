@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import itertools
 import os
 import queue
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -13,11 +16,21 @@ import threading
 import time
 import weakref
 
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
 import pytest
+from support import Coroutines, wait_at_most
 
-from agent_gantry_state import ExclusiveTimeoutError, Gantry, Namespace, turns, unit_of_work
+from agent_gantry_state import ExclusiveTimeoutError, Gantry, Namespace, OrphanedCallError, turns
+from agent_gantry_state.bridge import bridge_to
+from agent_gantry_state.holding import Want
+from agent_gantry_state.memory import Terms
 from agent_gantry_state.stores.memory import MemoryStore
-from agent_gantry_state.turns import Turns, turns_of
+from agent_gantry_state.stores.protocol import EMPTY, Lease, Load, Loaded, Release
+from agent_gantry_state.stores.sqlite import SQLiteStore
+from agent_gantry_state.turns import Turn, Turns, turns_of
+from agent_gantry_state.unit_of_work import UnitOfWork
 
 A, B = Namespace("session", "a", "app"), Namespace("session", "b", "app")
 #: Longer than anything here takes, in seconds.
@@ -95,13 +108,7 @@ def url(tmp_path):
 @pytest.fixture
 def patience(monkeypatch):
     """Sets how long a call of this process waits for its turn."""
-
-    def set_to(seconds):
-        monkeypatch.setattr(turns, "EXCLUSIVE_SECONDS", seconds)
-        monkeypatch.setattr(unit_of_work, "EXCLUSIVE_SECONDS", seconds)
-
-    set_to(PATIENCE)
-    return set_to
+    return wait_at_most(monkeypatch, PATIENCE)
 
 
 @pytest.fixture
@@ -156,6 +163,233 @@ def test_gantries_of_one_process_on_one_file_take_turns(url, gantry):
             thread.join()
     with gantry.memory() as memory:
         assert (memory["n"], max(most)) == (30, 1)
+
+
+class Remote(MemoryStore):
+    """A store that other processes may use too, for all that is known of it."""
+
+    inline = False
+
+
+class Reluctance:
+    """Makes a store grant a lease only when it may."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.asked, self.may_grant, self.granted, self.given_back = (threading.Event() for _ in range(4))
+
+    def lease(self, message, /):
+        self.asked.set()
+        assert self.may_grant.wait(PATIENCE)
+        # Who gives it back too early shall do it now.
+        self.given_back.wait(0.1)
+        try:
+            return super().lease(message)
+        finally:
+            self.granted.set()
+
+    def release(self, message, /):
+        super().release(message)
+        self.given_back.set()
+
+    def grant(self):
+        self.may_grant.set()
+
+
+class Reluctant(Reluctance, Remote):
+    def leases(self):
+        return len(self._leases)
+
+
+class ReluctantCoroutines(Coroutines):
+    """The same made of coroutines; it goes on to its end though nobody may be waiting for it any more."""
+
+    def __init__(self):
+        super().__init__(Reluctant())
+        self.asked, self.granted = self.inner.asked, self.inner.granted
+        self.grant, self.leases = self.inner.grant, self.inner.leases
+
+    async def lease(self, message, /):
+        return await asyncio.to_thread(self.inner.lease, message)
+
+
+class ReluctantFile(Reluctance, SQLiteStore):
+    """A file in which another program is just writing until a lease is to be granted."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self._writer = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+
+    def block(self):
+        self._writer.execute("BEGIN IMMEDIATE")
+
+    def grant(self):
+        self._writer.execute("ROLLBACK")
+        super().grant()
+
+    def leases(self):
+        return self._writer.execute("SELECT count(*) FROM lease").fetchone()[0]
+
+    def close(self):
+        self._writer.close()
+        super().close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", ["blocking", "coroutines", "sqlite"])
+async def test_call_that_is_cancelled_while_its_lease_is_granted_leaves_none_behind(kind, tmp_path, monkeypatch, patience):
+    # One that stays behind would be in the way for longer than this test waits.
+    monkeypatch.setattr(turns, "LEASE_SECONDS", 10 * PATIENCE)
+    if kind == "sqlite":
+        store = ReluctantFile(tmp_path / "state.db")
+        with Gantry(store, session="s1") as gantry:
+            gantry.with_memory(lambda memory: memory.add("made"))()
+        store.block()
+    else:
+        store = Reluctant() if kind == "blocking" else ReluctantCoroutines()
+    gantry, cancelled = Gantry(store, session="s1"), anyio.CancelScope()
+    bridge = gantry._wiring.settings.bridge
+
+    @gantry.with_memory(exclusive=True)
+    async def tool(memory):
+        await anyio.lowlevel.checkpoint()
+        return "ran"
+
+    async def begin():
+        with cancelled:
+            await tool()
+        assert cancelled.cancelled_caught
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(begin)
+        await anyio.to_thread.run_sync(store.asked.wait, PATIENCE)
+        cancelled.cancel()
+        for _ in range(5):
+            await anyio.lowlevel.checkpoint()
+        store.grant()
+
+    assert await anyio.to_thread.run_sync(store.granted.wait, PATIENCE)
+    with anyio.fail_after(PATIENCE):
+        while store.leases():
+            await anyio.sleep(0.001)
+        assert await tool() == "ran"
+    assert turns_of(store)._queues == {}
+    gantry.close()
+    if kind != "coroutines":
+        store.close()
+    await bridge.aclose()
+
+
+def answers_to(requests):
+    """What a store answers to a unit that takes its turn: the lease is granted, nothing is there."""
+    for request in requests:
+        if isinstance(request, Lease):
+            yield 0.0
+        elif isinstance(request, Load):
+            yield Loaded((EMPTY,) * len(request.namespaces), 0.0)
+        else:
+            yield request.wait() if isinstance(request, Turn) else None
+
+
+@pytest.mark.parametrize("outer_fails", [False, True])
+def test_no_turn_is_kept_wherever_the_wait_for_it_is_cancelled(outer_fails):
+    """The outer call may fail while the lease is asked for, so that it is to be given back at once."""
+    for steps_before in itertools.count():
+        store = Remote()
+        bridge = bridge_to(store)
+        outer = UnitOfWork({}, bridge)
+        steps = UnitOfWork({A: Want.of(Terms("session", exclusive=True), None)}, bridge, outer).begin()
+        over = False
+        try:
+            request = next(steps)
+            for _ in range(steps_before):
+                if outer_fails and isinstance(request, Lease):
+                    outer.fail()
+                (answer,) = answers_to([request])
+                request = steps.send(answer)
+            with pytest.raises(KeyboardInterrupt):
+                steps.throw(KeyboardInterrupt)
+        except (StopIteration, OrphanedCallError):
+            over = True
+        outer.fail()
+        outer.drop()
+
+        assert turns_of(store)._queues == {}, f"after {steps_before} steps"
+        if over:
+            break
+    assert steps_before >= 2
+
+
+def test_no_turn_is_kept_when_giving_it_back_is_cancelled():
+    store = Remote()
+    unit = UnitOfWork({A: Want.of(Terms("session", exclusive=True), None)}, bridge_to(store))
+    unit.bridge.run(unit.begin())
+    assert turns_of(store)._queues != {}
+
+    steps = unit.release()
+    assert isinstance(next(steps), Release)
+    with pytest.raises(KeyboardInterrupt):
+        steps.throw(KeyboardInterrupt)
+
+    assert turns_of(store)._queues == {}
+
+
+def test_store_that_hangs_keeps_no_lease_of_another_store_from_being_renewed(monkeypatch, patience):
+    monkeypatch.setattr(turns, "LEASE_SECONDS", 0.2)
+    over = threading.Event()
+
+    class Asked(Remote):
+        def __init__(self, hangs):
+            super().__init__()
+            self.hangs, self.holders, self.renewed = hangs, set(), threading.Event()
+
+        def lease(self, message, /):
+            if message.holder in self.holders:
+                self.renewed.set()
+                assert not self.hangs or over.wait(PATIENCE)
+            self.holders.add(message.holder)
+            return super().lease(message)
+
+    def holds(store):
+        with Gantry(store, session="s1") as gantry:
+            gantry.with_memory(exclusive=True)(lambda memory: over.wait(PATIENCE))()
+
+    stores = bad, good = Asked(True), Asked(False)
+    threads = [threading.Thread(target=holds, args=(store,)) for store in stores]
+    try:
+        threads[0].start()
+        assert bad.renewed.wait(PATIENCE)
+        threads[1].start()
+        assert good.renewed.wait(PATIENCE / 4)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_store_that_fails_to_take_a_lease_back_takes_nothing_from_the_call(is_async, caplog):
+    class Failing(Remote):
+        def release(self, message, /):
+            raise OSError("it is down")
+
+    with Gantry(Failing(), session="s1") as gantry:
+
+        @gantry.with_memory(exclusive=True)
+        def tool(memory):
+            memory["x"] = 1
+            return "ran"
+
+        @gantry.with_memory(exclusive=True)
+        async def async_tool(memory):
+            memory["x"] = 1
+            return "ran"
+
+        assert (asyncio.run(async_tool()) if is_async else tool()) == "ran"
+        assert content(gantry) == {"x": 1}
+        assert turns_of(gantry._wiring.settings.bridge.store)._queues == {}
+    (record,) = caplog.records
+    assert (record.name, "it is down" in record.getMessage()) == ("agent_gantry_state", True)
 
 
 # Between processes.

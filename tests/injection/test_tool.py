@@ -1196,11 +1196,16 @@ BAD = [
     ({"ttl": "60"}, "ttl must be a number of seconds or None, not str"),
     ({"ttl": True}, "ttl must be a number of seconds or None, not bool"),
     ({"sliding": True}, "sliding=True needs a ttl"),
+    ({"sliding": "no", "ttl": 5}, "with_memory: sliding must be True or False, not str"),
+    ({"sliding": None, "ttl": 5}, "sliding must be True or False, not NoneType"),
     ({"name": 5}, "name must be a str"),
     ({"merge": {1: merge.add}}, "merge must map str keys to functions"),
     ({"merge": {"n": "add"}}, "merge must map str keys to functions; 'n' does not"),
     ({"merge": merge.longest}, "merge must map str keys to functions"),
     ({"merge": ["n"]}, "merge must map str keys to functions"),
+    ({"merge": {"z": max}, "keys": ("a",)}, "with_memory: merge names 'z', which is none of keys"),
+    ({"tll": 3}, r"with_memory\(\) got an unexpected keyword argument 'tll'"),
+    ({"kind": "memory"}, r"with_memory\(\) got an unexpected keyword argument 'kind'"),
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import importlib.metadata
 import inspect
@@ -12,17 +13,19 @@ import subprocess
 import sys
 import textwrap
 import threading
+import types
 from pathlib import Path
 
 import agent_gantry
+import anyio
+import anyio.lowlevel
 import pytest
 from agent_gantry import ToolCall
 from agent_gantry.core.executor import ArgumentReconstructionError, ExecutionEngine
 from agent_gantry.core.registry import ToolRegistry
-from agent_gantry.core.security import SecurityPolicy
 from agent_gantry.integrations.frameworks.base import ToolExecutionError, spec_from_tool
-from agent_gantry.schema.config import AgentGantryConfig, ExecutionConfig, RateLimitConfig
 from agent_gantry.schema.execution import BatchToolCall, ExecutionStatus
+from executions import call, definition, remembered, run, unlimited
 
 from agent_gantry_state import (
     AgentGantry,
@@ -30,6 +33,7 @@ from agent_gantry_state import (
     Gantry,
     Identity,
     MemoryConflictError,
+    OrphanedCallError,
     StateError,
     StoreClosedError,
     current_identity,
@@ -40,45 +44,9 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def anyio_backend():
-    return "asyncio"
-
-
-def unlimited():
-    """Arguments that turn both of agent-gantry's limiters off."""
-    return {
-        "config": AgentGantryConfig(execution=ExecutionConfig(rate_limit=RateLimitConfig(enabled=False))),
-        "security_policy": SecurityPolicy(max_requests_per_minute=0),
-    }
-
-
-@pytest.fixture
 async def gantry():
     async with AgentGantry(**unlimited(), session="local") as gantry:
         yield gantry
-
-
-def call(tool, /, timeout_ms=None, retry_count=None, **arguments):
-    settings = {"timeout_ms": timeout_ms, "retry_count": retry_count}
-    return ToolCall(
-        tool_name=tool, arguments=arguments, **{key: value for key, value in settings.items() if value is not None}
-    )
-
-
-async def run(gantry, tool, /, **arguments):
-    result = await gantry.execute(call(tool, **arguments))
-    assert result.status is ExecutionStatus.SUCCESS, result.error
-    return result.result
-
-
-async def remembered(gantry, scope="session", **who):
-    async with gantry.memory(scope, **who) as memory:
-        return dict(memory)
-
-
-def definition(gantry, name, namespace="default"):
-    (tool,) = [tool for tool in gantry.list_tools_sync() if (tool.name, tool.namespace) == (name, namespace)]
-    return tool
 
 
 def counter(gantry, **options):
@@ -670,11 +638,7 @@ async def late():
     await bridge.aclose()
 
 
-@pytest.mark.parametrize("make_async", [True, False])
-async def test_retry_after_a_commit_that_landed_gets_its_result(late, make_async):
-    gantry, store = late
-    ran = []
-
+def counting(gantry, ran, make_async):
     def body(memory):
         ran.append(1)
         return f"result {memory.add('n', 1)}"
@@ -683,19 +647,91 @@ async def test_retry_after_a_commit_that_landed_gets_its_result(late, make_async
         return body(memory)
 
     gantry.register(gantry.with_memory(async_body if make_async else body), name="count")
-    await gantry.ensure_synced()
+
+
+async def executed_past_its_time(gantry, store):
+    """The result of a call whose commit has landed, but is answered only when the call has timed out."""
     task = asyncio.create_task(gantry.execute(call("count", timeout_ms=100, retry_count=2)))
     assert await asyncio.to_thread(store.landed.wait, 10)
     await asyncio.wait([task], timeout=0.2)  # past the time-out
     assert not task.done()
 
     store.answer.set()
-    result = await task
+    return await task
+
+
+@pytest.mark.parametrize("make_async", [True, False])
+async def test_retry_after_a_commit_that_landed_gets_its_result(late, make_async):
+    gantry, store = late
+    ran = []
+    counting(gantry, ran, make_async)
+    await gantry.ensure_synced()
+
+    result = await executed_past_its_time(gantry, store)
 
     assert (result.status, result.result) == (ExecutionStatus.SUCCESS, "result 1")
     assert ran == [1]
     assert store.commits == 1
     assert await remembered(gantry) == {"n": 1}
+
+
+def counted(runs):
+    def decorator(fn):
+        @functools.wraps(fn)
+        async def wrapper(*args, **kwargs):
+            runs.append(1)
+            return await fn(*args, **kwargs)
+
+        return wrapper
+
+    return decorator
+
+
+@pytest.fixture
+def module_of(monkeypatch):
+    """Makes a module of a gantry's tools, that another may collect."""
+
+    def make(tools):
+        module = types.ModuleType("module_of_tools")
+        module.tools = tools
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        return module.__name__
+
+    return make
+
+
+@pytest.mark.parametrize("make_async", [True, False])
+async def test_retry_of_a_collected_tool_whose_commit_landed_gets_its_result(late, module_of, make_async):
+    own, store = late
+    ran = []
+    counting(own, ran, make_async)
+
+    async with await AgentGantry.from_modules([module_of(own)], **unlimited()) as gantry:
+        result = await executed_past_its_time(gantry, store)
+
+    assert (result.status, result.result) == (ExecutionStatus.SUCCESS, "result 1")
+    assert (ran, store.commits) == ([1], 1)
+    assert await remembered(own) == {"n": 1}
+
+
+async def test_memory_error_of_a_collected_tool_is_final_and_named(gantry, module_of):
+    runs = []
+
+    @gantry.with_memory(scope="user")
+    async def needs_a_user(memory) -> str:
+        """Need somebody."""
+        return "x"
+
+    gantry.register(needs_a_user)
+    gantry.register(counted(runs)(needs_a_user), name="wrapped")
+
+    async with await AgentGantry.from_modules([module_of(gantry)], **unlimited()) as other:
+        for name in ("needs_a_user", "wrapped"):
+            result = await other.execute(call(name))
+            assert (result.status, result.error_type) == (ExecutionStatus.FAILURE, "MissingIdentityError")
+            assert result.attempt_number == 1
+            assert definition(other, name).health.consecutive_failures == 0
+    assert runs == [1]
 
 
 async def test_two_calls_do_not_get_each_others_result(late):
@@ -1368,19 +1404,128 @@ async def test_wrapped_sync_tool_that_outlives_its_timeout_stores_nothing(gantry
     assert await remembered(gantry) == {}
 
 
+async def test_function_without_memory_that_outlives_its_call_has_nothing_written(gantry):
+    release, ended, errors = threading.Event(), threading.Event(), []
+
+    @gantry.with_memory
+    def direct(memory) -> None:
+        memory["late"] = True
+
+    @gantry.register
+    @gantry.with_memory
+    def executed(memory) -> str:
+        """Write something."""
+        memory["late"] = True
+
+    @gantry.register
+    def plain() -> str:
+        """Have others write, when it is too late."""
+        release.wait(10)
+        try:
+            direct()
+        except OrphanedCallError as error:
+            errors.append(type(error).__name__)
+        errors.append(asyncio.run(gantry.execute(call("executed"))).error_type)
+        ended.set()
+
+    result = await gantry.execute(call("plain", timeout_ms=100, retry_count=0))
+    assert result.status is ExecutionStatus.TIMEOUT
+    release.set()
+    assert await asyncio.to_thread(ended.wait, 10)
+
+    assert errors == ["OrphanedCallError"] * 2
+    assert await remembered(gantry) == {}
+
+
+async def test_function_without_memory_writes_in_the_background_after_it_has_succeeded(gantry):
+    release, ended = threading.Event(), threading.Event()
+
+    @gantry.with_memory
+    def direct(memory) -> None:
+        memory["late"] = True
+
+    @gantry.register
+    def plain() -> str:
+        """Have another write, later."""
+
+        def later():
+            release.wait(10)
+            direct()
+            ended.set()
+
+        threading.Thread(target=contextvars.copy_context().run, args=(later,)).start()
+        return "done"
+
+    assert await run(gantry, "plain") == "done"
+    release.set()
+    assert await asyncio.to_thread(ended.wait, 10)
+
+    assert await remembered(gantry) == {"late": True}
+
+
+@pytest.mark.parametrize("nested", [False, True])
+async def test_memory_error_out_of_a_task_group_is_final(gantry, nested):
+    runs = []
+
+    @gantry.with_memory(scope="user")
+    async def child(memory):
+        memory["x"] = 1
+
+    @gantry.register
+    @gantry.with_memory
+    async def parent(memory) -> None:
+        """Call others at once."""
+        runs.append(1)
+        async with anyio.create_task_group() as group:
+            group.start_soon(child)
+            if nested:
+                async with anyio.create_task_group() as inner:
+                    inner.start_soon(child)
+
+    result = await gantry.execute(call("parent", retry_count=2))
+
+    assert (result.status, result.error_type) == (ExecutionStatus.FAILURE, "MissingIdentityError")
+    assert (result.attempt_number, runs) == (1, [1])
+    assert definition(gantry, "parent").health.consecutive_failures == 0
+
+
+async def test_memory_error_in_a_task_group_beside_an_error_of_the_tools_own_is_not_final(gantry):
+    runs = []
+
+    @gantry.with_memory(scope="user")
+    async def child(memory):
+        memory["x"] = 1
+
+    @gantry.register
+    @gantry.with_memory
+    async def parent(memory) -> str:
+        """Call others at once."""
+        runs.append(1)
+        if len(runs) == 2:
+            return "ran again"
+
+        async def fails():
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise ValueError("the tool's own")
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(fails)
+            await anyio.lowlevel.checkpoint()
+            group.start_soon(child)
+        return "not reached"
+
+    result = await gantry.execute(call("parent", retry_count=2))
+
+    assert (result.status, result.result, runs) == (ExecutionStatus.SUCCESS, "ran again", [1, 1])
+
+
 async def test_memory_error_of_a_wrapped_tool_is_final(gantry):
     runs = []
 
-    def counted(fn):
-        @functools.wraps(fn)
-        async def wrapper(*args, **kwargs):
-            runs.append(1)
-            return await fn(*args, **kwargs)
-
-        return wrapper
-
     @gantry.register
-    @counted
+    @counted(runs)
     @gantry.with_memory(scope="user")
     async def needs_a_user(memory) -> str:
         """Need somebody."""
@@ -1447,3 +1592,42 @@ async def test_name_of_a_deleted_tool_is_free(gantry):
     gantry.register(gantry.with_memory(scope="tool")(second), name="cnt")
 
     assert await run(gantry, "cnt") == 10
+
+
+async def test_name_of_a_deleted_tool_below_another_decorator_is_free(gantry):
+    def first(memory) -> int:
+        """Count one more."""
+        return memory.add("n", 1)
+
+    def second(memory) -> int:
+        """Count, otherwise."""
+        return memory.add("n", 10)
+
+    kept = gantry.with_memory(scope="tool", name="cnt")(first)
+    gantry.register(logged(kept), name="cnt")
+    assert await run(gantry, "cnt") == 1
+    await gantry.delete_tool("cnt")
+
+    gantry.register(gantry.with_memory(scope="tool", name="cnt")(second), name="cnt")
+
+    assert await run(gantry, "cnt") == 11
+
+
+async def test_name_of_a_deleted_tool_that_another_gantry_collected_is_free(gantry, module_of):
+    @gantry.register
+    @gantry.with_memory(scope="tool", name="cnt")
+    def first(memory) -> int:
+        """Count one more."""
+        return memory.add("n", 1)
+
+    async with await AgentGantry.from_modules([module_of(gantry)], **unlimited()) as other:
+        assert await run(other, "first") == 1
+        await other.delete_tool("first")
+
+    @gantry.register
+    @gantry.with_memory(scope="tool", name="cnt")
+    def second(memory) -> int:
+        """Count, otherwise."""
+        return memory.add("n", 10)
+
+    assert await run(gantry, "second") == 11

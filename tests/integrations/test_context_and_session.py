@@ -16,12 +16,11 @@ from typing import Annotated, Any, Optional
 import agent_gantry
 import anyio
 import pytest
-from agent_gantry import ToolCall
-from agent_gantry.core.security import SecurityPolicy
 from agent_gantry.integrations.frameworks.base import spec_from_tool
-from agent_gantry.schema.config import AgentGantryConfig, ExecutionConfig, RateLimitConfig
 from agent_gantry.schema.execution import BatchToolCall, ExecutionStatus
 from agent_gantry.schema.tool import ToolDefinition
+from executions import call, definition, remembered, run, unlimited
+from support import Coroutines
 
 import agent_gantry_state
 from agent_gantry_state import (
@@ -34,41 +33,8 @@ from agent_gantry_state import (
     SyncSession,
     Tool,
 )
-from agent_gantry_state.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend():
-    return "asyncio"
-
-
-def unlimited():
-    """Arguments that turn both of agent-gantry's limiters off."""
-    return {
-        "config": AgentGantryConfig(execution=ExecutionConfig(rate_limit=RateLimitConfig(enabled=False))),
-        "security_policy": SecurityPolicy(max_requests_per_minute=0),
-    }
-
-
-class Coroutines:
-    """A store made of coroutines, which let others run before they answer."""
-
-    clock = None
-
-    def __init__(self):
-        self.inner = MemoryStore()
-
-    def __getattr__(self, name):
-        async def answer(message, /):
-            await asyncio.sleep(0)
-            return getattr(self.inner, name)(message)
-
-        return answer
-
-    async def close(self):
-        self.inner.close()
 
 
 @pytest.fixture(params=["memory", "coroutines"])
@@ -82,19 +48,6 @@ async def gantry(request):
         await bridge.aclose()
 
 
-def call(tool, /, timeout_ms=None, retry_count=None, **arguments):
-    settings = {"timeout_ms": timeout_ms, "retry_count": retry_count}
-    return ToolCall(
-        tool_name=tool, arguments=arguments, **{key: value for key, value in settings.items() if value is not None}
-    )
-
-
-async def run(gantry, tool, /, **arguments):
-    result = await gantry.execute(call(tool, **arguments))
-    assert result.status is ExecutionStatus.SUCCESS, result.error
-    return result.result
-
-
 async def fails(gantry, tool, error_type, /, **arguments):
     """A memory error: it is final, says what it is, and is not held against the tool."""
     result = await gantry.execute(call(tool, **arguments))
@@ -103,21 +56,11 @@ async def fails(gantry, tool, error_type, /, **arguments):
     return result.error
 
 
-async def remembered(gantry, scope="session", **who):
-    async with gantry.memory(scope, **who) as memory:
-        return dict(memory)
-
-
 async def everything(gantry):
     return {scope: await remembered(gantry, scope) for scope in ("session", "user", "global")}
 
 
 NOTHING = {"session": {}, "user": {}, "global": {}}
-
-
-def definition(gantry, name, namespace="default"):
-    (tool,) = [tool for tool in gantry.list_tools_sync() if (tool.name, tool.namespace) == (name, namespace)]
-    return tool
 
 
 def schema(gantry, name):
@@ -562,6 +505,58 @@ async def test_what_cannot_be_given_is_refused_and_nothing_is_registered(gantry,
     with pytest.raises(DeclarationError, match=says):
         (gantry.register(stateful=True) if parentheses else gantry.register)(fn)
 
+    assert gantry.list_tools_sync() == []
+
+
+class FrameworkTool:
+    """A tool object as frameworks have them."""
+
+    def __init__(self, func, name="read"):
+        self.func, self.name, self.description = func, name, "Read what a framework's tool reads."
+
+
+async def read_with_context(item: str, ctx: ExecutionContext) -> list:
+    """Read something."""
+    ctx.memory.setdefault("items", []).append(item)
+    return list(ctx.memory["items"])
+
+
+def read_with_session(item: str, session: SyncSession) -> list:
+    """Read something."""
+    session.set("items", [*session.get("items", []), item])
+    return session.get("items")
+
+
+@pytest.mark.parametrize("stateful", [False, True])
+@pytest.mark.parametrize("fn", [read_with_context, read_with_session])
+async def test_function_inside_a_frameworks_tool_gets_what_it_asks_for(gantry, fn, stateful):
+    tool = FrameworkTool(fn)
+
+    assert gantry.register(tool, stateful=stateful) is tool
+
+    assert list(schema(gantry, "read")["properties"]) == ["item"]
+    assert await run(gantry, "read", item="a") == ["a"]
+    assert await run(gantry, "read", item="b") == ["a", "b"]
+    assert await remembered(gantry) == {"items": ["a", "b"]}
+
+
+async def test_frameworks_tool_that_asks_for_nothing_is_registered_as_it_is(gantry):
+    def plain(item: str) -> str:
+        """Read something."""
+        return item
+
+    gantry.register(FrameworkTool(plain, "plain"))
+    gantry.register(FrameworkTool(gantry.with_memory(lambda item, memory: [memory.add("n"), item][1]), "memory"))
+
+    assert await run(gantry, "plain", item="a") == await run(gantry, "memory", item="a") == "a"
+    assert await remembered(gantry) == {"n": 1}
+    with pytest.raises(DeclarationError, match="stateful=True"):
+        gantry.register(FrameworkTool(plain, "other"), stateful=True)
+
+
+async def test_what_a_frameworks_tool_cannot_be_given_is_refused(gantry):
+    with pytest.raises(DeclarationError, match=r"async function.*with Session, not with SyncSession"):
+        gantry.register(FrameworkTool(async_with_sync_session))
     assert gantry.list_tools_sync() == []
 
 

@@ -8,12 +8,11 @@ import threading
 
 import pytest
 from agent_gantry import ToolCall
-from agent_gantry.core.security import SecurityPolicy
-from agent_gantry.schema.config import AgentGantryConfig, ExecutionConfig, RateLimitConfig
 from agent_gantry.schema.execution import BatchToolCall, ExecutionStatus
+from executions import unlimited
+from support import Blocking
 
 from agent_gantry_state import AgentGantry, Gantry, MemoryConflictError, OrphanedCallError, nesting
-from agent_gantry_state.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.anyio
 
@@ -24,28 +23,10 @@ class Boom(Exception):
     """The error of a tool's own."""
 
 
-class Plain:
-    """A store that says nothing of being inline."""
-
-    def __init__(self):
-        self.inner = MemoryStore()
-        self.clock = self.inner.clock
-        for verb in ("load", "commit", "forget", "list", "lease", "release", "close"):
-            setattr(self, verb, getattr(self.inner, verb))
-
-
-@pytest.fixture
-def anyio_backend():
-    return "asyncio"
-
-
 @pytest.fixture(params=["short", "general", "plain"])
 async def gantry(request):
-    limits = AgentGantryConfig(execution=ExecutionConfig(rate_limit=RateLimitConfig(enabled=False)))
-    store = Plain() if request.param == "plain" else "memory://"
-    async with AgentGantry(
-        config=limits, security_policy=SecurityPolicy(max_requests_per_minute=0), session="local", user="ada", store=store
-    ) as gantry:
+    store = Blocking() if request.param == "plain" else "memory://"
+    async with AgentGantry(**unlimited(), session="local", user="ada", store=store) as gantry:
         if request.param == "general":
             plain = gantry.with_memory
             gantry.with_memory = lambda fn=None, **options: (  # what does not fit the short way

@@ -7,10 +7,9 @@ import threading
 import time
 
 import pytest
-from agent_gantry import ToolCall
-from agent_gantry.core.security import SecurityPolicy
-from agent_gantry.schema.config import AgentGantryConfig, ExecutionConfig, RateLimitConfig
 from agent_gantry.schema.execution import ExecutionStatus
+from executions import execute, remembered, run, unlimited
+from support import wait_at_most
 
 from agent_gantry_state import (
     AgentGantry,
@@ -19,8 +18,6 @@ from agent_gantry_state import (
     Session,
     SessionOwnerError,
     SyncSession,
-    turns,
-    unit_of_work,
 )
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.turns import turns_of
@@ -32,29 +29,15 @@ PATIENCE = 8.0
 
 
 @pytest.fixture
-def anyio_backend():
-    return "asyncio"
-
-
-@pytest.fixture
 def patience(monkeypatch):
     """Sets how long a call waits for its turn."""
-
-    def set_to(seconds):
-        monkeypatch.setattr(turns, "EXCLUSIVE_SECONDS", seconds)
-        monkeypatch.setattr(unit_of_work, "EXCLUSIVE_SECONDS", seconds)
-
-    set_to(PATIENCE)
-    return set_to
+    return wait_at_most(monkeypatch, PATIENCE)
 
 
 @pytest.fixture(params=["memory", "sqlite"])
 async def gantry(request, tmp_path, patience):
     where = MemoryStore() if request.param == "memory" else f"sqlite:///{tmp_path}/state.db"
-    # agent-gantry's own limits are off.
-    config = AgentGantryConfig(execution=ExecutionConfig(rate_limit=RateLimitConfig(enabled=False)))
-    policy = SecurityPolicy(max_requests_per_minute=0)
-    async with AgentGantry(store=where, config=config, security_policy=policy) as gantry:
+    async with AgentGantry(store=where, **unlimited()) as gantry:
         yield gantry
 
 
@@ -80,29 +63,12 @@ def register(request, gantry):
     return register
 
 
-async def execute(gantry, name, timeout_ms=None, retry_count=None, **arguments):
-    settings = {"timeout_ms": timeout_ms, "retry_count": retry_count}
-    given = {key: value for key, value in settings.items() if value is not None}
-    return await gantry.execute(ToolCall(tool_name=name, arguments=arguments, **given))
-
-
-async def run(gantry, name, **arguments):
-    result = await execute(gantry, name, **arguments)
-    assert result.status is ExecutionStatus.SUCCESS, result.error
-    return result.result
-
-
 async def refused(gantry, name, error_type, **arguments):
     """The message of a call that ends with a memory error, at once and for good."""
     result = await execute(gantry, name, **arguments)
     assert (result.status, result.error_type) == (ExecutionStatus.FAILURE, error_type)
     assert result.attempt_number == 1
     return result.error
-
-
-async def content(gantry, scope="session", **who):
-    async with gantry.memory(scope, **who) as memory:
-        return dict(memory)
 
 
 def waiting(gantry):
@@ -149,7 +115,7 @@ async def test_session_of_another_user_is_refused_without_a_second_attempt(gantr
     assert not [secret for secret in ("the-session", "ada-4711", "bob-0815") if secret in said]
     assert ran == []
     assert health(gantry, "look").consecutive_failures == 0
-    assert await content(gantry, session="the-session", user="ada-4711") == {"n": 1}
+    assert await remembered(gantry, session="the-session", user="ada-4711") == {"n": 1}
 
 
 async def test_two_users_who_race_for_a_new_session(gantry, register):
@@ -161,7 +127,7 @@ async def test_two_users_who_race_for_a_new_session(gantry, register):
     register(outrun, "outrun")
     async with gantry.session("s1", user="ada"):
         await refused(gantry, "outrun", "SessionOwnerError")
-    assert await content(gantry, session="s1", user="bob") == {"theirs": 1}
+    assert await remembered(gantry, session="s1", user="bob") == {"theirs": 1}
 
 
 async def test_adopting(gantry, register):
@@ -231,7 +197,7 @@ async def test_session_that_is_ended_stays_ended(gantry, register):
         await run(gantry, "add")
         words = await refused(gantry, "end", "MemoryErasedError")
         assert "s1" not in words
-        assert await content(gantry) == {}
+        assert await remembered(gantry) == {}
         await run(gantry, "add")
     await gantry.aend_session("s1")
     async with gantry.session("s1", user="bob"):
@@ -261,16 +227,16 @@ async def test_serializable_call_is_refused_without_a_second_attempt(gantry, reg
     register(body, "skew")
     async with gantry.session("s1", user="ada"):
         await refused(gantry, "refuse", "MemoryConflictError")
-        assert (len(runs), await content(gantry)) == (1, {"x": 1})
+        assert (len(runs), await remembered(gantry)) == (1, {"x": 1})
         await run(gantry, "skew")
-        assert await content(gantry) == {"x": 2, "y": 1}
+        assert await remembered(gantry) == {"x": 2, "y": 1}
 
 
 async def test_write_to_a_key_that_is_not_named_is_refused(gantry, register):
     register(lambda memory: memory.update(x=1, y=1), "both", keys=("x",))
     async with gantry.session("s1", user="ada"):
         assert "'y'" in await refused(gantry, "both", "UndeclaredKeyError")
-        assert await content(gantry) == {}
+        assert await remembered(gantry) == {}
 
 
 # Exclusive.
@@ -294,7 +260,7 @@ async def test_executions_take_turns(gantry, register):
     async with gantry.session("s1", user="ada"):
         results = await asyncio.gather(*(execute(gantry, "body") for _ in range(20)))
         assert {result.status for result in results} == {ExecutionStatus.SUCCESS}
-        assert (max(most), await content(gantry)) == (1, {"n": 20})
+        assert (max(most), await remembered(gantry)) == (1, {"n": 20})
 
 
 @pytest.fixture
@@ -382,7 +348,7 @@ async def test_execution_that_times_out_while_it_runs_gives_its_turn_back(gantry
         assert result.status is ExecutionStatus.TIMEOUT
         assert await run(gantry, "add") == 1
         may_end.set()
-        assert await content(gantry) == {"n": 1}
+        assert await remembered(gantry) == {"n": 1}
 
 
 async def test_tool_that_calls_another_shares_its_turn(gantry, register):
@@ -398,7 +364,7 @@ async def test_tool_that_calls_another_shares_its_turn(gantry, register):
 
     async with gantry.session("s1", user="ada"):
         assert await run(gantry, "outer") == 13
-        assert await content(gantry) == {"n": 13}
+        assert await remembered(gantry) == {"n": 13}
         assert await run(gantry, "add") == 14
 
 
