@@ -260,10 +260,12 @@ def _beginner(plan: Plan) -> Callable[[Settings, Any], Memory | None]:
         snapshot = store.snapshot(namespace)
         if owned and snapshot.owner is not None and snapshot.owner != identity.owner:
             return None
+        if slides or snapshot.first_expiry != inf:
+            # The next call has to ask the store as well.
+            return open_memory(namespace, snapshot, store.now(), terms)
         slot = store.slot(namespace)
         if slot is not None:
             _slots(plan, identity)[plan.key] = slot
-        now = store.now() if slides or snapshot.first_expiry != inf else 0.0
-        return open_memory(namespace, snapshot, now, terms)
+        return open_memory(namespace, snapshot, 0.0, terms)
 
     return begin
