@@ -44,11 +44,9 @@ class _Block:
         self._exit()
 
 
-def _leave(entered: list[Entered]) -> None:
+def _leave(entered: list[Any], here: Any) -> None:
     """Leave the entry of a block that holds here; if none does, for it is another task that leaves, the last one made."""
-    here = ENTERED.get()
     handle = here if here in entered else entered[-1]
-    assert handle is not None  # noqa: S101 - a block is left after it was entered
     entered.remove(handle)
     handle.leave()
 
@@ -67,7 +65,7 @@ class SessionBlock(_Block):
         return self._identity
 
     def _exit(self) -> None:
-        _leave(self._entered)
+        _leave(self._entered, ENTERED.get())
 
     def __enter__(self) -> Identity:
         return self._enter()
@@ -107,7 +105,7 @@ class Override(_Block):
 
     def _exit(self) -> None:
         if self._identity is not None:
-            _leave(self._entered)
+            _leave(self._entered, ENTERED.get())
         self._wiring.remove(self._layers.pop())
 
     def __enter__(self) -> Override:
@@ -203,10 +201,7 @@ class Independent(_Block):
         self._entered.append(Alone())
 
     def _exit(self) -> None:
-        here = CURRENT.get()
-        alone = here if here in self._entered else self._entered[-1]
-        self._entered.remove(alone)
-        alone.leave()
+        _leave(self._entered, CURRENT.get())
 
     def __enter__(self) -> None:
         self._enter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from agent_gantry_state.changes import changes_of, is_due
+from agent_gantry_state.changes import changes_of, is_due, touches
 from agent_gantry_state.codec import shortened
 from agent_gantry_state.errors import SessionOwnerError, UndeclaredKeyError
 from agent_gantry_state.memory import Changes, Memory, Terms, open_memory
@@ -192,6 +192,4 @@ def change_of(
         checks[key] = version(key)
     # A commit that writes is what binds a namespace to its owner.
     owner = None if owner == base.owner else owner
-    extra = memory._extra
-    slides = memory._terms.slides or (extra is not None and extra.touches)
-    return Change(namespace, base.head, puts, deletes, checks, whole, slides, owner, base.owner, base.born)
+    return Change(namespace, base.head, puts, deletes, checks, whole, touches(memory), owner, base.owner, base.born)
