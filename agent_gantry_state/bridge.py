@@ -30,9 +30,31 @@ from anyio.lowlevel import RunVar
 from agent_gantry_state import steps as _steps
 from agent_gantry_state.errors import StoreClosedError, StoreTimeoutError
 from agent_gantry_state.steps import Steps, Wait
-from agent_gantry_state.stores.protocol import Commit, Forget, Lease, List, Load, Message, Release, WouldBlock
+from agent_gantry_state.stores.protocol import (
+    COMMIT_SECONDS,
+    LOAD_SECONDS,
+    Commit,
+    Forget,
+    Lease,
+    List,
+    Load,
+    Message,
+    Release,
+    WouldBlock,
+)
 
-__all__ = ["Bridge", "Closed", "HomeLoop", "Inline", "Local", "Thread", "bridge_to", "in_asyncio", "on_event_loop"]
+__all__ = [
+    "Bridge",
+    "Closed",
+    "HomeLoop",
+    "Inline",
+    "Local",
+    "Network",
+    "Thread",
+    "bridge_to",
+    "in_asyncio",
+    "on_event_loop",
+]
 
 T = TypeVar("T")
 
@@ -59,6 +81,9 @@ class Bridge(Protocol):
     store: Any
     #: Whether the store's answer to a commit can be lost, so that it may have to be sent again.
     resendable: bool
+    #: Seconds that the store may take to answer a load, and a commit with all its resends.
+    load_timeout: float
+    commit_timeout: float
 
     def run(self, steps: Steps[T]) -> T:
         """Run steps for a caller that may block."""
@@ -99,6 +124,8 @@ class _Methods:
     def __init__(self, store: Any, owned: bool = False) -> None:
         self.store = store
         self._owned = owned
+        self.load_timeout: float = getattr(store, "load_timeout", LOAD_SECONDS)
+        self.commit_timeout: float = getattr(store, "commit_timeout", COMMIT_SECONDS)
         self._answer: dict[type, Callable[[Any], Any]] = {kind: getattr(store, verb) for kind, verb in _VERBS.items()}
 
     async def aperform(self, request: Message | Wait) -> Any:
@@ -236,6 +263,24 @@ class Thread(_Methods):
         await uncut(lambda: anyio.to_thread.run_sync(self.close))
 
 
+class Network(Thread):
+    """A store with a client for each kind of caller: one that blocks, and one for each asyncio event loop that meets it.
+
+    On another event loop than asyncio's, callers go through a worker thread.
+    """
+
+    async def aperform(self, request: Message | Wait) -> Any:
+        if in_asyncio() and not isinstance(request, Wait):
+            return await self.store.answer(request)
+        return await super().aperform(request)
+
+    async def aclose(self) -> None:
+        if self._owned and in_asyncio():
+            await uncut(self.store.aclose)
+        else:
+            await super().aclose()
+
+
 class HomeLoop(_Methods):
     """A store made of coroutines: they run on one event loop, in a thread that the bridge keeps for it.
 
@@ -331,6 +376,8 @@ class Closed:
 
     store: Any = None
     resendable = False
+    load_timeout = LOAD_SECONDS
+    commit_timeout = COMMIT_SECONDS
 
     def perform(self, request: Any) -> Any:
         raise _closed()
@@ -368,6 +415,8 @@ def bridge_to(store: Any, owned: bool = False) -> Bridge:
     if not coroutines:
         if callable(getattr(store, "attempt", None)):
             return Local(store, owned)
+        if inspect.iscoroutinefunction(getattr(store, "answer", None)):
+            return Network(store, owned)
         return Inline(store, owned) if getattr(store, "inline", False) else Thread(store, owned)
     plain = sorted(methods.keys() - coroutines)
     if plain:

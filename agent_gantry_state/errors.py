@@ -19,7 +19,10 @@ __all__ = [
     "InjectedArgumentError",
     "MemoryConflictError",
     "MemoryErasedError",
+    "MemoryTooLargeError",
+    "MissingDriverError",
     "MissingIdentityError",
+    "NotAtomicError",
     "OrphanedCallError",
     "ResolverError",
     "SessionOwnerError",
@@ -211,8 +214,48 @@ class StoreClosedError(StoreError):
     """A gantry or its store was used after it had been closed."""
 
 
+class NotAtomicError(StoreError):
+    """A call changed memories that its store cannot write in one step; nothing was written.
+
+    Attributes:
+        scopes: The scopes of those memories.
+    """
+
+    def __init__(self, message: str, *, scopes: Iterable[str]) -> None:
+        super().__init__(message)
+        self.scopes = tuple(scopes)
+
+
+class MemoryTooLargeError(StateError):
+    """What a call left in a memory is more than can be stored; nothing of the call was written.
+
+    Attributes:
+        key: The largest key that the call changed.
+        size: Bytes that would have had to be stored.
+        limit: Bytes that can be.
+    """
+
+    def __init__(self, message: str, *, key: str, size: int, limit: int) -> None:
+        super().__init__(message)
+        self.key = key
+        self.size = size
+        self.limit = limit
+
+
 class StoreURLError(StateError, ValueError):
     """A store URL could not be understood."""
+
+
+class MissingDriverError(StateError, ImportError):
+    """The driver that a store needs is not installed.
+
+    Attributes:
+        extra: The extra of this package that brings it.
+    """
+
+    def __init__(self, message: str, *, extra: str) -> None:
+        super().__init__(message)
+        self.extra = extra
 
 
 class StateWarning(UserWarning):

@@ -6,6 +6,7 @@ agent-gantry's own class in `integrations` is the other.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final, Literal, TypeVar, overload
@@ -22,6 +23,7 @@ from agent_gantry_state.merge import Merge
 from agent_gantry_state.nesting import unit_around
 from agent_gantry_state.resolvers import Resolver, resolve
 from agent_gantry_state.scopes import ENTERED, Identity, Scope, check_ttl, new_id
+from agent_gantry_state.sending import sent
 from agent_gantry_state.steps import Steps
 from agent_gantry_state.stores.protocol import KEEP, Forget
 from agent_gantry_state.unit_of_work import UnitOfWork
@@ -462,9 +464,11 @@ class Stateful:
         namespace = resolve(scope, tool, identity, wiring.app, settings.resolvers, wiring.scopes)
 
         def steps() -> Steps[None]:
-            yield Forget((namespace,))
+            timeout = bridge.commit_timeout
+            yield from sent(Forget((namespace,), timeout), time.monotonic() + timeout, again=bridge.resendable)
 
-        return settings.bridge, steps()
+        bridge = settings.bridge
+        return bridge, steps()
 
     def override(
         self,

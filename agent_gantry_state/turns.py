@@ -190,7 +190,7 @@ class Grant:
 
     def renew(self) -> Steps[float]:
         """Ask for it once more; what is left of somebody else's, if it was lost."""
-        left: float = yield Lease(self.namespace, self.holder, LEASE_SECONDS)
+        left: float = yield Lease(self.namespace, self.holder, LEASE_SECONDS, self.bridge.load_timeout)
         return left
 
 
@@ -229,7 +229,7 @@ def released(grant: Grant) -> Steps[None]:
     """Give a lease back. If that fails it is logged, and the lease lapses."""
     _renewer(grant.bridge).remove(grant)
     try:
-        yield Release(grant.namespace, grant.holder)
+        yield Release(grant.namespace, grant.holder, grant.bridge.load_timeout)
     except Exception as error:  # noqa: BLE001 - whatever a store raises: the call has committed or failed already
         _log.warning("a lease could not be given back and has to lapse: %s", error)
 

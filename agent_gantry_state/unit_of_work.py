@@ -25,6 +25,7 @@ from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.rebase import Rebase, conflict, erased, is_erased
 from agent_gantry_state.savepoint import extend_memory, snapshot_of, was_deleted
 from agent_gantry_state.scopes import Identity
+from agent_gantry_state.sending import sent
 from agent_gantry_state.steps import Pause, Steps
 from agent_gantry_state.stores.protocol import Change, Commit, Committed, Load, Loaded, Moved, Snapshot
 from agent_gantry_state.turns import EXCLUSIVE_SECONDS, Grant, Turn, Turns, give_back, leased, released, turns_of
@@ -36,9 +37,6 @@ if hasattr(os, "register_at_fork"):
     # A child that went on with its parent's sequence would give two commits one version.
     os.register_at_fork(after_in_child=_random.seed)
 _getrandbits = _random.getrandbits
-
-#: Sends at most this long after what another call moved, in seconds, resends included.
-COMMIT_SECONDS = 6.0
 
 
 class _Nesting:
@@ -203,7 +201,9 @@ class UnitOfWork:
             if host is None:
                 partial = any(want.keys is not None for want in missing.values())
                 loaded: Loaded = yield Load(
-                    tuple(missing), tuple(want.keys for want in missing.values()) if partial else None
+                    tuple(missing),
+                    tuple(want.keys for want in missing.values()) if partial else None,
+                    self.bridge.load_timeout,
                 )
                 for want, snapshot in zip(missing.values(), loaded.snapshots, strict=True):
                     refuse_owner(want, snapshot.owner)
@@ -250,7 +250,7 @@ class UnitOfWork:
             return list(held.memory)
         host = self.host()
         if host is None:
-            loaded: Loaded = yield Load((namespace,), ((),), names=True)
+            loaded: Loaded = yield Load((namespace,), ((),), self.bridge.load_timeout, names=True)
             refuse_owner(want, loaded.snapshots[0].owner)
             there = list(loaded.snapshots[0].versions)
         else:
@@ -333,7 +333,7 @@ class UnitOfWork:
             # A nested call that ends from now on goes on by itself, or not at all.
             self.state = State.CLOSING
         try:
-            self._deadline = time.monotonic() + COMMIT_SECONDS
+            self._deadline = time.monotonic() + self.bridge.commit_timeout
             commit = self.commit()
             alone = False
             while True:
@@ -346,12 +346,16 @@ class UnitOfWork:
                 if host is None:
                     if not alone and any(held.origin is not None for held, _ in self._made):
                         # What it saw in the calls around it need not be what they have committed.
-                        loaded: Loaded = yield Load(tuple([change.namespace for change in self._pending]))
+                        namespaces = tuple([change.namespace for change in self._pending])
+                        loaded: Loaded = yield Load(namespaces, None, self.bridge.load_timeout)
                         commit = self.settle(Moved(loaded.snapshots, loaded.now), by_content=True)
                         if commit is None:
                             break
                     alone = True
-                    answer = yield commit  # type: ignore[misc]
+                    if self._token:
+                        answer = yield from sent(commit, self._deadline, again=True)  # type: ignore[arg-type]
+                    else:
+                        answer = yield commit  # type: ignore[misc]
                 else:
                     # What it was made in may have ended since, and this one be taken up further out.
                     yield from host.hold({n: held.want.for_nested() for n, held in self.held.items() if n not in host.held})
@@ -404,7 +408,7 @@ class UnitOfWork:
 
     def settle_with(self, answer: Moved, send: Callable[[Commit], Any]) -> None:
         """The rest of `finish` after others were quicker, for a store that answers at once."""
-        self._deadline = time.monotonic() + COMMIT_SECONDS
+        self._deadline = time.monotonic() + self.bridge.commit_timeout
         while (commit := self.settle(answer)) is not None:
             if not isinstance(answer := send(commit), Moved):
                 return
@@ -439,8 +443,8 @@ class UnitOfWork:
         """
         if time.monotonic() > self._deadline:
             raise StoreTimeoutError(
-                f"other calls kept changing the same keys for {COMMIT_SECONDS:g} s, so that nothing was written; "
-                "try again, or spread what they write over more keys",
+                f"other calls kept changing the same keys for {self.bridge.commit_timeout:g} s, so that nothing was "
+                "written; try again, or spread what they write over more keys",
                 committed=False,
             )
         for (held, _), snapshot in zip(self._made, moved.snapshots, strict=True):
@@ -478,7 +482,7 @@ class UnitOfWork:
 
     def _message(self) -> Commit:
         self._version = self._token[:8] or new_version()
-        return Commit(self._token, self._version, tuple(self._pending))
+        return Commit(self._token, self._version, tuple(self._pending), self.bridge.commit_timeout)
 
     def absorb(self, inner: UnitOfWork, commit: Commit | None) -> Committed | Moved | None:
         """Take up what a nested call changed; the answer is a store's. None: this unit has ended just now."""

@@ -21,7 +21,6 @@ from agent_gantry_state import (
     codec,
     merge,
     steps,
-    unit_of_work,
 )
 from agent_gantry_state.holding import Want
 from agent_gantry_state.memory import Terms
@@ -44,7 +43,7 @@ from agent_gantry_state.unit_of_work import UnitOfWork
 SESSION = Namespace("session", "s1", "app")
 USER = Namespace("user", "ada", "app")
 #: All that a unit asks of a bridge: that answers can be lost on the way to its store, and which store that is.
-BRIDGE: Any = SimpleNamespace(resendable=True, store=object())
+BRIDGE: Any = SimpleNamespace(resendable=True, store=object(), load_timeout=4.0, commit_timeout=6.0)
 
 
 def snapshot(head: bytes | None = b"h0", expires_at: dict[str, float] | None = None, /, **values: Any) -> Snapshot:
@@ -484,7 +483,7 @@ def test_what_cannot_be_stored_is_refused_before_anything_is_sent():
 
 
 def test_others_that_are_always_quicker_end_in_a_timeout_that_wrote_nothing(monkeypatch):
-    monkeypatch.setattr(unit_of_work, "COMMIT_SECONDS", -1.0)
+    monkeypatch.setattr(BRIDGE, "commit_timeout", -1.0)
     unit, memory = opened(snapshot(log=[]))
     memory["log"].append(1)
     steps = unit.finish()

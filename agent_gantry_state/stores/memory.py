@@ -17,12 +17,10 @@ from typing import Any
 
 import cachetools
 
-from agent_gantry_state.errors import EvictionWarning, StoreClosedError
+from agent_gantry_state.errors import EvictionWarning, StoreClosedError, StoreURLError
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.stores.protocol import (
     EMPTY,
-    KEEP,
-    UNSHARED,
     Change,
     Commit,
     Committed,
@@ -34,12 +32,13 @@ from agent_gantry_state.stores.protocol import (
     Loaded,
     Moved,
     Page,
-    Put,
     Release,
     Snapshot,
 )
+from agent_gantry_state.stores.urls import StoreURL
+from agent_gantry_state.stores.whole import applied, chosen, is_moved
 
-__all__ = ["MemoryStore", "Slot", "applied"]
+__all__ = ["MemoryStore", "Slot", "from_url"]
 
 _log = logging.getLogger("agent_gantry_state")
 _peek = cachetools.Cache.__getitem__
@@ -188,7 +187,7 @@ class MemoryStore:
             now = self.now()
         if message.keys is not None:
             snapshots = [
-                snapshot if keys is None else _only(snapshot, keys, message.names)
+                snapshot if keys is None else chosen(snapshot, keys, message.names)
                 for snapshot, keys in zip(snapshots, message.keys, strict=True)
             ]
         return Loaded(tuple(snapshots), now)
@@ -204,13 +203,13 @@ class MemoryStore:
             if len(changes) == 1:
                 # What the loops below do, for the usual commit.
                 change, snapshot = changes[0], self.snapshot(changes[0].namespace)
-                if snapshot.head != change.head and _moved(change, snapshot):
+                if snapshot.head != change.head and is_moved(change, snapshot):
                     return Moved((snapshot,), self.now())
                 self._write(change, snapshot, message.version, token)
             else:
                 current = tuple([self.snapshot(change.namespace) for change in changes])
                 for change, snapshot in zip(changes, current, strict=True):
-                    if snapshot.head != change.head and _moved(change, snapshot):
+                    if snapshot.head != change.head and is_moved(change, snapshot):
                         return Moved(current, self.now())
                 for change, snapshot in zip(changes, current, strict=True):
                     self._write(change, snapshot, message.version, token)
@@ -349,81 +348,12 @@ class MemoryStore:
             self._slots[namespace] = slot
 
 
-def _only(snapshot: Snapshot, keys: tuple[str, ...], names: bool) -> Snapshot:
-    def chosen(mapping: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in mapping.items() if key in wanted}
-
-    wanted = set(keys)
-    return Snapshot(
-        chosen(snapshot.values),
-        chosen(snapshot.packed),
-        snapshot.versions if names else chosen(snapshot.versions),
-        snapshot.head,
-        snapshot.owner,
-        chosen(snapshot.expires_at),
-        chosen(snapshot.slides),
-        snapshot.touched,
-        snapshot.born,
-        snapshot.last_expiry(),
-    )
-
-
-def _moved(change: Change, snapshot: Snapshot) -> bool:
-    """Whether a namespace with another head than the one loaded stands in the way of a change."""
-    if change.whole or change.loaded_owner != snapshot.owner or (change.head is not None and snapshot.born != change.born):
-        return True
-    versions = snapshot.versions
-    return any(versions.get(key) != version for key, version in change.checks.items())
-
-
-def applied(change: Change, snapshot: Snapshot, version: bytes, now: Callable[[], float]) -> Snapshot:
-    """The snapshot that follows *snapshot*."""
-    values, versions, packed = snapshot.values.copy(), snapshot.versions.copy(), snapshot.packed
-    expires_at, slides = snapshot.expires_at, snapshot.slides
-    if packed or expires_at or slides or change.deletes:
-        packed, expires_at, slides = packed.copy(), expires_at.copy(), slides.copy()
-        for key in change.deletes:
-            for mapping in (values, versions, packed, expires_at, slides):
-                mapping.pop(key, None)
-    touched = snapshot.touched
-    if change.touch:
-        touched = now()
-    head = version if change.puts or change.deletes or change.owner is not None else snapshot.head
-    for key, put in change.puts.items():
-        if put.last:
-            values.pop(key, None)
-            versions.pop(key, None)
-        if put.value is UNSHARED:
-            if packed is snapshot.packed:
-                packed = packed.copy()
-            values[key] = None
-            packed[key] = put.packed
-        else:
-            values[key] = put.value
-            if packed:
-                packed.pop(key, None)
-        versions[key] = version
-        if put.ttl is not KEEP:
-            expires_at, slides = expires_at.copy(), slides.copy()
-            _expire(key, put, expires_at, slides, now)
-    return Snapshot(
-        values,
-        packed,
-        versions,
-        head,
-        snapshot.owner if change.owner is None else change.owner,
-        expires_at,
-        slides,
-        touched,
-        snapshot.born or head,
-    )
-
-
-def _expire(key: str, put: Put, expires_at: dict[str, float], slides: dict[str, float], now: Callable[[], float]) -> None:
-    expires_at.pop(key, None)
-    slides.pop(key, None)
-    if isinstance(put.ttl, (int, float)):
-        if put.slides:
-            slides[key] = put.ttl
-        else:
-            expires_at[key] = now() + put.ttl
+def from_url(url: StoreURL) -> MemoryStore:
+    """The store that a memory:// URL names."""
+    if url.parts.netloc or url.parts.path:
+        raise StoreURLError("memory:// takes no host and no path; each gantry has a memory of its own")
+    options = url.read({"max_namespaces": int})
+    try:
+        return MemoryStore(**options)
+    except ValueError as error:
+        raise StoreURLError(str(error)) from None

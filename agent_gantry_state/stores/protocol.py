@@ -2,7 +2,8 @@
 
 A unit of work never touches a store. It yields one of these messages, and a bridge has the store answer it. A store is
 any object with a method per message, all plain (`Store`) or all async (`AsyncStore`); it inherits nothing. Every wait of
-a store ends at the message's `timeout` (seconds), with a `StoreTimeoutError`.
+a store ends at the message's `timeout` (seconds), with a `StoreTimeoutError`. Those who ask set it from the store's
+attributes `load_timeout` and `commit_timeout`, if it has them.
 
 The rules that the conformance suite holds a store to stand with the messages.
 """
@@ -18,8 +19,10 @@ from agent_gantry_state import codec
 from agent_gantry_state.namespace import Namespace
 
 __all__ = [
+    "COMMIT_SECONDS",
     "EMPTY",
     "KEEP",
+    "LOAD_SECONDS",
     "UNSHARED",
     "AsyncStore",
     "Change",
@@ -35,6 +38,7 @@ __all__ = [
     "LocalStore",
     "Message",
     "Moved",
+    "NetworkStore",
     "Page",
     "Put",
     "Release",
@@ -43,6 +47,11 @@ __all__ = [
     "Ttl",
     "WouldBlock",
 ]
+
+
+#: Seconds that a store may take to answer where nothing else is said: to a load, and to a commit with all its resends.
+LOAD_SECONDS: Final = 4.0
+COMMIT_SECONDS: Final = 6.0
 
 
 class _Keep:
@@ -327,7 +336,7 @@ class Load:
 
     namespaces: tuple[Namespace, ...]
     keys: tuple[tuple[str, ...] | None, ...] | None = None
-    timeout: float = 4.0
+    timeout: float = LOAD_SECONDS
     names: bool = False
 
 
@@ -355,7 +364,7 @@ class Commit:
     token: bytes
     version: bytes
     changes: tuple[Change, ...]
-    timeout: float = 6.0
+    timeout: float = COMMIT_SECONDS
 
 
 @dataclass(slots=True)
@@ -381,7 +390,7 @@ class Forget:
     """Erase namespaces, whatever is in them. A commit that loaded one of them before finds another head."""
 
     namespaces: tuple[Namespace, ...]
-    timeout: float = 6.0
+    timeout: float = COMMIT_SECONDS
 
 
 @dataclass(slots=True)
@@ -402,7 +411,7 @@ class List:
     owner: str | None = None
     after: bytes | None = None
     limit: int = 1000
-    timeout: float = 4.0
+    timeout: float = LOAD_SECONDS
 
 
 @dataclass(slots=True)
@@ -431,7 +440,7 @@ class Lease:
     namespace: Namespace
     holder: bytes
     ttl: float
-    timeout: float = 4.0
+    timeout: float = LOAD_SECONDS
 
 
 @dataclass(slots=True)
@@ -440,7 +449,7 @@ class Release:
 
     namespace: Namespace
     holder: bytes
-    timeout: float = 4.0
+    timeout: float = LOAD_SECONDS
 
 
 Message = Load | Commit | Forget | List | Lease | Release
@@ -481,6 +490,21 @@ class LocalStore(Store, Protocol):
         Raises:
             WouldBlock: It would have to wait.
         """
+        ...
+
+
+class NetworkStore(Store, Protocol):
+    """A store with a client for callers that may block and one for each asyncio event loop that meets it.
+
+    The plain methods are for the first, `answer` is for the second. Callers on other event loops come in a thread.
+    """
+
+    async def answer(self, message: Message, /) -> Any:
+        """Answer a message on the running asyncio event loop, with a client that belongs to it."""
+        ...
+
+    async def aclose(self) -> None:
+        """`close`, for a caller on an event loop."""
         ...
 
 

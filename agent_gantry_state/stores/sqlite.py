@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeGuard
 
 from agent_gantry_state import codec
-from agent_gantry_state.errors import CorruptEntryError, StoreError
+from agent_gantry_state.errors import CorruptEntryError, StoreError, StoreURLError
 from agent_gantry_state.namespace import Namespace
-from agent_gantry_state.stores.memory import applied as applied
 from agent_gantry_state.stores.protocol import (
+    COMMIT_SECONDS,
     EMPTY,
     KEEP,
+    LOAD_SECONDS,
     Change,
     Commit,
     Committed,
@@ -42,8 +43,10 @@ from agent_gantry_state.stores.protocol import (
     Ttl,
 )
 from agent_gantry_state.stores.sqlite_file import Execute, SQLiteFile
+from agent_gantry_state.stores.urls import StoreURL, check_timeouts, seconds
+from agent_gantry_state.stores.whole import applied
 
-__all__ = ["SQLiteStore"]
+__all__ = ["SQLiteStore", "from_url"]
 
 #: Head, greatest position, first expiry and last touch of a namespace.
 Mark = tuple[bytes, int, float | None, float]
@@ -184,9 +187,11 @@ class SQLiteStore:
         synchronous: What a power failure may take: "normal" the last commits, "full" nothing, at the price that each
             commit waits for the disk. A crash of the program takes nothing in either case, and what is left is always whole.
         clock: Gives the time in seconds since the epoch, by which keys expire.
+        load_timeout: Seconds that a call may wait for other processes before it reads.
+        commit_timeout: Seconds that it may wait for them before it writes.
 
     Raises:
-        ValueError: *synchronous* is neither.
+        ValueError: *synchronous* is neither, or a time is not positive.
         StoreUnavailableError: Python's SQLite is older than 3.35.
     """
 
@@ -197,7 +202,11 @@ class SQLiteStore:
         path: str | os.PathLike[str],
         synchronous: Literal["normal", "full"] = "normal",
         clock: Callable[[], float] = time.time,
+        load_timeout: float = LOAD_SECONDS,
+        commit_timeout: float = COMMIT_SECONDS,
     ) -> None:
+        check_timeouts(self, load_timeout=load_timeout, commit_timeout=commit_timeout)
+        self.load_timeout, self.commit_timeout = load_timeout, commit_timeout
         if synchronous not in ("normal", "full"):
             raise ValueError("SQLiteStore: synchronous must be 'normal' or 'full'")
         path = os.fspath(path)
@@ -709,3 +718,20 @@ def _namespace(address: bytes) -> Namespace:
         address = address[8 + size :]
     app, scope, id = parts
     return Namespace(scope, id, app)
+
+
+def from_url(url: StoreURL) -> SQLiteStore:
+    """The store that a sqlite:// URL names."""
+    how = "write sqlite:///relative/path.db, sqlite:////absolute/path.db or sqlite:///:memory:"
+    path = url.path("a file", how)
+    if path.endswith("/"):
+        raise StoreURLError(f"sqlite:// needs the path of a file: {how}")
+    options = {"synchronous": normal_or_full, "load_timeout": seconds, "commit_timeout": seconds}
+    return SQLiteStore(path, **url.read(options))
+
+
+def normal_or_full(text: str) -> str:
+    """Read the option `synchronous`."""
+    if text not in ("normal", "full"):
+        raise ValueError(text)
+    return text

@@ -1,12 +1,15 @@
 """Stores by URL: ``memory://?max_namespaces=1000``.
 
-A scheme names a function that takes the parsed URL and gives a store. Third parties register theirs under the entry point
-group ``agent_gantry_state.stores``; it is looked up when such a URL is first opened.
+A scheme names a function that takes the parsed URL and gives a store: of our own, `from_url` of a module of this package.
+Third parties register theirs under the entry point group ``agent_gantry_state.stores``; it is looked up when such a URL is
+first opened.
 """
 
 from __future__ import annotations
 
 import difflib
+import importlib
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,9 +19,26 @@ from urllib.parse import SplitResult, parse_qsl, unquote_to_bytes, urlsplit
 
 from agent_gantry_state.errors import StoreURLError
 
-__all__ = ["ENTRY_POINT_GROUP", "StoreURL", "open_store"]
+__all__ = ["ENTRY_POINT_GROUP", "StoreURL", "check_timeouts", "open_store", "seconds"]
 
 ENTRY_POINT_GROUP = "agent_gantry_state.stores"
+
+#: By scheme the module of this package that has its store.
+_MODULES = {
+    "memory": "memory",
+    "file": "file",
+    "sqlite": "sqlite",
+    "redis": "redis",
+    "rediss": "redis",
+    "redis+cluster": "redis",
+    "rediss+cluster": "redis",
+    "redis+sentinel": "redis",
+    "valkey": "redis",
+    "valkeys": "redis",
+    "memcached": "memcached",
+    "postgresql": "postgresql",
+    "postgres": "postgresql",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +68,26 @@ class StoreURL:
                 raise StoreURLError(f"{scheme}://: option {name!r} is no valid {known[name].__name__}") from None
         return result
 
+    def path(self, what: str, how: str) -> str:
+        """The path after the third slash, so that an absolute one has a fourth.
+
+        Args:
+            what: Of what it is the path, for the error.
+            how: How such a URL is written, for the error.
+
+        Raises:
+            StoreURLError: There is a host or no path, or something in it is not written as a URL is.
+        """
+        scheme = self.parts.scheme
+        if self.parts.netloc:
+            raise StoreURLError(f"{scheme}:// takes no host: {how}")
+        if self.parts.fragment:
+            raise StoreURLError(f"{scheme}://: write # in a path as %23, and ? as %3F")
+        path = os.fsdecode(unquote_to_bytes(self.parts.path[1:]))
+        if not path or "\0" in path:
+            raise StoreURLError(f"{scheme}:// needs the path of {what}: {how}")
+        return path
+
 
 def open_store(url: str) -> Any:
     """Make the store that *url* names.
@@ -70,49 +110,35 @@ def open_store(url: str) -> Any:
 
 
 def _scheme(scheme: str) -> Callable[[StoreURL], Any]:
-    if scheme in _SCHEMES:
-        return _SCHEMES[scheme]
+    if scheme in _MODULES:
+        return importlib.import_module(f"agent_gantry_state.stores.{_MODULES[scheme]}").from_url  # type: ignore[no-any-return]
     registered = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
     if scheme in registered:
         return registered[scheme].load()  # type: ignore[no-any-return]
-    known = sorted({*_SCHEMES, *registered})
+    known = sorted({*_MODULES, *registered})
     near = difflib.get_close_matches(scheme, known, 1)
     hint = f"did you mean {near[0]}://? " if near else ""
     raise StoreURLError(f"no store is known for {scheme}://; {hint}Known: {', '.join(f'{name}://' for name in known)}")
 
 
-def _memory(url: StoreURL) -> Any:
-    from agent_gantry_state.stores.memory import MemoryStore
+def seconds(text: str) -> float:
+    """Read an option that is a time.
 
-    if url.parts.netloc or url.parts.path:
-        raise StoreURLError("memory:// takes no host and no path; each gantry has a memory of its own")
-    options = url.read({"max_namespaces": int})
-    try:
-        return MemoryStore(**options)
-    except ValueError as error:
-        raise StoreURLError(str(error)) from None
-
-
-def _sqlite(url: StoreURL) -> Any:
-    from agent_gantry_state.stores.sqlite import SQLiteStore
-
-    how = "write sqlite:///relative/path.db, sqlite:////absolute/path.db or sqlite:///:memory:"
-    if url.parts.netloc:
-        raise StoreURLError(f"sqlite:// takes no host: {how}")
-    if url.parts.fragment:
-        raise StoreURLError("sqlite://: write # in a path as %23, and ? as %3F")
-    # What follows the third slash, so that an absolute path has a fourth.
-    path = os.fsdecode(unquote_to_bytes(url.parts.path[1:]))
-    if not path or path.endswith("/") or "\0" in path:
-        raise StoreURLError(f"sqlite:// needs the path of a file: {how}")
-    return SQLiteStore(path, **url.read({"synchronous": normal_or_full}))
-
-
-def normal_or_full(text: str) -> str:
-    """Read the option `synchronous`."""
-    if text not in ("normal", "full"):
+    Raises:
+        ValueError: It is no positive, finite number.
+    """
+    value = float(text)
+    if not 0 < value < math.inf:
         raise ValueError(text)
-    return text
+    return value
 
 
-_SCHEMES: dict[str, Callable[[StoreURL], Any]] = {"memory": _memory, "sqlite": _sqlite}
+def check_timeouts(store: object, **timeouts: float) -> None:
+    """Refuse times that are not positive.
+
+    Raises:
+        ValueError: One is not.
+    """
+    for name, value in timeouts.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{type(store).__name__}: {name} must be a positive number of seconds")

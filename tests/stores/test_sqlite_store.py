@@ -170,7 +170,7 @@ def test_relative_path_is_of_the_directory_in_which_the_store_was_made(tmp_path,
         ("sqlite://user:s3cr3t@host/x.db", "takes no host"),
         ("sqlite:///x.db#y", "%23"),
         ("sqlite:///x.db?synchronous=off", "synchronous"),
-        ("sqlite:///x.db?sync=full", "it knows synchronous"),
+        ("sqlite:///x.db?sync=full", "it knows commit_timeout, load_timeout, synchronous"),
     ],
 )
 def test_url_that_cannot_be_meant_is_refused(url, words):

@@ -1,0 +1,364 @@
+"""What the stores behind a network have in common: clients for each kind of caller, deadlines, reconnecting, closing.
+
+A store's logic is a generator per message: it yields what its server is to be asked and is sent the reply. A link has such
+requests answered; there is one for callers that may block, and one for each asyncio event loop, as its connections belong
+to that loop. Which of them runs the logic makes no difference to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import threading
+import time
+import weakref
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import anyio.to_thread
+
+from agent_gantry_state import steps as _steps
+from agent_gantry_state.errors import MissingDriverError, StoreClosedError, StoreError, StoreUnavailableError
+from agent_gantry_state.steps import Steps
+from agent_gantry_state.stores.protocol import (
+    COMMIT_SECONDS,
+    LOAD_SECONDS,
+    Commit,
+    Committed,
+    Forget,
+    Lease,
+    List,
+    Load,
+    Loaded,
+    Message,
+    Moved,
+    Page,
+    Release,
+)
+from agent_gantry_state.stores.urls import check_timeouts, seconds
+
+__all__ = ["CONNECT_SECONDS", "TIMEOUTS", "AsyncLink", "Link", "RemoteStore", "driver"]
+
+#: Seconds that a new connection may take.
+CONNECT_SECONDS = 2.0
+#: Seconds that closing waits for the clients of another thread's event loop.
+_CLOSE_SECONDS = 2.0
+
+#: The options of a URL that each store behind a network knows, for `StoreURL.read`.
+TIMEOUTS: dict[str, Callable[[str], Any]] = {
+    "connect_timeout": seconds,
+    "load_timeout": seconds,
+    "commit_timeout": seconds,
+}
+
+
+class Link(Protocol):
+    """A client for callers that may block. Any thread may use it."""
+
+    def ask(self, request: Any, deadline: float, /) -> Any:
+        """The server's reply to what a store's logic has yielded.
+
+        Args:
+            request: What the logic yielded.
+            deadline: When to give up, on the monotonic clock; getting a connection is included.
+
+        Raises:
+            StoreError: The driver failed. `committed` is False if the request surely has not been carried out, and None
+                otherwise; a connection on which anything was interrupted is closed, and idle ones to a server that
+                has gone away are, too.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close every connection, unless the client is the user's own."""
+        ...
+
+
+class AsyncLink(Protocol):
+    """A client for the callers on one asyncio event loop."""
+
+    async def ask(self, request: Any, deadline: float, /) -> Any:
+        """As `Link.ask`. A request that is cancelled leaves no connection behind that could be used again."""
+        ...
+
+    async def close(self) -> None:
+        """Close every connection, unless the client is the user's own."""
+        ...
+
+    def drop(self) -> None:
+        """Close the sockets without the help of the event loop, which may be closed."""
+        ...
+
+
+@contextlib.contextmanager
+def driver(extra: str) -> Iterator[None]:
+    """Imports of a driver, which comes with the extra of that name.
+
+    Raises:
+        MissingDriverError: It is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingDriverError(
+            f"the driver for this store is not installed: pip install 'agent-gantry-state[{extra}]'", extra=extra
+        ) from error
+
+
+class RemoteStore:
+    """Base of the stores behind a network: a `NetworkStore` made of logic and two kinds of links.
+
+    Args:
+        connect_timeout: Seconds that a new connection may take, within the time of the message that needs it.
+        load_timeout: Seconds that everything but a commit may take.
+        commit_timeout: Seconds that a commit or an erasure may take, with all its resends.
+
+    Raises:
+        ValueError: A time is not positive.
+    """
+
+    inline = False
+    clock: Callable[[], float] | None = None
+
+    def __init__(
+        self,
+        *,
+        connect_timeout: float = CONNECT_SECONDS,
+        load_timeout: float = LOAD_SECONDS,
+        commit_timeout: float = COMMIT_SECONDS,
+    ) -> None:
+        check_timeouts(self, connect_timeout=connect_timeout, load_timeout=load_timeout, commit_timeout=commit_timeout)
+        self.connect_timeout = connect_timeout
+        self.load_timeout = load_timeout
+        self.commit_timeout = commit_timeout
+        self._lock = threading.RLock()
+        self._closed = False
+        self._link: Link | None = None
+        self._alinks: dict[asyncio.AbstractEventLoop, _OnLoop] = {}
+        self._logic: dict[type[Any], Callable[[Any], Steps[Any]]] = {
+            Load: self._load,
+            Commit: self._commit,
+            Forget: self._forget,
+            List: self._list,
+            Lease: self._lease,
+            Release: self._release,
+        }
+        _stores.add(self)
+
+    # What each store gives.
+
+    def _connect(self) -> Link:
+        """A client for callers that may block. It connects when it is asked, not before."""
+        raise NotImplementedError
+
+    def _aconnect(self) -> AsyncLink | None:
+        """A client for the running event loop; None if its callers are to come in a thread."""
+        raise NotImplementedError
+
+    def _load(self, message: Load) -> Steps[Loaded]:
+        raise NotImplementedError
+
+    def _commit(self, message: Commit) -> Steps[Committed | Moved]:
+        raise NotImplementedError
+
+    def _forget(self, message: Forget) -> Steps[None]:
+        raise NotImplementedError
+
+    def _list(self, message: List) -> Steps[Page]:
+        raise NotImplementedError
+
+    def _lease(self, message: Lease) -> Steps[float]:
+        raise NotImplementedError
+
+    def _release(self, message: Release) -> Steps[None]:
+        raise NotImplementedError
+
+    # Callers that may block.
+
+    def load(self, message: Load, /) -> Loaded:
+        """Answer a `Load`."""
+        return self._answered(message)  # type: ignore[no-any-return]
+
+    def commit(self, message: Commit, /) -> Committed | Moved:
+        """Answer a `Commit`."""
+        return self._answered(message)  # type: ignore[no-any-return]
+
+    def forget(self, message: Forget, /) -> None:
+        """Answer a `Forget`."""
+        self._answered(message)
+
+    def list(self, message: List, /) -> Page:
+        """Answer a `List`."""
+        return self._answered(message)  # type: ignore[no-any-return]
+
+    def lease(self, message: Lease, /) -> float:
+        """Answer a `Lease`."""
+        return self._answered(message)  # type: ignore[no-any-return]
+
+    def release(self, message: Release, /) -> None:
+        """Answer a `Release`."""
+        self._answered(message)
+
+    def _answered(self, message: Message) -> Any:
+        deadline = time.monotonic() + message.timeout
+        link = self._link or self._open()
+        last = False
+        while True:
+            try:
+                return _steps.run(self._logic[type(message)](message), lambda request: link.ask(request, deadline))
+            except StoreError as error:
+                self._judge(error, message, last or time.monotonic() >= deadline)
+                last = True
+
+    def _open(self) -> Link:
+        with self._lock:
+            self._refuse_closed()
+            if self._link is None:
+                self._link = self._connect()
+            return self._link
+
+    # Callers on an asyncio event loop.
+
+    async def answer(self, message: Message, /) -> Any:
+        """Answer a message on the running asyncio event loop."""
+        deadline = time.monotonic() + message.timeout
+        on_loop = self._alinks.get(asyncio.get_running_loop()) or await self._aopen()
+        link = on_loop.link
+        if link is None:
+            return await anyio.to_thread.run_sync(self._answered, message, abandon_on_cancel=True)
+        last = False
+        while True:
+            try:
+                return await _steps.arun(self._logic[type(message)](message), lambda request: link.ask(request, deadline))
+            except StoreError as error:
+                self._judge(error, message, last or time.monotonic() >= deadline)
+                last = True
+
+    async def _aopen(self) -> _OnLoop:
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            self._refuse_closed()
+            for other in [other for other in self._alinks if other.is_closed()]:
+                self._alinks.pop(other).drop()
+            on_loop = self._alinks[loop] = _OnLoop(self._aconnect(), lambda: self._alinks.pop(loop, None))
+        await on_loop.start()
+        return on_loop
+
+    def _judge(self, error: StoreError, message: Message, last: bool) -> None:
+        """Raise an error with what is known, unless what failed is to be asked once more."""
+        writes = isinstance(message, (Commit, Forget))
+        if not writes:
+            error.committed = False
+        if self._closed and not isinstance(error, StoreClosedError):
+            raise _closed(error.committed) from None
+        # A server that was restarted has left connections behind that look usable. A write is sent again by whoever sent it.
+        if writes or last or not isinstance(error, StoreUnavailableError):
+            raise error
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise _closed(False)
+
+    # The end.
+
+    def close(self) -> None:
+        """Close what this store has opened, and refuse everything from now on."""
+        for on_loop in self._end():
+            on_loop.close()
+
+    async def aclose(self) -> None:
+        """`close`, for a caller on an event loop."""
+        for on_loop in self._end():
+            if on_loop.loop is asyncio.get_running_loop():
+                await on_loop.aclose()
+            else:
+                await anyio.to_thread.run_sync(on_loop.close)
+
+    def _end(self) -> Sequence[_OnLoop]:
+        with self._lock:
+            self._closed = True
+            link, self._link = self._link, None
+            on_loops = [*self._alinks.values()]
+            self._alinks.clear()
+        if link is not None:
+            link.close()
+        return on_loops
+
+    def _start_over(self) -> None:
+        """What a child does after a fork: the connections are its parent's, and stay open for the parent."""
+        _keep_for_ever([self._link, *self._alinks.values()])
+        self._link = None
+        self._alinks.clear()
+        self._lock = threading.RLock()
+
+
+class _OnLoop:
+    """The link of one event loop, which is closed when the loop ends."""
+
+    def __init__(self, link: AsyncLink | None, forget: Callable[[], Any]) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.link = link
+        self._forget = forget
+        self._life = self._live()
+
+    async def _live(self) -> AsyncGenerator[None, None]:
+        # An event loop closes the asynchronous generators that were started on it before it ends; there is no other way
+        # to hear of its end.
+        try:
+            yield
+        finally:
+            self._forget()
+            if self.link is not None:
+                await self.link.close()
+
+    async def start(self) -> None:
+        async for _ in self._life:
+            break
+
+    async def aclose(self) -> None:
+        await self._life.aclose()
+
+    def close(self) -> None:
+        """`aclose` from anywhere."""
+        if self.loop.is_running() and not _is_here(self.loop):
+            with contextlib.suppress(Exception):
+                asyncio.run_coroutine_threadsafe(self.aclose(), self.loop).result(_CLOSE_SECONDS)
+                return
+        self.drop()
+
+    def drop(self) -> None:
+        if self.link is not None:
+            self.link.drop()
+            self.link = None
+
+
+def _is_here(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
+
+
+def _closed(committed: bool | None) -> StoreClosedError:
+    return StoreClosedError(
+        "the store is closed: make a new gantry, or close it only when no tool is called any more", committed=committed
+    )
+
+
+_stores: weakref.WeakSet[RemoteStore] = weakref.WeakSet()
+
+
+def _start_all_over() -> None:
+    for store in [*_stores]:
+        store._start_over()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_all_over)
+
+
+def _keep_for_ever(something: Any) -> None:
+    # Nothing else outlives the interpreter, which closes connections on its way out; some tell the server so.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(something))

@@ -1,0 +1,175 @@
+"""What stores do that keep each namespace as a whole: choose the keys asked for, find what has moved, apply a change.
+
+Pure functions of snapshots, and how a whole namespace is written as one string of bytes.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from agent_gantry_state import codec
+from agent_gantry_state.errors import CorruptEntryError, StateError
+from agent_gantry_state.namespace import Namespace
+from agent_gantry_state.stores.protocol import KEEP, UNSHARED, Change, Put, Snapshot
+
+__all__ = ["Image", "applied", "chosen", "is_moved", "read_image", "write_image"]
+
+
+def chosen(snapshot: Snapshot, keys: tuple[str, ...], names: bool) -> Snapshot:
+    """The part of a snapshot that a load asks for."""
+
+    def kept(mapping: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in mapping.items() if key in wanted}
+
+    wanted = set(keys)
+    return Snapshot(
+        kept(snapshot.values),
+        kept(snapshot.packed),
+        snapshot.versions if names else kept(snapshot.versions),
+        snapshot.head,
+        snapshot.owner,
+        kept(snapshot.expires_at),
+        kept(snapshot.slides),
+        snapshot.touched,
+        snapshot.born,
+        snapshot.last_expiry(),
+    )
+
+
+def is_moved(change: Change, snapshot: Snapshot) -> bool:
+    """Whether a namespace with another head than the one loaded stands in the way of a change."""
+    if change.whole or change.loaded_owner != snapshot.owner or (change.head is not None and snapshot.born != change.born):
+        return True
+    versions = snapshot.versions
+    return any(versions.get(key) != version for key, version in change.checks.items())
+
+
+def applied(change: Change, snapshot: Snapshot, version: bytes, now: Callable[[], float]) -> Snapshot:
+    """The snapshot that follows *snapshot*."""
+    values, versions, packed = snapshot.values.copy(), snapshot.versions.copy(), snapshot.packed
+    expires_at, slides = snapshot.expires_at, snapshot.slides
+    if packed or expires_at or slides or change.deletes:
+        packed, expires_at, slides = packed.copy(), expires_at.copy(), slides.copy()
+        for key in change.deletes:
+            for mapping in (values, versions, packed, expires_at, slides):
+                mapping.pop(key, None)
+    touched = snapshot.touched
+    if change.touch:
+        touched = now()
+    head = version if change.puts or change.deletes or change.owner is not None else snapshot.head
+    for key, put in change.puts.items():
+        if put.last:
+            values.pop(key, None)
+            versions.pop(key, None)
+        if put.value is UNSHARED:
+            if packed is snapshot.packed:
+                packed = packed.copy()
+            values[key] = None
+            packed[key] = put.packed
+        else:
+            values[key] = put.value
+            if packed:
+                packed.pop(key, None)
+        versions[key] = version
+        if put.ttl is not KEEP:
+            expires_at, slides = expires_at.copy(), slides.copy()
+            _expire(key, put, expires_at, slides, now)
+    return Snapshot(
+        values,
+        packed,
+        versions,
+        head,
+        snapshot.owner if change.owner is None else change.owner,
+        expires_at,
+        slides,
+        touched,
+        snapshot.born or head,
+    )
+
+
+def _expire(key: str, put: Put, expires_at: dict[str, float], slides: dict[str, float], now: Callable[[], float]) -> None:
+    expires_at.pop(key, None)
+    slides.pop(key, None)
+    if isinstance(put.ttl, (int, float)):
+        if put.slides:
+            slides[key] = put.ttl
+        else:
+            expires_at[key] = now() + put.ttl
+
+
+#: A byte for the layout of what follows, so that a reader refuses one that it does not know; then a checksum.
+_LAYOUT: Final = b"\x01"
+_CHECKSUM_BYTES = 4
+
+
+class Image(NamedTuple):
+    """A namespace as it was written.
+
+    Attributes:
+        namespace: Its address.
+        snapshot: What is in it, also what is expired.
+        tokens: Of the commits that wrote it lately, each with the time until which it is kept.
+    """
+
+    namespace: Namespace
+    snapshot: Snapshot
+    tokens: Mapping[bytes, float]
+
+
+def write_image(image: Image) -> bytes:
+    """A namespace as bytes, which `read_image` reads."""
+    snapshot = image.snapshot
+    body = codec.pack(
+        [
+            list(image.namespace),
+            snapshot.values,
+            snapshot.packed,
+            snapshot.versions,
+            snapshot.head,
+            snapshot.born,
+            snapshot.owner,
+            snapshot.expires_at,
+            snapshot.slides,
+            snapshot.touched,
+            dict(image.tokens),
+        ]
+    )
+    return b"".join((_LAYOUT, zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "big"), body))
+
+
+def read_image(data: bytes, namespace: Namespace | None = None) -> Image:
+    """Read what `write_image` wrote.
+
+    Args:
+        data: The bytes.
+        namespace: Whose they have to be; None if whoever asks wants to know.
+
+    Raises:
+        CorruptEntryError: They are damaged, of a newer layout, or those of another namespace.
+    """
+    layout, checksum, body = data[:1], data[1 : 1 + _CHECKSUM_BYTES], data[1 + _CHECKSUM_BYTES :]
+    if layout > _LAYOUT:
+        raise CorruptEntryError(
+            f"a memory was written by a newer version of agent-gantry-state (layout {layout[0]}, this one knows "
+            f"{_LAYOUT[0]}): upgrade the package; nothing was changed in it"
+        )
+    if layout != _LAYOUT or zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "big") != checksum:
+        raise _damaged()
+    try:
+        address, values, packed, versions, head, born, owner, expires_at, slides, touched, tokens = codec.unpack(body)
+        image = Image(
+            Namespace(*address),
+            Snapshot(values, packed, versions, head, owner, expires_at, slides, touched, born),
+            tokens,
+        )
+    except (StateError, TypeError, ValueError):
+        raise _damaged() from None
+    if namespace is not None and image.namespace != namespace:
+        raise CorruptEntryError("a memory cannot be read: what is stored in its place is another one's")
+    return image
+
+
+def _damaged() -> CorruptEntryError:
+    return CorruptEntryError("a memory cannot be read: its bytes are damaged")
