@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import anyio
 import pytest
+from servers import shared_servers  # noqa: F401 - stops them when the session ends
 
 from agent_gantry_state import Gantry
 from agent_gantry_state.stores.memory import MemoryStore
