@@ -8,6 +8,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PRINTS = {
+    "custom_store.py": "",
     "file_tools.py": "Summary of notes.txt: Whales sing.\n",
     "plain_functions.py": "1 things in the basket\n21 things, 21 of them listed\n",
 }

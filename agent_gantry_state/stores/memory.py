@@ -19,6 +19,7 @@ import cachetools
 
 from agent_gantry_state.errors import EvictionWarning, StoreClosedError, StoreURLError
 from agent_gantry_state.namespace import Namespace
+from agent_gantry_state.stores.clock import Clocked
 from agent_gantry_state.stores.protocol import (
     EMPTY,
     Change,
@@ -105,7 +106,7 @@ class _Namespaces(cachetools.TLRUCache[Namespace, Slot]):
         return namespace, slot
 
 
-class MemoryStore:
+class MemoryStore(Clocked):
     """Keeps memories in this process; they are gone when it ends.
 
     Args:
@@ -125,36 +126,16 @@ class MemoryStore:
         self._lock = threading.RLock()
         #: Stands for this store in its slots.
         self.home = object()
-        self._clock = clock
-        self._latest = -math.inf
+        super().__init__(clock)
         self._slots = _Namespaces(max_namespaces, ttu=lambda _, slot, __: slot.registered, timer=self.now)
         self._leases: dict[Namespace, tuple[bytes, float]] = {}
         #: How many namespaces were dropped because the store was full.
         self.evictions = 0
         self._closed = False
 
-    @property
-    def clock(self) -> Callable[[], float]:
-        """Gives the time in seconds since the epoch."""
-        return self._clock
-
-    @clock.setter
-    def clock(self, clock: Callable[[], float]) -> None:
-        with self._lock:
-            self._clock = clock
-            self._latest = -math.inf
-
     def __len__(self) -> int:
         with self._lock:
             return len(self._slots)
-
-    def now(self) -> float:
-        """The time in seconds since the epoch, by which keys expire; it stays when the clock is set back."""
-        now = self._clock()
-        if now < self._latest:
-            return self._latest
-        self._latest = now
-        return now
 
     def snapshot(self, namespace: Namespace) -> Snapshot:
         """The namespace as it stands: `load` for one namespace, without a message."""

@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, TypeGuard
 from agent_gantry_state import codec
 from agent_gantry_state.errors import CorruptEntryError, StoreError, StoreURLError
 from agent_gantry_state.namespace import Namespace
+from agent_gantry_state.stores.clock import Clocked
 from agent_gantry_state.stores.protocol import (
     COMMIT_SECONDS,
     EMPTY,
@@ -176,7 +177,7 @@ _COMMITTED = Committed()
 _IN_PLACE = Committed()
 
 
-class SQLiteStore:
+class SQLiteStore(Clocked):
     """Keeps memories in a SQLite file, which the processes of one machine may share.
 
     Nothing is opened or made before it is first needed.
@@ -213,8 +214,7 @@ class SQLiteStore:
         where = None if path == ":memory:" else Path(os.path.abspath(path))  # noqa: PTH100 - with its symbolic links
         self._file = SQLiteFile(where, synchronous == "full", LAYOUT, _SCHEMA)
         self._glance, self._read, self._write = self._file.glance, self._file.read, self._file.write
-        self._clock = clock
-        self._latest = -math.inf
+        super().__init__(clock)
         self._commits = 0
         #: By namespace its mark, its snapshot as it was then, with what has expired since, and about how large it is.
         self._kept: dict[Namespace, tuple[Mark, Snapshot, int]] = {}
@@ -229,24 +229,6 @@ class SQLiteStore:
 
     def __repr__(self) -> str:
         return f"<SQLiteStore {':memory:' if self._file.path is None else self._file.path.name}>"
-
-    @property
-    def clock(self) -> Callable[[], float]:
-        """Gives the time in seconds since the epoch."""
-        return self._clock
-
-    @clock.setter
-    def clock(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._latest = -math.inf
-
-    def now(self) -> float:
-        """The time in seconds since the epoch, by which keys expire; it stays when the clock is set back."""
-        now = self._clock()
-        if now < self._latest:
-            return self._latest
-        self._latest = now
-        return now
 
     def load(self, message: Load, /) -> Loaded:
         """Answer a `Load`."""

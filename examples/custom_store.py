@@ -1,0 +1,99 @@
+"""A store of your own, here in a dbm file of the standard library: give it a method for each message, and any gantry uses it.
+
+This one is for one process. tests/stores/test_custom_store.py holds it to everything that the stores of the package promise.
+"""
+
+from __future__ import annotations
+
+import dbm.dumb
+import threading
+from pathlib import Path
+
+from agent_gantry_state import Namespace
+from agent_gantry_state.errors import StoreClosedError
+from agent_gantry_state.stores.clock import Clocked
+from agent_gantry_state.stores.protocol import (
+    EMPTY, Commit, Committed, Forget, Lease, List, Listed, Load, Loaded, Moved, Page, Release,
+)  # fmt: skip
+from agent_gantry_state.stores.whole import Image, applied, chosen, is_moved, read_image, write_image
+
+
+class DbmStore(Clocked):
+    """Keeps each memory as one record of a dbm file."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._file = dbm.dumb.open(str(path), "c", 0o600)
+        self._leases: dict[Namespace, tuple[bytes, float]] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def _read(self, namespace: Namespace) -> Image:
+        if self._closed:
+            raise StoreClosedError("the dbm file is closed")
+        data = self._file.get(namespace.digest)
+        return Image(namespace, EMPTY, {}) if data is None else read_image(data, namespace)
+
+    def load(self, message: Load, /) -> Loaded:
+        with self._lock:
+            now = self.now()
+            snapshots = [self._read(namespace).snapshot.live(now) for namespace in message.namespaces]
+        wanted = message.keys or [None] * len(snapshots)
+        return Loaded(
+            tuple(s if keys is None else chosen(s, keys, message.names) for s, keys in zip(snapshots, wanted, strict=True)),
+            now,
+        )
+
+    def commit(self, message: Commit, /) -> Committed | Moved:
+        with self._lock:
+            now, changes = self.now(), message.changes
+            images = [self._read(change.namespace) for change in changes]
+            if any(image.tokens.get(message.token, 0.0) > now for image in images):
+                return Committed()  # its answer was lost, and it is sent again
+            before = tuple(image.snapshot.live(now) for image in images)
+            if any(s.head != c.head and is_moved(c, s) for c, s in zip(changes, before, strict=True)):
+                return Moved(before, now)
+            for change, image, snapshot in zip(changes, images, before, strict=True):
+                after = applied(change, snapshot, message.version, lambda: now)
+                if after.head is not None:
+                    tokens = {token: until for token, until in image.tokens.items() if until > now}
+                    if message.token:
+                        tokens[message.token] = now + 60.0
+                    self._file[change.namespace.digest] = write_image(Image(change.namespace, after, tokens))
+            self._file.sync()
+        return Committed()
+
+    def forget(self, message: Forget, /) -> None:
+        with self._lock:
+            for namespace in message.namespaces:
+                self._file.pop(namespace.digest, None)
+
+    def list(self, message: List, /) -> Page:
+        with self._lock:
+            now, found = self.now(), []
+            for digest in sorted(self._file.keys()):
+                namespace, snapshot, _ = read_image(self._file[digest])
+                asked = ((message.app, namespace.app), (message.scope, namespace.scope), (message.owner, snapshot.owner))
+                if snapshot.live(now) is not EMPTY and digest > (message.after or b""):
+                    if all(want is None or want == there for want, there in asked):
+                        found.append(Listed(namespace, snapshot.owner))
+        page = tuple(found[: message.limit])
+        return Page(page, page[-1].namespace.digest if len(found) > message.limit else None)
+
+    def lease(self, message: Lease, /) -> float:
+        with self._lock:
+            now = self.now()
+            holder, until = self._leases.get(message.namespace, (message.holder, now))
+            if holder == message.holder or until <= now:
+                self._leases[message.namespace], until = (message.holder, now + message.ttl), now
+        return until - now
+
+    def release(self, message: Release, /) -> None:
+        with self._lock:
+            if self._leases.get(message.namespace, (b"", 0.0))[0] == message.holder:
+                del self._leases[message.namespace]
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._file.close()
