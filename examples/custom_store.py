@@ -1,4 +1,4 @@
-"""A store of your own, here in a dbm file of the standard library: give it a method for each message, and any gantry uses it.
+"""A store of your own, here in a dbm file of the standard library: a method for each message, and any gantry uses it.
 
 This one is for one process. tests/stores/test_custom_store.py holds it to everything that the stores of the package promise.
 """
@@ -11,10 +11,9 @@ from pathlib import Path
 
 from agent_gantry_state import Namespace
 from agent_gantry_state.errors import StoreClosedError
+from agent_gantry_state.stores import protocol
 from agent_gantry_state.stores.clock import Clocked
-from agent_gantry_state.stores.protocol import (
-    EMPTY, Commit, Committed, Forget, Lease, List, Listed, Load, Loaded, Moved, Page, Release,
-)  # fmt: skip
+from agent_gantry_state.stores.protocol import EMPTY
 from agent_gantry_state.stores.whole import Image, applied, chosen, is_moved, read_image, write_image
 
 
@@ -23,7 +22,7 @@ class DbmStore(Clocked):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self._file = dbm.dumb.open(str(path), "c", 0o600)
+        self._file = dbm.dumb.open(str(path), "c", 0o600)  # noqa: SIM115 - until `close`
         self._leases: dict[Namespace, tuple[bytes, float]] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -34,25 +33,24 @@ class DbmStore(Clocked):
         data = self._file.get(namespace.digest)
         return Image(namespace, EMPTY, {}) if data is None else read_image(data, namespace)
 
-    def load(self, message: Load, /) -> Loaded:
+    def load(self, message: protocol.Load, /) -> protocol.Loaded:
         with self._lock:
             now = self.now()
             snapshots = [self._read(namespace).snapshot.live(now) for namespace in message.namespaces]
-        wanted = message.keys or [None] * len(snapshots)
-        return Loaded(
-            tuple(s if keys is None else chosen(s, keys, message.names) for s, keys in zip(snapshots, wanted, strict=True)),
-            now,
-        )
+        if message.keys is not None:
+            pairs = zip(snapshots, message.keys, strict=True)
+            snapshots = [each if keys is None else chosen(each, keys, message.names) for each, keys in pairs]
+        return protocol.Loaded(tuple(snapshots), now)
 
-    def commit(self, message: Commit, /) -> Committed | Moved:
+    def commit(self, message: protocol.Commit, /) -> protocol.Committed | protocol.Moved:
         with self._lock:
             now, changes = self.now(), message.changes
             images = [self._read(change.namespace) for change in changes]
             if any(image.tokens.get(message.token, 0.0) > now for image in images):
-                return Committed()  # its answer was lost, and it is sent again
+                return protocol.Committed()  # its answer was lost, and it is sent again
             before = tuple(image.snapshot.live(now) for image in images)
             if any(s.head != c.head and is_moved(c, s) for c, s in zip(changes, before, strict=True)):
-                return Moved(before, now)
+                return protocol.Moved(before, now)
             for change, image, snapshot in zip(changes, images, before, strict=True):
                 after = applied(change, snapshot, message.version, lambda: now)
                 if after.head is not None:
@@ -61,26 +59,26 @@ class DbmStore(Clocked):
                         tokens[message.token] = now + 60.0
                     self._file[change.namespace.digest] = write_image(Image(change.namespace, after, tokens))
             self._file.sync()
-        return Committed()
+        return protocol.Committed()
 
-    def forget(self, message: Forget, /) -> None:
+    def forget(self, message: protocol.Forget, /) -> None:
         with self._lock:
             for namespace in message.namespaces:
                 self._file.pop(namespace.digest, None)
 
-    def list(self, message: List, /) -> Page:
+    def list(self, message: protocol.List, /) -> protocol.Page:
         with self._lock:
             now, found = self.now(), []
             for digest in sorted(self._file.keys()):
                 namespace, snapshot, _ = read_image(self._file[digest])
                 asked = ((message.app, namespace.app), (message.scope, namespace.scope), (message.owner, snapshot.owner))
-                if snapshot.live(now) is not EMPTY and digest > (message.after or b""):
-                    if all(want is None or want == there for want, there in asked):
-                        found.append(Listed(namespace, snapshot.owner))
+                fits = all(want is None or want == there for want, there in asked)
+                if fits and digest > (message.after or b"") and snapshot.live(now) is not EMPTY:
+                    found.append(protocol.Listed(namespace, snapshot.owner))
         page = tuple(found[: message.limit])
-        return Page(page, page[-1].namespace.digest if len(found) > message.limit else None)
+        return protocol.Page(page, page[-1].namespace.digest if len(found) > message.limit else None)
 
-    def lease(self, message: Lease, /) -> float:
+    def lease(self, message: protocol.Lease, /) -> float:
         with self._lock:
             now = self.now()
             holder, until = self._leases.get(message.namespace, (message.holder, now))
@@ -88,7 +86,7 @@ class DbmStore(Clocked):
                 self._leases[message.namespace], until = (message.holder, now + message.ttl), now
         return until - now
 
-    def release(self, message: Release, /) -> None:
+    def release(self, message: protocol.Release, /) -> None:
         with self._lock:
             if self._leases.get(message.namespace, (b"", 0.0))[0] == message.holder:
                 del self._leases[message.namespace]
