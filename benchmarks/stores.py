@@ -9,7 +9,8 @@ in `call.py`; what counts is a ratio within a round, and the tables have the med
 
 "store" sends the two messages through the bridge, "tool" is a whole call of a tool that writes one key. "load, unknown" is
 a load of what this process has not read before, or what another one has just changed. With 32 callers, each asyncio task has
-a namespace of its own, and the bare driver does the same work one after the other on the loop's thread.
+a namespace of its own; the bare driver is the asyncio one where there is a server, with as many connections, and else does
+the same work one after the other on the loop's thread. Servers are those of the test suite.
 
 Another store is another function in `SUBJECTS`.
 """
@@ -24,9 +25,10 @@ import os
 import platform
 import sqlite3
 import statistics
+import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter_ns
@@ -40,6 +42,7 @@ from agent_gantry_state.steps import Steps
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.protocol import Change, Commit, Committed, Load, Message, Moved, Put, Snapshot
 from agent_gantry_state.stores.sqlite import SQLiteStore
+from agent_gantry_state.stores.urls import open_store
 
 KEYS = (10, 100, 1000)
 CALLERS = 32
@@ -63,6 +66,13 @@ class Bare(NamedTuple):
     write: Callable[[str, str], Any]
 
 
+class AsyncBare(NamedTuple):
+    """The same for callers on an event loop."""
+
+    read: Callable[[str], Awaitable[Any]]
+    write: Callable[[str, str], Awaitable[Any]]
+
+
 @dataclass(frozen=True)
 class Subject:
     """A store and its bare driver, both holding `state` for each of `ids`.
@@ -72,12 +82,14 @@ class Subject:
         url: A gantry's store, whose state is put there by the benchmark.
         store: Another one, to which messages are sent.
         forget: Has the store read anew what it may keep of what it has read.
+        abare: Opens the driver for callers on an event loop; None if there is none of its own for them.
     """
 
     bare: Bare
     url: str
     store: Any
     forget: Callable[[], Any] | None = None
+    abare: Callable[[], AbstractAsyncContextManager[AsyncBare]] | None = None
 
 
 # The subjects.
@@ -122,7 +134,165 @@ def sqlite(size: int) -> Iterator[Subject]:
         )
 
 
-SUBJECTS = {"memory": memory, "sqlite": sqlite}
+def fsynced(path: str, flags: int) -> None:
+    file = os.open(path, flags)
+    os.fsync(file)
+    os.close(file)
+
+
+@contextmanager
+def file(size: int) -> Iterator[Subject]:
+    """Bare: a file for each id, all of it read and written anew: a temporary file, fsync, rename, fsync of the directory."""
+    with ExitStack() as stack:
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        (place / "bare").mkdir()
+
+        def read(who: str) -> Any:
+            return codec.unpack((place / "bare" / who).read_bytes())
+
+        def put(who: str, value: str) -> None:
+            whole = codec.pack({**read(who), KEY: value})
+            replace_file(who, whole)
+
+        def replace_file(who: str, whole: bytes) -> None:
+            descriptor = os.open(f"{place}/bare/tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            os.write(descriptor, whole)
+            os.fsync(descriptor)
+            os.close(descriptor)
+            Path(f"{place}/bare/tmp").rename(f"{place}/bare/{who}")
+            fsynced(f"{place}/bare", os.O_RDONLY | os.O_DIRECTORY)
+
+        for id in ids():
+            replace_file(id, codec.pack(state(size)))
+        store = stack.enter_context(closing(open_store(f"file:///{place}/store")))
+        yield Subject(Bare(read, put), f"file:///{place}/gantry", store, store._kept.clear)
+
+
+@contextmanager
+def redis(size: int) -> Iterator[Subject]:
+    """Bare: a hash for each id; HGETALL and HSET by redis-py."""
+    import redis as driver
+    import redis.asyncio as asyncio_driver
+
+    with ExitStack() as stack:
+        server = stack.enter_context(started("redis_8"))
+        client = stack.enter_context(driver.Redis.from_url(server.url))
+        for id in ids():
+            client.hset(id, mapping={key: codec.pack(value) for key, value in state(size).items()})
+        packed = {value: codec.pack(value) for value in VALUES}
+
+        @asynccontextmanager
+        async def abare() -> AsyncIterator[AsyncBare]:
+            pool = asyncio_driver.BlockingConnectionPool.from_url(server.url, max_connections=CALLERS)
+            async with asyncio_driver.Redis.from_pool(pool) as aclient:
+                yield AsyncBare(aclient.hgetall, lambda who, value: aclient.hset(who, KEY, packed[value]))
+
+        store = stack.enter_context(closing(open_store(server.url + "?prefix=store:")))
+        bare = Bare(client.hgetall, lambda who, value: client.hset(who, KEY, packed[value]))
+        yield Subject(bare, server.url, store, store._kept.clear, abare)
+
+
+@contextmanager
+def memcached(size: int) -> Iterator[Subject]:
+    """Bare: an item for each id, read by `get` and written by `set`; pymemcache, and emcache on an event loop."""
+    import emcache
+    import pymemcache
+
+    with ExitStack() as stack:
+        server = stack.enter_context(started("memcached"))
+        client = stack.enter_context(closing(pymemcache.Client((server.host, server.port), no_delay=True)))
+        states = {value: codec.pack({**state(size), KEY: value}) for value in VALUES}
+
+        def put(who: str, value: str) -> None:
+            client.set(who, states[value], noreply=False)
+
+        @asynccontextmanager
+        async def abare() -> AsyncIterator[AsyncBare]:
+            address = emcache.MemcachedHostAddress(server.host, server.port)
+            aclient = await emcache.create_client([address], max_connections=CALLERS)
+            try:
+                yield AsyncBare(
+                    lambda who: aclient.get(who.encode()), lambda who, value: aclient.set(who.encode(), states[value])
+                )
+            finally:
+                await aclient.close()
+
+        for id in ids():
+            put(id, VALUES[0])
+        store = stack.enter_context(closing(open_store(server.url + "?prefix=store:")))
+        yield Subject(Bare(lambda who: codec.unpack(client.get(who)), put), server.url, store, store._kept.clear, abare)
+
+
+@contextmanager
+def postgresql(size: int, synchronous_commit: str = "on") -> Iterator[Subject]:
+    """Bare: a row for each key, all rows of an id read, one updated and committed by itself; psycopg, prepared."""
+    import psycopg
+    from psycopg_pool import AsyncConnectionPool
+
+    read_sql = "SELECT key, value FROM bare WHERE id = %s"
+    write_sql = "UPDATE bare SET value = %s WHERE id = %s AND key = %s"
+    with ExitStack() as stack:
+        server = stack.enter_context(started("postgresql"))
+        options = {"options": f"-c synchronous_commit={synchronous_commit}", "autocommit": True, "prepare_threshold": 0}
+        connection = stack.enter_context(psycopg.connect(server.url, **options))
+        connection.execute(
+            "CREATE TABLE bare (id text, key text, value bytea, PRIMARY KEY (id, key)) WITH (fillfactor = 70)"
+        )
+        rows = [(id, key, codec.pack(value)) for id in ids() for key, value in state(size).items()]
+        with connection.cursor() as cursor:
+            cursor.executemany("INSERT INTO bare VALUES (%s, %s, %s)", rows)
+        connection.execute("VACUUM ANALYZE bare")
+        packed = {value: codec.pack(value) for value in VALUES}
+
+        def read(who: str) -> Any:
+            return connection.execute(read_sql, (who,), binary=True).fetchall()
+
+        def put(who: str, value: str) -> None:
+            connection.execute(write_sql, (packed[value], who, KEY))
+
+        @asynccontextmanager
+        async def abare() -> AsyncIterator[AsyncBare]:
+            async with AsyncConnectionPool(server.url, min_size=16, max_size=16, kwargs=options, open=False) as pool:
+
+                async def aread(who: str) -> Any:
+                    async with pool.connection() as connection:
+                        return await (await connection.execute(read_sql, (who,), binary=True)).fetchall()
+
+                async def aput(who: str, value: str) -> None:
+                    async with pool.connection() as connection:
+                        await connection.execute(write_sql, (packed[value], who, KEY))
+
+                yield AsyncBare(aread, aput)
+
+        query = f"?max_connections=16&synchronous_commit={synchronous_commit}"
+        store = stack.enter_context(closing(open_store(f"{server.url}{query}&schema=store")))
+        yield Subject(Bare(read, put), server.url + query, store, store._kept.clear, abare)
+
+
+def postgresql_off(size: int) -> Any:
+    """The same with synchronous_commit=off on both sides."""
+    return postgresql(size, "off")
+
+
+def started(name: str) -> Any:
+    """A server of the test suite."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    try:
+        import servers
+    finally:
+        del sys.path[0]
+    return servers.started(name)
+
+
+SUBJECTS = {
+    "memory": memory,
+    "sqlite": sqlite,
+    "file": file,
+    "redis": redis,
+    "memcached": memcached,
+    "postgresql": postgresql,
+    "postgresql-off": postgresql_off,
+}
 
 
 # What is measured.
@@ -256,6 +426,7 @@ def one_caller(subject: Subject, gantry: Gantry, size: int, rounds: int, block_n
 def many_callers(subject: Subject, gantry: Gantry, size: int, rounds: int, block_ns: float) -> dict[str, Rounds]:
     callers = {id: Caller(subject, id, size) for id in ids()}
     read, put = subject.bare.read, subject.bare.write
+    abare: AsyncBare | None = None
     tool = gantry.with_memory(awrite)
 
     async def by_store(id: str, values: Sequence[str]) -> None:
@@ -271,9 +442,13 @@ def many_callers(subject: Subject, gantry: Gantry, size: int, rounds: int, block
 
     async def by_driver(id: str, values: Sequence[str]) -> None:
         for value in values:
-            read(id)
-            put(id, value)
-            await asyncio.sleep(0)
+            if abare is None:
+                read(id)
+                put(id, value)
+                await asyncio.sleep(0)
+            else:
+                await abare.read(id)
+                await abare.write(id, value)
 
     async def block(work: Callable[[str, Sequence[str]], Any], number: int) -> float:
         values = list(arguments(number))
@@ -283,6 +458,13 @@ def many_callers(subject: Subject, gantry: Gantry, size: int, rounds: int, block
             return (perf_counter_ns() - start) / number / len(callers)
 
     async def measure() -> dict[str, Rounds]:
+        nonlocal abare
+        if subject.abare is not None:
+            async with subject.abare() as abare:
+                return await rounds_of_all()
+        return await rounds_of_all()
+
+    async def rounds_of_all() -> dict[str, Rounds]:
         found = {"store": Rounds(), "tool": Rounds()}
         number = max(1, min(len(VALUES) - 1, int(block_ns / await block(by_driver, 1) / len(callers))))
         for name, work in (("store", by_store), ("tool", by_tool)):
@@ -295,7 +477,16 @@ def many_callers(subject: Subject, gantry: Gantry, size: int, rounds: int, block
             del times.ours[0], times.bare[0]
         return found
 
-    return asyncio.run(measure())
+    async def measured() -> dict[str, Rounds]:
+        try:
+            return await measure()
+        finally:
+            # What was opened for this event loop.
+            if hasattr(subject.store, "aclose"):
+                await subject.store.aclose()
+            await gantry.aclose()
+
+    return asyncio.run(measured())
 
 
 # The answer.
@@ -303,7 +494,7 @@ def many_callers(subject: Subject, gantry: Gantry, size: int, rounds: int, block
 
 def compare(stores: Sequence[str], sizes: Sequence[int], rounds: int, block_ns: float) -> list[dict[str, Any]]:
     """Measure, print each line as it is there, and return all of it."""
-    print(f"{'store':8} {'callers':>7} {'keys':>5}  {'what':14} {'over the bare driver':>22}  bare, here")
+    print(f"{'store':14} {'callers':>7} {'keys':>5}  {'what':14} {'over the bare driver':>22}  bare, here")
     lines = []
     for store in stores:
         for size in sizes:
@@ -313,7 +504,7 @@ def compare(stores: Sequence[str], sizes: Sequence[int], rounds: int, block_ns: 
                         seed(gantry, id, state(size))
                     for what, times in measure(subject, gantry, size, rounds, block_ns).items():
                         ratio, ns = times.ratio(), statistics.median(times.bare)
-                        print(f"{store:8} {callers:7} {size:5}  {what:14} {ratio!s:>22}  {ns / 1000:.1f} us", flush=True)
+                        print(f"{store:14} {callers:7} {size:5}  {what:14} {ratio!s:>22}  {ns / 1000:.1f} us", flush=True)
                         facts = {"store": store, "callers": callers, "keys": size, "what": what}
                         lines.append({**facts, "over_bare": ratio._asdict(), "bare_ns": ns})
     return lines
