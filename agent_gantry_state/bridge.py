@@ -17,7 +17,6 @@ import functools
 import inspect
 import sys
 import threading
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
@@ -25,10 +24,10 @@ from typing import Any, Protocol, TypeVar
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
-from anyio.lowlevel import RunVar
 
 from agent_gantry_state import steps as _steps
 from agent_gantry_state.errors import StoreClosedError, StoreTimeoutError
+from agent_gantry_state.hop import hop
 from agent_gantry_state.steps import Steps, Wait
 from agent_gantry_state.stores.protocol import (
     COMMIT_SECONDS,
@@ -71,8 +70,6 @@ _VERBS: dict[type[Any], str] = {
 GRACE = 0.5
 #: Seconds that a sync caller may keep an event loop waiting on whose thread it stands.
 LOOP_SECONDS = 0.05
-#: Threads that callers on one event loop may be waiting in at once.
-_WAITERS = 32
 
 
 class Bridge(Protocol):
@@ -207,8 +204,8 @@ class Local(_Methods):
         try:
             return self._attempt(request)
         except WouldBlock:
-            hop = functools.partial(_hop, self._answer[type(request)], request)
-            return await (_lease(hop) if type(request) is Lease else hop())
+            start = functools.partial(hop, self._answer[type(request)], request)
+            return await (_lease(start) if type(request) is Lease else start())
 
     def run(self, steps: Steps[T]) -> T:
         return _steps.run(steps, self.perform)
@@ -247,7 +244,7 @@ class Thread(_Methods):
     async def aperform(self, request: Message | Wait) -> Any:
         if isinstance(request, Wait):
             return await request.await_()
-        return await anyio.to_thread.run_sync(self._answer[type(request)], request, abandon_on_cancel=True)
+        return await hop(self._answer[type(request)], request)
 
     async def arun(self, steps: Steps[T]) -> T:
         return await _steps.arun(steps, self._ask_whole)
@@ -314,7 +311,7 @@ class HomeLoop(_Methods):
         if isinstance(request, Wait):
             return await request.await_()
         if not in_asyncio():
-            return await anyio.to_thread.run_sync(self.perform, request, abandon_on_cancel=True)
+            return await hop(self.perform, request)
         future = asyncio.wrap_future(self._send(request))
         done, _ = await asyncio.wait([future], timeout=request.timeout + GRACE)
         if not done:
@@ -457,26 +454,6 @@ def _run_until_blocked(steps: Steps[T], attempt: Callable[[Any], Any]) -> tuple[
     except StopIteration as stop:
         return None, stop.value
     return request, None
-
-
-_limiters: RunVar[anyio.CapacityLimiter] = RunVar("agent_gantry_state_limiter")
-
-
-async def _hop(answer: Callable[[Any], Any], request: Message) -> Any:
-    """Have a store answer in a thread, within the request's time, however many wait for a thread."""
-    try:
-        limiter = _limiters.get()
-    except LookupError:
-        # Not anyio's: tools may be holding all of its threads while they wait for this one's answer.
-        limiter = anyio.CapacityLimiter(_WAITERS)
-        _limiters.set(limiter)
-    deadline = time.monotonic() + request.timeout
-
-    def in_time() -> Any:
-        left = deadline - time.monotonic()
-        return answer(replace(request, timeout=max(left, 0.0)))
-
-    return await anyio.to_thread.run_sync(in_time, abandon_on_cancel=True, limiter=limiter)
 
 
 async def _arun_uncut(steps: Steps[T], perform: Callable[[Any], Awaitable[Any]]) -> T:

@@ -10,7 +10,7 @@ import random
 import time
 from dataclasses import replace
 
-from agent_gantry_state.errors import StoreError
+from agent_gantry_state.errors import StateError, StoreError
 from agent_gantry_state.steps import Pause, Steps
 from agent_gantry_state.stores.protocol import Commit, Committed, Forget, Moved
 
@@ -31,7 +31,7 @@ def sent(message: Commit | Forget, deadline: float, again: bool) -> Steps[Commit
         again: Whether to send it again while the store cannot be reached or does not answer.
 
     Raises:
-        StoreError: The store failed; `committed` covers all that was sent.
+        StateError: The store failed; `committed` covers all that was sent.
     """
     committed: bool | None = False
     pause = _FIRST_PAUSE
@@ -41,10 +41,10 @@ def sent(message: Commit | Forget, deadline: float, again: bool) -> Steps[Commit
         timeout = min(max(left / 2, _SHORTEST), left) if again else left
         try:
             answer: Committed | Moved | None = yield replace(message, timeout=timeout)
-        except StoreError as error:
+        except StateError as error:
             committed = None if error.committed is None else committed
             error.committed = committed
-            if not (again and error.transient) or time.monotonic() + pause >= deadline:
+            if not (again and isinstance(error, StoreError) and error.transient) or time.monotonic() + pause >= deadline:
                 raise
         else:
             return answer

@@ -10,17 +10,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import inspect
+import logging
 import os
+import socket
 import threading
 import time
 import weakref
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any, Protocol
 
 import anyio.to_thread
 
 from agent_gantry_state import steps as _steps
 from agent_gantry_state.errors import MissingDriverError, StoreClosedError, StoreError, StoreUnavailableError
+from agent_gantry_state.hop import hop
 from agent_gantry_state.steps import Steps
 from agent_gantry_state.stores.protocol import (
     COMMIT_SECONDS,
@@ -39,11 +43,13 @@ from agent_gantry_state.stores.protocol import (
 )
 from agent_gantry_state.stores.urls import check_timeouts, seconds
 
-__all__ = ["CONNECT_SECONDS", "TIMEOUTS", "AsyncLink", "Link", "RemoteStore", "driver"]
+__all__ = ["CONNECT_SECONDS", "TIMEOUTS", "AsyncLink", "Link", "RemoteStore", "driver", "hang_up"]
+
+_log = logging.getLogger("agent_gantry_state")
 
 #: Seconds that a new connection may take.
 CONNECT_SECONDS = 2.0
-#: Seconds that closing waits for the clients of another thread's event loop.
+#: Seconds that closing waits for the clients of an event loop.
 _CLOSE_SECONDS = 2.0
 
 #: The options of a URL that each store behind a network knows, for `StoreURL.read`.
@@ -88,8 +94,27 @@ class AsyncLink(Protocol):
         ...
 
     def drop(self) -> None:
-        """Close the sockets without the help of the event loop, which may be closed."""
+        """Part from the server without the help of the event loop, from any thread.
+
+        The loop may be closed, stand still and run again later, or be running (`hang_up` is safe with each): a socket that
+        it still watches must not be closed, for the next one gets its number.
+        """
         ...
+
+
+def hang_up(transport: asyncio.BaseTransport, loop: asyncio.AbstractEventLoop) -> None:
+    """End the connection of a transport of *loop*, from any thread and whatever the loop is doing."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        with contextlib.suppress(OSError):
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except TypeError:
+                # uvloop tells the number of its socket, and lets nobody else touch it.
+                with socket.socket(fileno=os.dup(sock.fileno())) as same:
+                    same.shutdown(socket.SHUT_RDWR)
+    with contextlib.suppress(RuntimeError):  # the loop is closed
+        loop.call_soon_threadsafe(transport.abort if isinstance(transport, asyncio.WriteTransport) else transport.close)
 
 
 @contextlib.contextmanager
@@ -205,12 +230,17 @@ class RemoteStore:
         deadline = time.monotonic() + message.timeout
         link = self._link or self._open()
         last = False
-        while True:
-            try:
-                return _steps.run(self._logic[type(message)](message), lambda request: link.ask(request, deadline))
-            except StoreError as error:
-                self._judge(error, message, last or time.monotonic() >= deadline)
-                last = True
+        try:
+            while True:
+                try:
+                    return _steps.run(self._logic[type(message)](message), lambda request: link.ask(request, deadline))
+                except StoreError as error:
+                    self._judge(error, message, last or time.monotonic() >= deadline)
+                    last = True
+        finally:
+            if self._closed:
+                # It may have been closed before this connected.
+                _shut(link)
 
     def _open(self) -> Link:
         with self._lock:
@@ -227,14 +257,20 @@ class RemoteStore:
         on_loop = self._alinks.get(asyncio.get_running_loop()) or await self._aopen()
         link = on_loop.link
         if link is None:
-            return await anyio.to_thread.run_sync(self._answered, message, abandon_on_cancel=True)
+            return await hop(self._answered, message)
         last = False
-        while True:
-            try:
-                return await _steps.arun(self._logic[type(message)](message), lambda request: link.ask(request, deadline))
-            except StoreError as error:
-                self._judge(error, message, last or time.monotonic() >= deadline)
-                last = True
+        try:
+            while True:
+                try:
+                    return await _steps.arun(
+                        self._logic[type(message)](message), lambda request: link.ask(request, deadline)
+                    )
+                except StoreError as error:
+                    self._judge(error, message, last or time.monotonic() >= deadline)
+                    last = True
+        finally:
+            if self._closed:
+                await _ashut(link)
 
     async def _aopen(self) -> _OnLoop:
         loop = asyncio.get_running_loop()
@@ -242,9 +278,14 @@ class RemoteStore:
             self._refuse_closed()
             for other in [other for other in self._alinks if other.is_closed()]:
                 self._alinks.pop(other).drop()
-            on_loop = self._alinks[loop] = _OnLoop(self._aconnect(), lambda: self._alinks.pop(loop, None))
+            on_loop = self._alinks[loop] = _OnLoop(self._aconnect(), self._forget_loop)
         await on_loop.start()
         return on_loop
+
+    def _forget_loop(self, on_loop: _OnLoop) -> None:
+        with self._lock:
+            if self._alinks.get(on_loop.loop) is on_loop:
+                del self._alinks[on_loop.loop]
 
     def _judge(self, error: StoreError, message: Message, last: bool) -> None:
         """Raise an error with what is known, unless what failed is to be asked once more."""
@@ -270,25 +311,31 @@ class RemoteStore:
 
     async def aclose(self) -> None:
         """`close`, for a caller on an event loop."""
-        for on_loop in self._end():
-            if on_loop.loop is asyncio.get_running_loop():
-                await on_loop.aclose()
-            else:
-                await anyio.to_thread.run_sync(on_loop.close)
+        on_loops = self._end()
+        try:
+            for on_loop in on_loops:
+                if on_loop.loop is asyncio.get_running_loop():
+                    await on_loop.aclose()
+                else:
+                    await anyio.to_thread.run_sync(on_loop.close)
+        finally:
+            # What a cancellation has left.
+            for on_loop in on_loops:
+                on_loop.drop()
 
-    def _end(self) -> Sequence[_OnLoop]:
+    def _end(self) -> Iterator[_OnLoop]:
         with self._lock:
             self._closed = True
             link, self._link = self._link, None
             on_loops = [*self._alinks.values()]
             self._alinks.clear()
         if link is not None:
-            link.close()
-        return on_loops
+            _shut(link)
+        return iter(on_loops)
 
     def _start_over(self) -> None:
         """What a child does after a fork: the connections are its parent's, and stay open for the parent."""
-        _keep_for_ever([self._link, *self._alinks.values()])
+        _keep_for_ever([self._link, *[on_loop.abandoned() for on_loop in self._alinks.values()]])
         self._link = None
         self._alinks.clear()
         self._lock = threading.RLock()
@@ -297,7 +344,7 @@ class RemoteStore:
 class _OnLoop:
     """The link of one event loop, which is closed when the loop ends."""
 
-    def __init__(self, link: AsyncLink | None, forget: Callable[[], Any]) -> None:
+    def __init__(self, link: AsyncLink | None, forget: Callable[[_OnLoop], None]) -> None:
         self.loop = asyncio.get_running_loop()
         self.link = link
         self._forget = forget
@@ -309,29 +356,79 @@ class _OnLoop:
         try:
             yield
         finally:
-            self._forget()
-            if self.link is not None:
-                await self.link.close()
+            self._forget(self)
+            if (link := self.abandoned()) is not None:
+                await _ashut(link)
 
     async def start(self) -> None:
-        async for _ in self._life:
-            break
+        # A loop that is about to end warns that it hears of this too late: then it is dropped like that of a closed loop.
+        with contextlib.suppress(ResourceWarning):
+            async for _ in self._life:
+                break
 
     async def aclose(self) -> None:
         await self._life.aclose()
 
     def close(self) -> None:
         """`aclose` from anywhere."""
-        if self.loop.is_running() and not _is_here(self.loop):
-            with contextlib.suppress(Exception):
-                asyncio.run_coroutine_threadsafe(self.aclose(), self.loop).result(_CLOSE_SECONDS)
+        if _is_here(self.loop):
+            # It cannot be waited for here: it is done when the loop goes on.
+            closing = self.loop.create_task(self.aclose())
+            _closings.add(closing)
+            closing.add_done_callback(_closings.discard)
+            return
+        if self.loop.is_running():
+            coroutine = self.aclose()
+            try:
+                asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(_CLOSE_SECONDS)
+            except Exception as error:  # noqa: BLE001 - of the loop, which may be ending or not come to it
+                _log.warning("a connection was cut off, for its event loop did not close it: %s", type(error).__name__)
+            else:
                 return
+            if not self.loop.is_running() and inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+                coroutine.close()
         self.drop()
 
     def drop(self) -> None:
-        if self.link is not None:
-            self.link.drop()
-            self.link = None
+        if (link := self.abandoned()) is not None:
+            _drop(link)
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                # Until the loop has parted from the sockets, nobody may find what is around them unused and complain.
+                self.loop.call_soon_threadsafe(lambda: link)
+
+    def abandoned(self) -> AsyncLink | None:
+        """The link, which is not this one's to close any more."""
+        link, self.link = self.link, None
+        return link
+
+
+#: Closings that go on, for the loop itself would not keep them.
+_closings: set[asyncio.Task[None]] = set()
+
+
+def _shut(link: Link) -> None:
+    try:
+        link.close()
+    except Exception as error:  # noqa: BLE001 - of any driver
+        _log.warning("a connection could not be closed in order: %s", type(error).__name__)
+
+
+async def _ashut(link: AsyncLink) -> None:
+    try:
+        await asyncio.wait_for(link.close(), _CLOSE_SECONDS)
+    except Exception as error:  # noqa: BLE001 - of any driver
+        _log.warning("a connection could not be closed in order: %s", type(error).__name__)
+        _drop(link)
+    except BaseException:
+        _drop(link)
+        raise
+
+
+def _drop(link: AsyncLink) -> None:
+    try:
+        link.drop()
+    except Exception as error:  # noqa: BLE001 - of any driver
+        _log.warning("a connection could not be closed: %s", type(error).__name__)
 
 
 def _is_here(loop: asyncio.AbstractEventLoop) -> bool:

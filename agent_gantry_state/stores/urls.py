@@ -61,11 +61,13 @@ class StoreURL:
         result = {}
         for name, text in self.options.items():
             if name not in known:
-                raise StoreURLError(f"{scheme}:// has no option {name!r}; it knows {', '.join(sorted(known)) or 'none'}")
-            try:
-                result[name] = known[name](text)
-            except ValueError:
-                raise StoreURLError(f"{scheme}://: option {name!r} is no valid {known[name].__name__}") from None
+                # With an @ in it, this may be the rest of a password that holds a question mark.
+                shown = "like one that is given" if "@" in self.parts.query else repr(name)
+                raise StoreURLError(f"{scheme}:// has no option {shown}; it knows {', '.join(sorted(known)) or 'none'}")
+            result[name] = _converted(known[name], text)
+            if result[name] is _INVALID:
+                kind = getattr(known[name], "__name__", "value")
+                raise StoreURLError(f"{scheme}://: option {name!r} is no valid {kind}")
         return result
 
     def path(self, what: str, how: str) -> str:
@@ -95,24 +97,43 @@ def open_store(url: str) -> Any:
     Raises:
         StoreURLError: The scheme or an option is unknown, or something in the URL is malformed.
     """
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        # From None: the error shows the URL, and with it a password.
-        raise StoreURLError("a store URL is malformed: its host cannot be read") from None
+    parts = _converted(urlsplit, url)
+    if parts is _INVALID:
+        raise StoreURLError(f"a store URL is malformed: its host cannot be read; {_ESCAPES}")
     if not parts.scheme or "://" not in url:
         raise StoreURLError("a store is named by a URL such as memory://, or given as an object; this is neither")
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     options = dict(pairs)
     if len(options) < len(pairs):
         raise StoreURLError(f"{parts.scheme}://: each option can be given once")
+    if parts.netloc and parts.scheme in _MODULES:
+        _refuse_misread(parts, options)
     return _scheme(parts.scheme)(StoreURL(parts, options))
+
+
+#: Stands for what does not convert. The converter's error is not kept: it shows what it was given, which may be a password.
+_INVALID = object()
+_ESCAPES = "write @ in a user name, password, path or option as %40, / as %2F, ? as %3F, # as %23, [ as %5B and ] as %5D"
+
+
+def _converted(convert: Callable[[str], Any], text: str) -> Any:
+    try:
+        return convert(text)
+    except ValueError:
+        return _INVALID
+
+
+def _refuse_misread(parts: SplitResult, options: Mapping[str, str]) -> None:
+    """Refuse a URL that cannot be meant as it reads: a part of a password would be taken for something that is shown."""
+    port = _converted(lambda _: parts.port, "") if "," not in parts.netloc else None
+    if port is _INVALID or parts.fragment or "@" in parts.path or any("@" in name for name in options):
+        raise StoreURLError(f"a {parts.scheme}:// URL is malformed: its port is no number, or {_ESCAPES}")
 
 
 def _scheme(scheme: str) -> Callable[[StoreURL], Any]:
     if scheme in _MODULES:
         return importlib.import_module(f"agent_gantry_state.stores.{_MODULES[scheme]}").from_url  # type: ignore[no-any-return]
-    registered = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+    registered = {point.name.lower(): point for point in entry_points(group=ENTRY_POINT_GROUP)}
     if scheme in registered:
         return registered[scheme].load()  # type: ignore[no-any-return]
     known = sorted({*_MODULES, *registered})

@@ -5,6 +5,7 @@ Pure functions of snapshots, and how a whole namespace is written as one string 
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
@@ -133,7 +134,9 @@ def write_image(image: Image) -> bytes:
             snapshot.expires_at,
             snapshot.slides,
             snapshot.touched,
-            dict(image.tokens),
+            # Not as a dict: keys that are no str take the encoder's long way, with everything beside them.
+            [*image.tokens],
+            [*image.tokens.values()],
         ]
     )
     return b"".join((_LAYOUT, zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "big"), body))
@@ -158,17 +161,73 @@ def read_image(data: bytes, namespace: Namespace | None = None) -> Image:
     if layout != _LAYOUT or zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "big") != checksum:
         raise _damaged()
     try:
-        address, values, packed, versions, head, born, owner, expires_at, slides, touched, tokens = codec.unpack(body)
-        image = Image(
-            Namespace(*address),
-            Snapshot(values, packed, versions, head, owner, expires_at, slides, touched, born),
-            tokens,
-        )
-    except (StateError, TypeError, ValueError):
+        image = _image(*codec.unpack(body))
+    except (StateError, TypeError, ValueError, ArithmeticError):
         raise _damaged() from None
     if namespace is not None and image.namespace != namespace:
         raise CorruptEntryError("a memory cannot be read: what is stored in its place is another one's")
     return image
+
+
+_TEXT: Final = frozenset({str})
+_BYTES: Final = frozenset({bytes})
+_TIMES: Final = frozenset({int, float})
+_PLAIN: Final = frozenset(codec.IMMUTABLE)
+
+
+def _image(
+    address: Any,
+    values: Any,
+    packed: Any,
+    versions: Any,
+    head: Any,
+    born: Any,
+    owner: Any,
+    expires_at: Any,
+    slides: Any,
+    touched: Any,
+    tokens: Any,
+    untils: Any,
+) -> Image:
+    """Put an image together of what was decoded, if each part is what `write_image` writes there.
+
+    Raises:
+        ValueError, TypeError: It is not.
+    """
+    whole = (
+        type(address) is list
+        and _is_mapping(values, _PLAIN)
+        and _is_mapping(versions, _BYTES)
+        and versions.keys() == values.keys()
+        and (head is None or type(head) is bytes)
+        and (born is None or type(born) is bytes)
+        and (owner is None or type(owner) is str)
+        and type(touched) in _TIMES
+        # A NaN is less than nothing.
+        and touched <= math.inf
+        and (packed == {} or (_is_mapping(packed, _BYTES) and all(values.get(key, key) is None for key in packed)))
+        and (expires_at == slides == {} or (_are_times(expires_at, values) and _are_times(slides, values)))
+        and (tokens == untils == [] or (type(tokens) is list and type(untils) is list))
+        and _BYTES.issuperset(map(type, tokens))
+        and _TIMES.issuperset(map(type, untils))
+        and all(until <= math.inf for until in untils)
+    )
+    if not whole or (expires_at and not slides.keys().isdisjoint(expires_at)):
+        raise ValueError
+    snapshot = Snapshot(values, packed, versions, head, owner, expires_at, slides, touched, born)
+    return Image(Namespace(*address), snapshot, dict(zip(tokens, untils, strict=True)))
+
+
+def _is_mapping(mapping: Any, kinds: frozenset[Any]) -> bool:
+    return type(mapping) is dict and _TEXT.issuperset(map(type, mapping)) and kinds.issuperset(map(type, mapping.values()))
+
+
+def _are_times(mapping: Any, values: dict[str, Any]) -> bool:
+    return (
+        _is_mapping(mapping, _TIMES)
+        and mapping.keys() <= values.keys()
+        and all(time <= math.inf for time in mapping.values())
+    )
 
 
 def _damaged() -> CorruptEntryError:

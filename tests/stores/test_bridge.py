@@ -94,7 +94,24 @@ class AsyncStore:
         self.inner.close()
 
 
-STORES = {"memory": MemoryStore, "blocking": BlockingStore, "local": LocalStore, "async": AsyncStore}
+class NetworkStore(BlockingStore):
+    """Blocks for some callers and is awaited by those on asyncio's event loops."""
+
+    async def answer(self, message, /):
+        await asyncio.sleep(0.001)
+        return getattr(self, type(message).__name__.lower())(message)
+
+    async def aclose(self):
+        self.close()
+
+
+STORES = {
+    "memory": MemoryStore,
+    "blocking": BlockingStore,
+    "local": LocalStore,
+    "network": NetworkStore,
+    "async": AsyncStore,
+}
 
 
 @pytest.fixture
@@ -615,6 +632,26 @@ def test_every_message_gets_its_answer(kind, asker):
         "float",
         "NoneType",
     ]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("kind", STORES)
+def test_load_gets_its_thread_while_tools_hold_all_of_anyios(kind, backend):
+    its_bridge = bridge.bridge_to(STORES[kind]())
+    gate = threading.Event()
+
+    async def main():
+        anyio.to_thread.current_default_thread_limiter().total_tokens = 1
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.to_thread.run_sync, gate.wait)
+            await anyio.wait_all_tasks_blocked()
+            with anyio.move_on_after(5) as scope:
+                await its_bridge.arun(asking(Load((NAMESPACE,))))
+            gate.set()
+        assert not scope.cancelled_caught
+
+    anyio.run(main, backend=backend)
+    its_bridge.close()
 
 
 # A store's errors.

@@ -1,0 +1,433 @@
+"""What changes a store is sent until an answer comes or the time is over, and the error covers all that was sent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+
+import anyio
+import pytest
+from shelf import A, ShelfServer, ShelfStore
+
+from agent_gantry_state import (
+    CorruptEntryError,
+    Gantry,
+    MemoryConflictError,
+    StoreClosedError,
+    StoreTimeoutError,
+    StoreUnavailableError,
+    sending,
+)
+from agent_gantry_state.sending import sent
+from agent_gantry_state.steps import Pause
+from agent_gantry_state.stores.memory import MemoryStore
+from agent_gantry_state.stores.protocol import Change, Commit, Committed, Forget, Moved, Put
+
+MESSAGE = Commit(b"t" * 16, b"v" * 8, (Change(A, None, {"x": Put(1)}, (), {"x": None}),))
+
+
+class Time:
+    """A clock that goes by when somebody pauses or a send takes its time."""
+
+    now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Time()
+    monkeypatch.setattr(sending, "time", clock)
+    return clock
+
+
+def down(committed=None):
+    return StoreUnavailableError("down", committed=committed)
+
+
+def late(committed=None):
+    return StoreTimeoutError("late", committed=committed)
+
+
+class Sends:
+    """Drives `sent`, with outcomes that are answers or errors; one that is late takes all of its time."""
+
+    def __init__(self, clock, outcomes, again=True, message=MESSAGE, seconds=6.0):
+        self.clock = clock
+        self.messages, self.pauses = [], []
+        self.outcomes = iter(outcomes)
+        self.steps = sent(message, clock.now + seconds, again)
+
+    def run(self):
+        request = next(self.steps)
+        with contextlib.suppress(StopIteration):
+            while True:
+                if isinstance(request, Pause):
+                    self.pauses.append(request.seconds)
+                    self.clock.now += request.seconds
+                    request = self.steps.send(None)
+                    continue
+                self.messages.append(request)
+                outcome = next(self.outcomes)
+                if isinstance(outcome, StoreTimeoutError):
+                    self.clock.now += request.timeout
+                if isinstance(outcome, Exception):
+                    request = self.steps.throw(outcome)
+                else:
+                    self.steps.send(outcome)
+        return outcome
+
+
+@pytest.mark.parametrize("answer", [Committed(), Moved((), 0.0)])
+@pytest.mark.parametrize("lost", [[], [down()], [late()], [down(False), late(), down()]])
+def test_change_is_sent_until_there_is_an_answer(clock, lost, answer):
+    sends = Sends(clock, [*lost, answer])
+
+    assert sends.run() == answer
+
+    assert len(sends.messages) == len(lost) + 1
+    assert {(each.token, each.version) for each in sends.messages} == {(MESSAGE.token, MESSAGE.version)}
+
+
+def test_pauses_grow_to_a_bound_and_are_jittered(clock):
+    sends = Sends(clock, iter(lambda: down(), None))
+
+    with pytest.raises(StoreUnavailableError):
+        sends.run()
+
+    assert 0.005 <= sends.pauses[0] <= 0.01
+    assert all(0 < pause <= 0.25 for pause in sends.pauses)
+    assert 24 <= len(sends.messages) <= 60
+    assert clock.now < 106.001
+
+
+def test_each_send_leaves_time_for_another(clock):
+    sends = Sends(clock, iter(lambda: late(), None))
+
+    with pytest.raises(StoreTimeoutError):
+        sends.run()
+
+    times = [message.timeout for message in sends.messages]
+    assert times[0] == 3.0
+    assert len(times) >= 4
+    assert sum(times) + sum(sends.pauses) < 6.001
+    assert all(timeout >= 1.0 for timeout in times[:-1])
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "committed"),
+    [
+        ([down(False)], False),
+        ([late(False), down(False)], False),
+        ([down(None), down(False)], None),
+        ([down(False), late(None), late(False)], None),
+    ],
+)
+def test_error_says_what_is_known_of_all_sends(clock, outcomes, committed):
+    last = type(outcomes[-1])
+    fatal = StoreClosedError("closed", committed=False)
+    sends = Sends(clock, [*outcomes, fatal])
+
+    with pytest.raises(StoreClosedError) as caught:
+        sends.run()
+
+    assert caught.value is fatal
+    assert caught.value.committed is committed
+    assert issubclass(last, Exception)
+
+
+def test_error_that_is_no_stores_is_not_surer_than_what_was_sent(clock):
+    sends = Sends(clock, [down(None), CorruptEntryError("damaged")])
+
+    with pytest.raises(CorruptEntryError) as caught:
+        sends.run()
+
+    assert caught.value.committed is None
+
+
+def test_error_that_will_not_pass_is_not_sent_again(clock):
+    sends = Sends(clock, [StoreClosedError("closed")])
+
+    with pytest.raises(StoreClosedError):
+        sends.run()
+
+    assert len(sends.messages) == 1
+
+
+def test_store_whose_answers_are_not_lost_is_sent_it_once_and_given_all_the_time(clock):
+    sends = Sends(clock, [down(False)], again=False)
+
+    with pytest.raises(StoreUnavailableError) as caught:
+        sends.run()
+
+    assert [message.timeout for message in sends.messages] == [6.0]
+    assert caught.value.committed is False
+
+
+def test_erasure_is_sent_again_too(clock):
+    sends = Sends(clock, [down(), None], message=Forget((A,)))
+
+    assert sends.run() is None
+
+    assert len(sends.messages) == 2
+
+
+def test_nothing_is_sent_again_when_the_time_is_over(clock):
+    sends = Sends(clock, [late(), late()], seconds=0.5)
+
+    with pytest.raises(StoreTimeoutError):
+        sends.run()
+
+    assert [message.timeout for message in sends.messages] == [0.5]
+
+
+# Over a server that loses things.
+
+
+@pytest.fixture
+def server():
+    server = ShelfServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["sync", "asyncio", "trio", "threads under asyncio"])
+def run(request):
+    """Runs a sync or an async tool as its callers would."""
+
+    def run(gantry, body):
+        if request.param == "sync":
+            return gantry.with_memory(body)()
+
+        async def tool(memory):
+            return body(memory)
+
+        if request.param.startswith("threads"):
+            gantry._wiring.settings.bridge.store.async_link = None
+        return anyio.run(gantry.with_memory(tool), backend=request.param.split()[-1])
+
+    return run
+
+
+@pytest.fixture
+def gantry(server, monkeypatch):
+    monkeypatch.setattr(sending, "_SHORTEST", 0.1)
+    store = ShelfStore(server, commit_timeout=0.6)
+    yield Gantry(store, session="local")
+    store.close()
+
+
+def add(memory):
+    memory.setdefault("log", []).append("x")
+    return memory.add("n", 1)
+
+
+def read(memory):
+    return dict(memory)
+
+
+@pytest.mark.parametrize("fault", ["cut before", "cut after", "lose", "ignore"])
+def test_commit_whose_answer_is_lost_lands_once(server, gantry, run, fault):
+    run(gantry, add)
+    server.faults["swap"] = [fault]
+
+    assert run(gantry, add) == 2
+
+    assert run(gantry, read) == {"log": ["x", "x"], "n": 2}
+    assert len(server.sent("swap")) == (2 if fault in ("cut after", "lose") else 3)
+
+
+def test_commit_that_another_overtakes_after_its_answer_was_lost_is_merged_once(server, gantry, run):
+    run(gantry, add)
+    server.faults["swap"] = ["hold"]
+    stranger = Gantry(ShelfStore(server), session="local")
+
+    def overtake():
+        server.held.acquire()
+        stranger.with_memory(add)()
+        server.let_go.set()
+
+    thread = threading.Thread(target=overtake)
+    thread.start()
+
+    run(gantry, add)
+
+    thread.join()
+    stranger._wiring.settings.bridge.store.close()
+    assert run(gantry, read) == {"log": ["x"] * 3, "n": 3}
+
+
+def test_conflict_after_a_lost_request_is_no_unknown_outcome(server, gantry):
+    server.faults["swap"] = ["cut before"]
+    stranger = Gantry(ShelfStore(server), session="local")
+
+    @stranger.with_memory
+    def theirs(memory):
+        memory["x"] = "theirs"
+
+    @gantry.with_memory
+    def ours(memory):
+        memory["x"] = "ours"
+        server.faults.clear()
+        theirs()
+        server.faults["swap"] = ["cut before"]
+
+    with pytest.raises(MemoryConflictError) as caught:
+        ours()
+
+    stranger._wiring.settings.bridge.store.close()
+    assert caught.value.committed is False
+
+
+def test_commit_that_is_never_answered_is_unknown_within_its_time(server, gantry, run):
+    server.faults["swap"] = ["ignore"] * 10
+
+    with pytest.raises(StoreTimeoutError) as caught:
+        run(gantry, add)
+
+    assert caught.value.committed is None
+
+
+def test_commit_that_was_never_sent_is_surely_not_written(server, gantry, run):
+    def tool(memory):
+        memory["x"] = 1
+        server.stop()
+
+    with pytest.raises(StoreUnavailableError) as caught:
+        run(gantry, tool)
+
+    assert caught.value.committed is False
+
+
+def test_erasure_whose_answer_is_lost_is_done(server, gantry):
+    gantry.with_memory(add)()
+    server.faults["swap"] = ["cut after"]
+
+    gantry.end_session("local")
+
+    assert gantry.with_memory(read)() == {}
+
+
+def test_commit_goes_on_being_sent_while_its_caller_is_cancelled(server, gantry):
+    server.faults["swap"] = ["cut before", "hold", "cut after"]
+
+    @gantry.with_memory
+    async def tool(memory):
+        return add(memory)
+
+    async def main():
+        task = asyncio.ensure_future(tool())
+        await asyncio.to_thread(server.held.acquire)
+        task.cancel()
+        await asyncio.sleep(0)
+        server.let_go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+
+    assert gantry.with_memory(read)() == {"log": ["x"], "n": 1}
+
+
+# The times of each message are its store's.
+
+
+class Plain(MemoryStore):
+    inline = False
+    load_timeout, commit_timeout = 1.25, 2.5
+
+    def __init__(self):
+        super().__init__()
+        self.times = {}
+
+    def _note(self, message):
+        self.times[type(message).__name__] = message.timeout
+
+
+def noting(verb):
+    def method(self, message, /):
+        self._note(message)
+        return getattr(MemoryStore, verb)(self, message)
+
+    return method
+
+
+def awaiting(verb):
+    async def method(self, message, /):
+        return getattr(self.inner, verb)(message)
+
+    return method
+
+
+VERBS = ("load", "commit", "forget", "list", "lease", "release")
+for _verb in VERBS:
+    setattr(Plain, _verb, noting(_verb))
+
+
+class Inline(Plain):
+    inline = True
+
+
+class Local(Plain):
+    def attempt(self, message, /):
+        return getattr(self, type(message).__name__.lower())(message)
+
+
+class Network(Plain):
+    async def answer(self, message, /):
+        return getattr(self, type(message).__name__.lower())(message)
+
+    async def aclose(self):
+        self.close()
+
+
+class Coroutines:
+    clock = None
+    load_timeout, commit_timeout = Plain.load_timeout, Plain.commit_timeout
+
+    def __init__(self):
+        self.inner = Plain()
+        self.times = self.inner.times
+
+    async def close(self):
+        self.inner.close()
+
+
+for _verb in VERBS:
+    setattr(Coroutines, _verb, awaiting(_verb))
+
+
+@pytest.mark.parametrize("way", ["sync", "asyncio"])
+@pytest.mark.parametrize("kind", [Inline, Local, Plain, Network, Coroutines])
+def test_messages_have_the_times_of_a_third_partys_store(kind, way):
+    store = kind()
+    gantry = Gantry(store, session="local")
+
+    @gantry.with_memory(exclusive=True)
+    def tool(memory):
+        memory["x"] = 1
+
+    @gantry.with_memory(exclusive=True)
+    async def atool(memory):
+        memory["x"] = 1
+
+    if way == "sync":
+        tool()
+        gantry.end_session("local")
+    else:
+
+        async def main():
+            await atool()
+            await gantry.aend_session("local")
+
+        asyncio.run(main())
+    gantry._wiring.settings.bridge.close()
+
+    # What can be sent again is given half of the time first.
+    first = 1.25 if gantry._wiring.settings.bridge.resendable else 2.5
+    assert store.times.pop("Commit") == pytest.approx(first, abs=0.1)
+    assert store.times.pop("Forget") == pytest.approx(first, abs=0.1)
+    assert store.times.pop("Load") == 1.25
+    assert set(store.times.values()) <= {1.25}
