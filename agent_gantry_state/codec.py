@@ -20,7 +20,7 @@ import ormsgpack
 
 from agent_gantry_state.errors import CorruptEntryError, UnstorableValueError
 
-__all__ = ["FORMAT", "IMMUTABLE", "decode", "encode", "pack", "shortened", "unpack"]
+__all__ = ["FORMAT", "IMMUTABLE", "decode", "encode", "pack", "repack", "shortened", "unpack"]
 
 #: First byte of every stored record; a reader refuses one that it does not know.
 FORMAT = b"\x01"
@@ -96,6 +96,15 @@ def pack(value: Any) -> bytes:
     if (0xC4 in packed or 0xC5 in packed or 0xC6 in packed) and type(value) not in IMMUTABLE:
         check(value, "")
     return packed
+
+
+def repack(value: Any) -> bytes:
+    """`pack` for a value of which every part is known to come back as it went in, because it was packed before."""
+    try:
+        return _packb(value, _DEFAULTS[0], _OPTIONS)
+    except (TypeError, RecursionError):
+        # A key that is no str, or a lone surrogate.
+        return _tagged_pack(value, 0, 0)
 
 
 def unpack(packed: bytes) -> Any:

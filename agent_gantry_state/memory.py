@@ -43,6 +43,7 @@ class Terms:
         serializable: Whether what was read must be unchanged when the call commits.
         exclusive: Whether calls wait for each other. They are serializable, too.
         owned: Whether the namespace belongs to whoever first wrote to it.
+        reruns: Whether the body runs again after a conflict, so that one harms nobody.
     """
 
     scope: str
@@ -53,6 +54,7 @@ class Terms:
     serializable: bool = False
     exclusive: bool = False
     owned: bool = False
+    reruns: bool = False
 
     def joined(self, other: Terms) -> Terms:
         """These terms for a memory that another declaration asks for as well."""
@@ -64,6 +66,7 @@ class Terms:
             serializable=self.serializable or other.serializable,
             exclusive=self.exclusive or other.exclusive,
             owned=self.owned or other.owned,
+            reruns=self.reruns or other.reruns,
         )
 
 

@@ -64,12 +64,19 @@ class Conflict(Exception):
     """Both sides changed the same thing. A declared merge may raise it, too."""
 
 
-def three_way(base: Any, theirs: Any, ours: Any) -> Any:
+def three_way(base: Any, theirs: Any, ours: Any, reruns: bool = False) -> Any:
     """Merge what is safe to merge.
 
     Nested dicts merge key by key; lists that both sides only appended to become theirs followed by our additions, also
     from an absent or empty list; sets take the additions and removals of both. A side that changed nothing gives way. The
-    same new value from both sides is no conflict, unless it is a list: two equal additions are two.
+    same new value from both sides is no conflict, unless it is a list, for two equal additions are two, or a number that was
+    another number before, for both may have counted.
+
+    Args:
+        base: What both sides started from.
+        theirs: What the other one made of it.
+        ours: What this one made of it.
+        reruns: Whether this one can run again: then the same number where there was none before is a conflict as well.
 
     Returns:
         The merged value, made of parts of the three, or `ABSENT`.
@@ -86,26 +93,28 @@ def three_way(base: Any, theirs: Any, ours: Any) -> Any:
     if theirs is ABSENT or ours is ABSENT:
         raise Conflict
     kind = type(ours)
-    if kind is not type(theirs) or kind not in _MERGERS:
-        if _same(theirs, ours):
-            return theirs
-        raise Conflict
+    if kind is not type(theirs) or kind not in _CONTAINERS:
+        if not _same(theirs, ours) or (is_number(ours) and (reruns or is_number(base))):
+            raise Conflict
+        return theirs
     if base is ABSENT:
         base = kind()
     elif type(base) is not kind:
         raise Conflict
+    if kind is dict:
+        return _merge_dict(base, theirs, ours, reruns)
     return _MERGERS[kind](base, theirs, ours)
 
 
-def _merge_dict(base: dict[Any, Any], theirs: dict[Any, Any], ours: dict[Any, Any]) -> dict[Any, Any]:
+def _merge_dict(base: dict[Any, Any], theirs: dict[Any, Any], ours: dict[Any, Any], reruns: bool) -> dict[Any, Any]:
     merged = {}
     for key, value in theirs.items():
-        kept = three_way(base.get(key, ABSENT), value, ours.get(key, ABSENT))
+        kept = three_way(base.get(key, ABSENT), value, ours.get(key, ABSENT), reruns)
         if kept is not ABSENT:
             merged[key] = kept
     for key, value in ours.items():
         if key not in theirs:
-            kept = three_way(base.get(key, ABSENT), ABSENT, value)
+            kept = three_way(base.get(key, ABSENT), ABSENT, value, reruns)
             if kept is not ABSENT:
                 merged[key] = kept
     return merged
@@ -126,7 +135,8 @@ def _merge_set(base: set[Any], theirs: set[Any], ours: set[Any]) -> set[Any]:
     return type(ours)(kept.values())
 
 
-_MERGERS: dict[type, Merge] = {dict: _merge_dict, list: _merge_list, set: _merge_set, frozenset: _merge_set}
+_MERGERS: dict[type, Merge] = {list: _merge_list, set: _merge_set, frozenset: _merge_set}
+_CONTAINERS = frozenset({dict, *_MERGERS})
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -206,7 +216,7 @@ def union(base: Any, theirs: Any, ours: Any) -> Any:
     if theirs is ABSENT or ours is ABSENT:
         return ours if theirs is ABSENT else theirs
     kind = type(ours)
-    if kind is not type(theirs) or kind not in _MERGERS:
+    if kind is not type(theirs) or kind not in _CONTAINERS:
         raise Conflict("merge.union needs two sets, two lists or two dicts")
     if kind is dict:
         return {**theirs, **ours}

@@ -173,7 +173,7 @@ class Rebase:
         elif key in self.terms.merges and not (_unchanged(base, ours) or _unchanged(base, theirs)):
             merged = self.terms.merges[key](base, theirs, ours)
         else:
-            merged = merge.three_way(base, theirs, ours)
+            merged = merge.three_way(base, theirs, ours, self.terms.reruns)
         if merged is ABSENT:
             return ABSENT if theirs is not ABSENT else None
         packed = pack_at(merged, key)

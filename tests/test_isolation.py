@@ -616,3 +616,36 @@ def test_keys_must_be_names(gantry, keys):
 def test_isolation_must_be_known(gantry, isolation):
     with pytest.raises(DeclarationError, match="isolation"):
         gantry.with_memory(isolation=isolation)
+
+
+# Counting by hand.
+
+
+@pytest.mark.parametrize("first", [None, 1])
+def test_call_that_runs_again_counts_by_hand_without_losing_one(gantry, call, first):
+    if first is not None:
+        meanwhile(gantry, n=first)
+    runs = []
+
+    def count(memory):
+        memory["n"] = memory.get("n", 0) + 1
+        if not runs:
+            runs.append(1)
+            with gantry.independent():
+                meanwhile(gantry, n=memory["n"])
+
+    call(gantry, count, on_conflict="retry")
+
+    assert content(gantry)["n"] == (first or 0) + 2
+
+
+def test_two_calls_that_count_by_hand_from_one_number_conflict(gantry, call):
+    meanwhile(gantry, n=1)
+
+    def count(memory):
+        memory["n"] += 1
+        with gantry.independent():
+            meanwhile(gantry, n=2)
+
+    with pytest.raises(MemoryConflictError):
+        call(gantry, count)

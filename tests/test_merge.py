@@ -199,11 +199,30 @@ def _in_dict(side: Any) -> dict[str, Any]:
     return {"other": [0]} if side is ABSENT else {"other": [0], "k": side}
 
 
-@pytest.mark.parametrize("value", [None, 1, "a", (1, 2), 1.5, b"x"])
+@pytest.mark.parametrize("value", [None, 1, "a", True, (1, 2), 1.5, b"x"])
 @pytest.mark.parametrize("base", [ABSENT, "before"])
 def test_the_same_new_scalar_from_both_is_no_conflict(base, value):
     assert three_way(base, value, value) == value
     assert three_way({"k": base} if base else {}, {"k": value}, {"k": value}) == {"k": value}
+
+
+@pytest.mark.parametrize("wrap", [lambda side: side, lambda side: {"in": {"n": side}}], ids=["top", "nested"])
+@pytest.mark.parametrize(("base", "value"), [(1, 2), (0, 1.0), (decimal.Decimal(1), decimal.Decimal(2))])
+def test_the_same_number_in_place_of_another_is_a_conflict_as_both_may_have_counted(wrap, base, value):
+    with pytest.raises(Conflict):
+        three_way(wrap(base), wrap(value), wrap(value))
+
+
+@pytest.mark.parametrize(("base", "theirs"), [(ABSENT, 1), (None, 1), ({}, {"n": 1}), ({"in": {}}, {"in": {"n": 1}})])
+def test_the_same_first_number_is_a_conflict_for_a_call_that_can_run_again(base, theirs):
+    assert three_way(base, theirs, theirs) == theirs
+
+    with pytest.raises(Conflict):
+        three_way(base, theirs, theirs, reruns=True)
+
+
+def test_the_same_new_text_is_no_conflict_for_a_call_that_can_run_again():
+    assert three_way("open", "done", "done", reruns=True) == "done"
 
 
 def test_the_same_deletion_by_both_is_no_conflict():

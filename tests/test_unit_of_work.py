@@ -251,9 +251,9 @@ def test_deleted_by_one_and_changed_by_the_other_is_a_conflict(ours, theirs):
         steps.send(Moved((snapshot(b"h1", **theirs),), 0.0))
 
 
-@pytest.mark.parametrize("theirs", [{"a": 2}, {}])
+@pytest.mark.parametrize("theirs", [{"a": "new"}, {}])
 def test_the_same_change_by_both_leaves_nothing_to_write(theirs):
-    unit, memory = opened(snapshot(a=1))
+    unit, memory = opened(snapshot(a="old"))
     memory.clear()
     memory.update(theirs)
     steps = unit.finish()
@@ -281,7 +281,7 @@ def test_clear_deletes_the_keys_that_were_loaded():
     [
         ({"merges": {"k": merge.max}}, {"k": 1}, 5, {"k": 7}, {"k": 3}, {"k": 5}),
         ({}, {}, {"x"}, {"k": {"x"}}, {"k": set()}, {"k": {"x"}}),
-        ({}, {"k": 1}, 5, {"k": 5}, {"k": 1}, {"k": 5}),
+        ({}, {"k": "old"}, "new", {"k": "new"}, {"k": "old"}, {"k": "new"}),
     ],
 )
 def test_a_change_that_theirs_made_needless_is_merged_again_when_theirs_moves_on(terms, base, ours, first, second, expected):
@@ -298,16 +298,16 @@ def test_a_change_that_theirs_made_needless_is_merged_again_when_theirs_moves_on
 
 
 def test_a_key_that_both_set_alike_is_a_conflict_when_it_is_set_otherwise_before_the_commit():
-    unit, memory = opened(snapshot(k=1, log=[]))
-    memory["k"] = 5
+    unit, memory = opened(snapshot(k="old", log=[]))
+    memory["k"] = "new"
     memory["log"].append("ours")
     steps = unit.finish()
     next(steps)
-    commit = steps.send(Moved((snapshot(b"h1", k=5, log=["t1"]),), 0.0))
-    assert commit.changes[0].checks.get("k") == codec.pack(5)
+    commit = steps.send(Moved((snapshot(b"h1", k="new", log=["t1"]),), 0.0))
+    assert commit.changes[0].checks.get("k") == codec.pack("new")
 
     with pytest.raises(MemoryConflictError):
-        steps.send(Moved((snapshot(b"h2", k=7, log=["t1", "t2"]),), 0.0))
+        steps.send(Moved((snapshot(b"h2", k="newer", log=["t1", "t2"]),), 0.0))
 
 
 # Erased and expired.

@@ -95,6 +95,10 @@ class Plan:
 
     def __init__(self, wiring: Wiring, fn: Any, declarations: tuple[Declaration, ...]) -> None:
         self.wiring = wiring
+        self.retries = max(declaration.retries for declaration in declarations)
+        if self.retries:
+            # The body runs again for all of its memories, whichever decorator says so.
+            declarations = tuple([replace(each, terms=replace(each.terms, reruns=True)) for each in declarations])
         self.declarations = declarations
         self.target = fn.__func__ if isinstance(fn, (classmethod, staticmethod)) else fn
         self.code = _code_owner(self.target)
@@ -105,7 +109,6 @@ class Plan:
         self.is_generator = inspect.isgeneratorfunction(self.code)
         self.is_async_generator = inspect.isasyncgenfunction(self.code)
         self.injected = frozenset(declaration.into for declaration in declarations)
-        self.retries = max(declaration.retries for declaration in declarations)
         if self.is_generator or self.is_async_generator:
             self._refuse_reruns()
         self._parameters = _signature(self.target).parameters

@@ -122,7 +122,7 @@ class Image(NamedTuple):
 def write_image(image: Image) -> bytes:
     """A namespace as bytes, which `read_image` reads."""
     snapshot = image.snapshot
-    body = codec.pack(
+    body = codec.repack(
         [
             list(image.namespace),
             snapshot.values,
