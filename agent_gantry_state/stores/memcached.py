@@ -1,0 +1,511 @@
+"""Memories in memcached: fast, shared by processes and machines, and gone when the server says so.
+
+A namespace is one item, and memcached changes an item only for who names the number of its last change. So a load is one
+`gets`, and a commit works out what follows from what this process has read and sends it in one `cas`. If somebody else was
+quicker it reads again: what stands in the way of the change is answered, and what does not is merged by trying again.
+
+What memcached cannot do, this store does not pretend to: it lists nothing, writes one namespace at a time, and what the
+server drops, to make room or because it ends, is gone.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import random
+import time
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+from urllib.parse import unquote
+
+import cachetools
+
+from agent_gantry_state.errors import (
+    MemoryTooLargeError,
+    NotAtomicError,
+    StateError,
+    StoreError,
+    StoreTimeoutError,
+    StoreURLError,
+)
+from agent_gantry_state.namespace import Namespace
+from agent_gantry_state.steps import Pause, Steps
+from agent_gantry_state.stores.memcached_alinks import AsyncMemcachedLink
+from agent_gantry_state.stores.memcached_item import (
+    NO_TOKENS,
+    TOKEN_SECONDS,
+    dropped_until,
+    has_token,
+    read_item,
+    with_token,
+    write_item,
+)
+from agent_gantry_state.stores.memcached_links import BorrowingLink, MemcachedLink
+from agent_gantry_state.stores.memcached_server import Server
+from agent_gantry_state.stores.memcached_wire import ItemTooLargeError, Replies, Request, deletes, gets, stores
+from agent_gantry_state.stores.network import CONNECT_SECONDS, TIMEOUTS, AsyncLink, Link, RemoteStore
+from agent_gantry_state.stores.protocol import (
+    COMMIT_SECONDS,
+    EMPTY,
+    LOAD_SECONDS,
+    Change,
+    Commit,
+    Committed,
+    Forget,
+    Lease,
+    List,
+    Load,
+    Loaded,
+    Moved,
+    Page,
+    Release,
+    Snapshot,
+)
+from agent_gantry_state.stores.urls import StoreURL
+from agent_gantry_state.stores.whole import applied, chosen, is_moved
+
+__all__ = ["MemcachedStore", "from_url"]
+
+#: Bytes of what was read that are kept, to be told by their bytes when they are read again.
+_KEPT_BYTES: Final = 16 << 20
+#: Bytes that memcached adds to an item.
+_ITEM_BYTES: Final = 64
+#: Seconds beyond the last expiry for which memcached keeps an item, for its clock has whole seconds.
+_EXTRA_SECONDS: Final = 2
+#: Seconds by which two processes may differ about a server's time.
+_CLOCK_SECONDS: Final = 2.0
+#: The last time that memcached understands.
+_LAST_SECOND: Final = 2**31 - 1
+#: Seconds between the tries of a commit: at first, and at most. A random part of each is taken.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
+
+_COMMITTED = Committed()
+
+
+class _Kept(NamedTuple):
+    """A namespace as this process knows it.
+
+    Attributes:
+        data: Its bytes; b"" where there is none.
+        unique: The number of the change that made it; None if that is not known, or there is none.
+        life: The life of the server in which the number holds.
+    """
+
+    data: bytes
+    snapshot: Snapshot
+    tokens: bytes
+    unique: bytes | None
+    life: object
+
+
+#: A lease's item, the life of the server, the holder, and until when.
+_Leased = tuple[bytes | None, object, bytes, float]
+_UNLEASED: _Leased = (None, None, b"", -math.inf)
+_NOTHING = _Kept(b"", EMPTY, NO_TOKENS, None, None)
+
+
+class _Place(NamedTuple):
+    """Where a namespace and its lease are kept."""
+
+    server: Server
+    key: bytes
+    lease: bytes
+
+
+class MemcachedStore(RemoteStore):
+    """Keeps memories in memcached 1.4 or later; `List` and atomic commits of several namespaces are beyond it.
+
+    Args:
+        servers: One or several: ``host``, ``host:port``, ``[address]:port``, or the path of a socket. Every process that is
+            to share memories names them alike; their order does not matter. Adding one moves only the memories that it
+            gets, which begin anew there.
+        user, password: For servers that were started with an authentication file (``-Y``).
+        prefix: Stands before every key, to keep apart programs that share a server: at most 100 printable ASCII letters.
+        client: A `pymemcache.PooledClient` of yours, for one server, instead of *servers*. It stays open. Callers on event
+            loops use it in a thread.
+        max_connections: To each server, for this process's threads together and for each event loop.
+        connect_timeout: Seconds that a new connection may take.
+        load_timeout: Seconds that everything but a commit may take.
+        commit_timeout: Seconds that a commit or an erasure may take, with all its resends.
+
+    Raises:
+        TypeError: Both *servers* and *client* are given, or neither, or *client* is no pool.
+        ValueError: A value is out of its range.
+    """
+
+    def __init__(
+        self,
+        servers: str | Iterable[str] | None = None,
+        *,
+        user: str | None = None,
+        password: str | None = None,
+        prefix: str = "agent-gantry:",
+        client: Any = None,
+        max_connections: int = 32,
+        connect_timeout: float = CONNECT_SECONDS,
+        load_timeout: float = LOAD_SECONDS,
+        commit_timeout: float = COMMIT_SECONDS,
+    ) -> None:
+        super().__init__(connect_timeout=connect_timeout, load_timeout=load_timeout, commit_timeout=commit_timeout)
+        if (servers is None) == (client is None):
+            raise TypeError("MemcachedStore: name the servers or give a client of yours, one of the two")
+        if client is not None:
+            if not hasattr(client, "client_pool") or not hasattr(client, "server"):
+                raise TypeError("MemcachedStore: client must be a pymemcache.PooledClient")
+            address = client.server
+            servers = address if isinstance(address, str) else f"[{address[0]}]:{address[1]}"
+        if (user is None) != (password is None) or (user is not None and (not user or " " in user)):
+            raise ValueError("MemcachedStore: user and password go together, and a user has no space in the name")
+        if len(prefix) > 100 or not (prefix.isascii() and prefix.isprintable()) or " " in prefix:
+            raise ValueError("MemcachedStore: prefix must be at most 100 printable ASCII letters, without spaces")
+        if max_connections < 1:
+            raise ValueError(f"MemcachedStore: max_connections must be at least 1, not {max_connections}")
+        names = [servers] if isinstance(servers, str) else [*(servers or ())]
+        self._servers = {server.name: server for server in map(Server, names)}
+        if not names or len(self._servers) < len(names):
+            raise ValueError("MemcachedStore: each server is to be named once, and there must be one")
+        self._credentials = None if user is None or password is None else (user, password)
+        self._prefix = prefix.encode()
+        self._client = client
+        self._max_connections = max_connections
+        self._place = lru_cache(4096)(self._placed)
+        self._kept: cachetools.LRUCache[Namespace, _Kept] = cachetools.LRUCache(
+            _KEPT_BYTES, lambda kept: 3 * len(kept.data) + 1000
+        )
+        # Tokens of commits of which it is not known whether they landed, each with the time of the first try.
+        self._doubts: dict[bytes, float] = {}
+
+    def __repr__(self) -> str:
+        return f"<MemcachedStore {', '.join(self._servers)}>"
+
+    # Links.
+
+    def _connect(self) -> Link:
+        if self._client is not None:
+            return BorrowingLink(self._client, *self._servers.values())
+        return MemcachedLink(self._servers.values(), self._credentials, self.connect_timeout, self._max_connections)
+
+    def _aconnect(self) -> AsyncLink | None:
+        if self._client is not None:
+            return None
+        return AsyncMemcachedLink(self._servers.values(), self._credentials, self.connect_timeout, self._max_connections)
+
+    # Time and place.
+
+    def _now(self, server: Server) -> float:
+        """The time on a server's clock."""
+        return server.now()
+
+    def _is_timed(self, server: Server) -> bool:
+        """Whether the time on a server's clock is known, as it is once it was asked for anything."""
+        return self._now(server) > -math.inf
+
+    def _exptime(self, until: float) -> int:
+        """When memcached is to drop an item that is of no use from *until* on: seconds since the epoch, 0 for never."""
+        if until + _EXTRA_SECONDS > _LAST_SECOND:
+            return 0
+        # Small numbers would be taken for seconds from now on.
+        return math.ceil(until) + _EXTRA_SECONDS
+
+    def _placed(self, namespace: Namespace) -> _Place:
+        digest = namespace.digest
+        # Not a ring of hashes: the highest of one per server gives each the same share, and needs no table.
+        server = max(self._servers.values(), key=lambda each: hashlib.sha256(digest + each.name.encode()).digest())
+        name = base64.urlsafe_b64encode(digest).rstrip(b"=")
+        return _Place(server, self._prefix + b"m:" + name, self._prefix + b"l:" + name)
+
+    def _by_server(self, namespaces: Sequence[Namespace]) -> dict[Server, dict[bytes, Namespace]]:
+        found: dict[Server, dict[bytes, Namespace]] = {}
+        for namespace in namespaces:
+            place = self._place(namespace)
+            found.setdefault(place.server, {})[place.key] = namespace
+        return found
+
+    # What this process knows.
+
+    def _known(self, namespace: Namespace) -> _Kept | None:
+        with self._lock:
+            return self._kept.get(namespace)
+
+    def _keep(self, namespace: Namespace, kept: _Kept) -> None:
+        with self._lock:
+            self._kept.pop(namespace, None)
+            if 3 * len(kept.data) + 1000 <= _KEPT_BYTES:
+                self._kept[namespace] = kept
+
+    def _read(self, namespaces: Sequence[Namespace]) -> Steps[dict[Namespace, _Kept]]:
+        """What is there, and this process knows it from now on."""
+        found: dict[Namespace, _Kept] = {}
+        if len(namespaces) == 1:
+            place = self._place(namespaces[0])
+            by_server = {place.server: {place.key: namespaces[0]}}
+        else:
+            by_server = self._by_server(namespaces)
+        for server, keys in by_server.items():
+            replies = yield from _asked(gets(server, [*keys]))
+            items = replies.answers[0]
+            for key, namespace in keys.items():
+                item = items.get(key)
+                if item is None:
+                    found[namespace] = _NOTHING
+                    with self._lock:
+                        self._kept.pop(namespace, None)
+                    continue
+                known = self._known(namespace)
+                if known is None or known.data != item.data:
+                    known = _Kept(item.data, *read_item(item.data, namespace), item.unique, replies.life)
+                    self._keep(namespace, known)
+                elif known.unique != item.unique or known.life != replies.life:
+                    known = known._replace(unique=item.unique, life=replies.life)
+                    self._keep(namespace, known)
+                found[namespace] = known
+        return found
+
+    # Loading.
+
+    def _load(self, message: Load) -> Steps[Loaded]:
+        found = yield from self._read(message.namespaces)
+        if len(message.namespaces) == 1 and message.keys is None:
+            (namespace,) = message.namespaces
+            now = self._now(self._place(namespace).server)
+            return Loaded((found[namespace].snapshot.live(now),), now)
+        # Each server has a clock of its own.
+        times = {server: self._now(server) for server in {self._place(n).server for n in message.namespaces}}
+        snapshots = [found[each].snapshot.live(times[self._place(each).server]) for each in message.namespaces]
+        if message.keys is not None:
+            snapshots = [
+                snapshot if keys is None else chosen(snapshot, keys, message.names)
+                for snapshot, keys in zip(snapshots, message.keys, strict=True)
+            ]
+        return Loaded(tuple(snapshots), max(times.values()))
+
+    # Committing.
+
+    def _commit(self, message: Commit) -> Steps[Committed | Moved]:
+        written = [change for change in message.changes if _writes(change)]
+        if written and len(several := [each for each in message.changes if _counts(each)]) > 1:
+            raise NotAtomicError(
+                "memcached writes one memory at a time, and nothing was written: this call "
+                + ("changed several" if len(written) > 1 else "changed one and had to find another as it was")
+                + f" ({', '.join(each.namespace.scope for each in several)}). Change one memory in a call, or use a store "
+                "that commits together",
+                scopes=[each.namespace.scope for each in several],
+            )
+        landed = False
+        # What is only touched comes last: a call whose change has moved leaves nothing behind.
+        for change in sorted(message.changes, key=_writes, reverse=True):
+            try:
+                moved = yield from self._commit_one(change, message)
+            except StateError as error:
+                if landed:
+                    error.committed = None
+                raise
+            if moved is not None and (_counts(change) or len(message.changes) == 1):
+                return (yield from self._all_moved(message, moved))
+            landed = landed or _writes(change)
+        return _COMMITTED
+
+    def _all_moved(self, message: Commit, moved: Moved) -> Steps[Moved]:
+        """The answer where one of several has moved: how all of them stand."""
+        if len(message.changes) == 1:
+            return moved
+        found = yield from self._reread([each.namespace for each in message.changes])
+        now = max(self._now(self._place(each).server) for each in found)
+        return Moved(tuple([found[each.namespace].snapshot.live(now) for each in message.changes]), now)
+
+    def _reread(self, namespaces: Sequence[Namespace]) -> Steps[dict[Namespace, _Kept]]:
+        """`_read` for a commit, of which nothing is written by reading."""
+        try:
+            return (yield from self._read(namespaces))
+        except StoreError as error:
+            error.committed = False
+            raise
+
+    def _commit_one(self, change: Change, message: Commit) -> Steps[Moved | None]:
+        """Do what one change says, or answer how its namespace stands if that is in the way."""
+        namespace, token = change.namespace, message.token
+        place = self._place(namespace)
+        deadline, pause = time.monotonic() + message.timeout, _FIRST_PAUSE
+        effect = _writes(change)
+        # What was loaded is mostly still there, and if it is not the server says so.
+        kept = _NOTHING if change.head is None and self._is_timed(place.server) else self._known(namespace)
+        fresh = False
+        while True:
+            if kept is None or (kept.unique is None and (change.head is not None and not fresh)):
+                kept = (yield from self._reread((namespace,)))[namespace]
+                fresh = True
+            now = self._now(place.server)
+            if token and has_token(kept.tokens, token, now):
+                return None
+            there = kept.snapshot.live(now)
+            if there.head != change.head and is_moved(change, there):
+                if fresh:
+                    self._refuse_doubtful(token, change, kept, now)
+                    return Moved((there,), now)
+                kept = None
+                continue
+            if not effect and not (change.touch and there.slides):
+                if fresh:
+                    return None
+                kept = None
+                continue
+            written = yield from self._write(place, change, message, kept, there)
+            if written:
+                return None
+            if time.monotonic() + pause >= deadline:
+                raise StoreTimeoutError(
+                    f"other calls kept changing the same memory for {message.timeout:g} s, so that nothing was written; "
+                    "try again, or spread what they write over more memories",
+                    committed=False,
+                )
+            if fresh:
+                yield Pause(random.uniform(0, pause))  # noqa: S311 - jitter
+                pause = min(pause * 2, _LONGEST_PAUSE)
+            kept, fresh = None, False
+
+    def _write(self, place: _Place, change: Change, message: Commit, kept: _Kept, there: Snapshot) -> Steps[bool]:
+        """Replace what was read by what follows from it; False: it is not what is there."""
+        namespace, server, token = change.namespace, place.server, message.token
+        after = applied(change, there, message.version, lambda: self._now(server))
+        sent = self._now(server)
+        tokens = with_token(kept.tokens, token, sent) if token else kept.tokens
+        data = write_item(namespace, after, tokens)
+        size = len(data) + len(place.key) + _ITEM_BYTES
+        if server.max_item is not None and size > server.max_item:
+            raise _too_large(change, after, size, server.max_item)
+        exptime = self._exptime(after.last_expiry())
+        try:
+            replies = yield from _asked(stores(server, place.key, data, exptime, kept.unique, kept.life))
+        except ItemTooLargeError:
+            raise _too_large(change, after, size, server.max_item or size) from None
+        except StoreError as error:
+            if error.committed is None and token:
+                self._doubt(token, sent)
+            raise
+        if replies.answers[0] != b"STORED":
+            return False
+        self._keep(namespace, _Kept(data, after, tokens, None, None))
+        return True
+
+    def _doubt(self, token: bytes, now: float) -> None:
+        with self._lock:
+            for old in [old for old, since in self._doubts.items() if since + TOKEN_SECONDS <= now]:
+                del self._doubts[old]
+            self._doubts.setdefault(token, now)
+
+    def _refuse_doubtful(self, token: bytes, change: Change, kept: _Kept, now: float) -> None:
+        """Refuse to say that a commit did not land of which that cannot be known any more.
+
+        Raises:
+            StoreError: An earlier try may have landed, and what would tell is gone.
+        """
+        since = self._doubts.get(token)
+        if since is None or (
+            kept is not _NOTHING
+            and (change.born is None or kept.snapshot.born == change.born)
+            and dropped_until(kept.tokens) < since
+            and now < since + TOKEN_SECONDS - _CLOCK_SECONDS
+        ):
+            return
+        raise StoreError(
+            "it is not known whether what the call changed was written: memcached did not answer, and what would tell is "
+            "not there any more",
+            committed=None,
+        )
+
+    # Erasing, listing, leases.
+
+    def _forget(self, message: Forget) -> Steps[None]:
+        for server, keys in self._by_server(message.namespaces).items():
+            yield from _asked(deletes(server, [*keys]))
+            for namespace in keys.values():
+                with self._lock:
+                    self._kept.pop(namespace, None)
+
+    def _list(self, message: List) -> Steps[Page]:
+        raise StoreError("memcached cannot tell what it holds, so that memories in it cannot be listed: use another store")
+        yield
+
+    def _lease(self, message: Lease) -> Steps[float]:
+        place = self._place(message.namespace)
+        unique, life, holder, until = _UNLEASED
+        if not self._is_timed(place.server):
+            unique, life, holder, until = yield from self._leased(place)
+        while True:
+            now = self._now(place.server)
+            if holder != message.holder and until > now:
+                return until - now
+            until = now + message.ttl
+            data = repr(until).encode() + b" " + message.holder
+            replies = yield from _asked(stores(place.server, place.lease, data, self._exptime(until), unique, life))
+            if replies.answers[0] == b"STORED":
+                return 0.0
+            unique, life, holder, until = yield from self._leased(place)
+
+    def _leased(self, place: _Place) -> Steps[_Leased]:
+        """Who holds a lease: number and life of the item, holder, and until when."""
+        replies = yield from _asked(gets(place.server, [place.lease]))
+        item = replies.answers[0].get(place.lease)
+        if item is None:
+            return _UNLEASED
+        until, _, holder = item.data.partition(b" ")
+        try:
+            return item.unique, replies.life, holder, float(until)
+        except ValueError:
+            return item.unique, replies.life, b"", -math.inf
+
+    def _release(self, message: Release) -> Steps[None]:
+        place = self._place(message.namespace)
+        unique, life, holder, _ = yield from self._leased(place)
+        if unique is not None and holder == message.holder:
+            # To replace is the only way to name the change that is to be undone; it expires at once.
+            yield from _asked(stores(place.server, place.lease, b"", -1, unique, life))
+
+
+def _asked(request: Request) -> Steps[Replies]:
+    replies: Replies = yield request  # type: ignore[misc]
+    return replies
+
+
+def _writes(change: Change) -> bool:
+    return bool(change.puts or change.deletes or change.owner is not None)
+
+
+def _counts(change: Change) -> bool:
+    """Whether a change has to be of one moment with others: one that only touches conflicts with nothing."""
+    return _writes(change) or change.whole or bool(change.checks)
+
+
+def _too_large(change: Change, after: Snapshot, size: int, limit: int) -> MemoryTooLargeError:
+    changed = {key: put.packed for key, put in change.puts.items()} or after.packed
+    key = max(changed, key=lambda each: len(changed[each]), default="")
+    return MemoryTooLargeError(
+        f"nothing was written: a {change.namespace.scope} memory of {size} bytes is more than memcached keeps in an item "
+        f"({limit} bytes); the largest key that the call changed is {key!r}. Keep less in it, spread it over several "
+        "memories, or start memcached with a higher limit, -I 4m",
+        key=key,
+        size=size,
+        limit=limit,
+    )
+
+
+def from_url(url: StoreURL) -> MemcachedStore:
+    """The store that a memcached:// URL names."""
+    options = url.read({"prefix": str, "max_connections": int, **TIMEOUTS})
+    people, at, hosts = url.parts.netloc.rpartition("@")
+    path = unquote(url.parts.path)
+    if url.parts.fragment or (hosts and path not in ("", "/")) or not (hosts or len(path) > 1):
+        raise StoreURLError(
+            "memcached:// takes hosts or the path of a socket: memcached://host:port,host:port, memcached:///path"
+        )
+    user, colon, password = people.partition(":")
+    if at and not (user and colon):
+        raise StoreURLError("memcached://: a user has a password, memcached://user:password@host")
+    if at:
+        options |= {"user": unquote(user), "password": unquote(password)}
+    try:
+        return MemcachedStore(hosts.split(",") if hosts else path, **options)
+    except ValueError as error:
+        raise StoreURLError(str(error)) from None

@@ -1,0 +1,92 @@
+"""An item: a namespace as bytes, and before it the tokens of the commits that wrote it lately.
+
+The tokens stay bytes from one commit to the next, for a namespace in heavy use has many, and none is mostly looked for.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Final
+
+from agent_gantry_state.errors import CorruptEntryError
+from agent_gantry_state.namespace import Namespace
+from agent_gantry_state.stores.protocol import Snapshot
+from agent_gantry_state.stores.whole import Image, read_image, write_image
+
+__all__ = ["NO_TOKENS", "TOKEN_SECONDS", "dropped_until", "has_token", "read_item", "with_token", "write_item"]
+
+#: Seconds for which a commit that landed is remembered, so that it can be sent again, and how many a namespace remembers.
+TOKEN_SECONDS: Final = 60.0
+_TOKENS: Final = 64
+
+#: Layout, length of the tokens, their checksum.
+_HEAD: Final = struct.Struct(">BII")
+_LAYOUT: Final = 1
+_TIME: Final = struct.Struct(">d")
+_TOKEN_BYTES: Final = 16
+_ENTRY_BYTES: Final = _TOKEN_BYTES + _TIME.size
+
+#: The time when the last of those landed that were dropped for newer ones, then each token and until when it is kept.
+NO_TOKENS: Final = _TIME.pack(float("-inf"))
+
+
+def write_item(namespace: Namespace, snapshot: Snapshot, tokens: bytes) -> bytes:
+    """What memcached keeps."""
+    return b"".join(
+        (_HEAD.pack(_LAYOUT, len(tokens), zlib.crc32(tokens)), tokens, write_image(Image(namespace, snapshot, {})))
+    )
+
+
+def read_item(data: bytes, namespace: Namespace) -> tuple[Snapshot, bytes]:
+    """Read what `write_item` wrote: the snapshot and the tokens.
+
+    Raises:
+        CorruptEntryError: It is damaged, of a newer layout, or another namespace's.
+    """
+    try:
+        layout, length, checksum = _HEAD.unpack_from(data)
+    except struct.error:
+        layout, length, checksum = 0, 0, 0
+    if layout > _LAYOUT:
+        raise CorruptEntryError(
+            f"a memory was written by a newer version of agent-gantry-state (item layout {layout}, this one knows "
+            f"{_LAYOUT}): upgrade the package; nothing was changed in it"
+        )
+    end = _HEAD.size + length
+    tokens = data[_HEAD.size : end]
+    if layout != _LAYOUT or zlib.crc32(tokens) != checksum or (length - _TIME.size) % _ENTRY_BYTES:
+        raise CorruptEntryError("a memory cannot be read: its bytes are damaged")
+    return read_image(data[end:], namespace).snapshot, tokens
+
+
+def has_token(tokens: bytes, token: bytes, now: float) -> bool:
+    """Whether a commit with this token has landed, as far as is still remembered."""
+    at = tokens.find(token, _TIME.size)
+    while at >= 0:
+        if (at - _TIME.size) % _ENTRY_BYTES == 0:
+            return _until(tokens, at) > now
+        at = tokens.find(token, at + 1)
+    return False
+
+
+def with_token(tokens: bytes, token: bytes, now: float) -> bytes:
+    """The tokens that a namespace remembers after a commit."""
+    start, dropped = _TIME.size, dropped_until(tokens)
+    while start < len(tokens) and _until(tokens, start) <= now:
+        start += _ENTRY_BYTES
+    surplus = len(tokens) - (_TOKENS - 1) * _ENTRY_BYTES
+    while start < surplus:
+        # They come from processes whose clocks differ a little.
+        dropped = max(dropped, _until(tokens, start) - TOKEN_SECONDS)
+        start += _ENTRY_BYTES
+    return b"".join((_TIME.pack(dropped), tokens[start:], token, _TIME.pack(now + TOKEN_SECONDS)))
+
+
+def dropped_until(tokens: bytes) -> float:
+    """When the last commit landed whose token was dropped before its time."""
+    return _TIME.unpack_from(tokens)[0]  # type: ignore[no-any-return]
+
+
+def _until(tokens: bytes, at: int) -> float:
+    return _TIME.unpack_from(tokens, at + _TOKEN_BYTES)[0]  # type: ignore[no-any-return]

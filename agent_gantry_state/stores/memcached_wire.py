@@ -1,0 +1,242 @@
+"""What is said to a memcached, and how its replies are read: the text protocol, without a socket.
+
+A request is what the store's logic yields; a link has it answered on a connection. Replies end where their lengths say, and
+whatever does not fit closes the connection, so that no reply is ever taken for another one's.
+
+There is no driver below: of those that there are for asyncio, one ends a reply wherever a value happens to hold its last
+word, and one gives a connection back with a cancelled request's reply still to come.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+from agent_gantry_state.errors import StoreError
+from agent_gantry_state.stores.memcached_server import Server
+
+__all__ = [
+    "LINE",
+    "STATS",
+    "VALUES",
+    "Disconnected",
+    "Garbled",
+    "Item",
+    "ItemTooLargeError",
+    "Refused",
+    "Replies",
+    "Request",
+    "Talk",
+    "deletes",
+    "exchange",
+    "gets",
+    "greeting",
+    "stores",
+]
+
+#: How a connection is used: bytes are sent, None asks for what has come.
+Talk = Generator[Any, bytes, Any]
+#: A kind of reply reads from a place in the bytes that have come: what it holds and where it ends, None if more is to come.
+Kind = Callable[[bytearray, int], tuple[Any, int] | None]
+
+#: A line of a reply is never longer.
+_LONGEST_LINE: Final = 8192
+_ERRORS: Final = (b"ERROR", b"CLIENT_ERROR", b"SERVER_ERROR")
+_STATS: Final = b"stats\r\n"
+
+
+class Disconnected(Exception):
+    """The server has closed the connection."""
+
+
+class Garbled(Exception):
+    """What came is no reply to what was asked."""
+
+
+class Refused(Exception):
+    """The server answered with an error.
+
+    Attributes:
+        line: Its words.
+    """
+
+    def __init__(self, line: bytes) -> None:
+        super().__init__()
+        self.line = line
+
+
+class ItemTooLargeError(StoreError):
+    """The server keeps no item that large."""
+
+
+class Item(NamedTuple):
+    """A value that the server holds, and the number of its last change."""
+
+    data: bytes
+    unique: bytes
+
+
+class Replies(NamedTuple):
+    """The replies to a request, and the life of the server in which they were given."""
+
+    answers: list[Any]
+    life: object
+
+
+class Request(NamedTuple):
+    """Commands for one server, sent together.
+
+    Attributes:
+        server: Which.
+        payload: The bytes of the commands.
+        kinds: How the reply of each is read.
+        life: The life of the server in which the number of a change was given out that the commands name; None: any. In
+            another one the number means something else, and nothing is sent.
+    """
+
+    server: Server
+    payload: bytes
+    kinds: tuple[Kind, ...]
+    life: object = None
+
+
+def _line(buffer: bytearray, at: int) -> tuple[bytes, int] | None:
+    end = buffer.find(b"\r\n", at)
+    if end < 0:
+        if len(buffer) - at > _LONGEST_LINE:
+            raise Garbled
+        return None
+    line = bytes(buffer[at:end])
+    if line.startswith(_ERRORS):
+        raise Refused(line)
+    return line, end + 2
+
+
+def _values(buffer: bytearray, at: int) -> tuple[dict[bytes, Item], int] | None:
+    found: dict[bytes, Item] = {}
+    while (read := _line(buffer, at)) is not None:
+        line, at = read
+        if line == b"END":
+            return found, at
+        try:
+            word, key, _, size, unique = line.split(b" ")
+            end = at + int(size)
+        except ValueError:
+            raise Garbled from None
+        if word != b"VALUE" or not unique.isdigit() or end < at:
+            raise Garbled
+        if len(buffer) < end + 2:
+            return None
+        if buffer[end : end + 2] != b"\r\n":
+            raise Garbled
+        found[key] = Item(bytes(buffer[at:end]), unique)
+        at = end + 2
+    return None
+
+
+def _stats(buffer: bytearray, at: int) -> tuple[dict[bytes, bytes], int] | None:
+    found: dict[bytes, bytes] = {}
+    while (read := _line(buffer, at)) is not None:
+        line, at = read
+        if line == b"END":
+            return found, at
+        word, _, rest = line.partition(b" ")
+        if word != b"STAT":
+            raise Garbled
+        name, _, value = rest.partition(b" ")
+        found[name] = value
+    return None
+
+
+LINE: Final[Kind] = _line
+VALUES: Final[Kind] = _values
+STATS: Final[Kind] = _stats
+
+
+def gets(server: Server, keys: Sequence[bytes]) -> Request:
+    """Ask for items; for the time too, where it was not asked for lately."""
+    payload = b"gets " + b" ".join(keys) + b"\r\n"
+    if server.is_due():
+        return Request(server, _STATS + payload, (STATS, VALUES))
+    return Request(server, payload, (VALUES,))
+
+
+def stores(server: Server, key: bytes, data: bytes, exptime: int, unique: bytes | None, life: object) -> Request:
+    """Replace the item that has the number *unique*; None: make one where there is none."""
+    verb = b"add" if unique is None else b"cas"
+    number = b"" if unique is None else b" " + unique
+    head = b"%b %b 0 %d %d%b\r\n" % (verb, key, exptime, len(data), number)
+    return Request(server, b"".join((head, data, b"\r\n")), (LINE,), None if unique is None else life)
+
+
+def deletes(server: Server, keys: Sequence[bytes]) -> Request:
+    """Delete items."""
+    return Request(server, b"".join([b"delete " + key + b"\r\n" for key in keys]), (LINE,) * len(keys))
+
+
+def conversation(payload: bytes, kinds: Iterable[Kind]) -> Talk:
+    """Send commands and read their replies."""
+    yield payload
+    buffer = bytearray()
+    answers: list[Any] = []
+    at = 0
+    for kind in kinds:
+        while (read := kind(buffer, at)) is None:
+            data = yield None
+            if not data:
+                raise Disconnected
+            buffer += data
+        answer, at = read
+        answers.append(answer)
+    if at != len(buffer):
+        raise Garbled
+    return answers
+
+
+def exchange(request: Request) -> Talk:
+    """A request's conversation. What it tells of the time is noted."""
+    sent = time.monotonic()
+    answers = yield from conversation(request.payload, request.kinds)
+    if request.kinds[0] is STATS:
+        request.server.learn(answers.pop(0), sent, time.monotonic())
+    return answers
+
+
+def greeting(server: Server, credentials: tuple[str, str] | None) -> Talk:
+    """What is said on a new connection: who we are, if the server wants to know, and who it is.
+
+    Returns:
+        The life of the server.
+
+    Raises:
+        StoreError: The server does not let us in.
+    """
+    if credentials is not None:
+        yield from _log_in(*credentials)
+    sent = time.monotonic()
+    try:
+        stats, settings = yield from conversation(_STATS + b"stats settings\r\n", (STATS, STATS))
+    except Refused as refused:
+        if refused.line.startswith(b"CLIENT_ERROR unauthenticated"):
+            raise StoreError("memcached asks for a user and a password: memcached://user:password@host") from None
+        raise
+    return server.learn(stats, sent, time.monotonic(), settings)
+
+
+def _log_in(user: str, password: str) -> Talk:
+    try:
+        yield from conversation(b"version\r\n", (LINE,))
+    except Refused as refused:
+        if not refused.line.startswith(b"CLIENT_ERROR unauthenticated"):
+            raise
+    else:
+        # It would keep the password as an item that anybody can read.
+        raise StoreError("memcached asks for no password: take it out of the store's URL, or start memcached with -Y")
+    words = f"{user} {password}".encode()
+    try:
+        (line,) = yield from conversation(b"set _ 0 0 %d\r\n%b\r\n" % (len(words), words), (LINE,))
+    except Refused:
+        line = b""
+    if line != b"STORED":
+        raise StoreError("memcached does not know this user with this password")
