@@ -625,9 +625,11 @@ class StoreContract:
     def test_whole_is_moved_by_any_commit(self, talk: Talk) -> None:
         talk.write(A, x=1, y=1)
         late = talk.change(A, {"x": put(2)}, whole=True)
-        talk.write(A, y=5)
+        talk.write(A, y=5, new=1)
 
-        assert isinstance(talk.send(late), Moved)
+        answer = talk.send(late)
+        assert isinstance(answer, Moved)
+        assert answer.snapshots[0].versions == talk.load()[0].versions
         assert talk.send(talk.change(A, {"x": put(2)}, whole=True)) == Committed()
 
     def test_whole_is_moved_where_there_was_no_namespace(self, talk: Talk) -> None:

@@ -377,7 +377,8 @@ class Moved:
     """Answer to `Commit`: nothing is written, for something is not as it was loaded.
 
     Attributes:
-        snapshots: For each change, how its namespace stands now. It may hold no more than the keys in `checks`.
+        snapshots: For each change, how its namespace stands now. It may hold no more than the keys in `checks`; but for a
+            change that is `whole`, its `versions` has every key that there is, so that what moved can be named.
         now: Time on the store's clock.
     """
 

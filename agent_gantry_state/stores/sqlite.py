@@ -614,7 +614,7 @@ def _moved(execute: Execute, change: Change, state: Any) -> bool:
 
 
 def _as_it_stands(execute: Execute, change: Change) -> Snapshot:
-    return _chosen(execute, change.namespace, tuple(change.checks), False, -math.inf)
+    return _chosen(execute, change.namespace, tuple(change.checks), change.whole, -math.inf)
 
 
 def _apply(execute: Execute, change: Change, state: Any, version: bytes, now: float) -> int:
