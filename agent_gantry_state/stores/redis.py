@@ -1,0 +1,398 @@
+"""Memories in Redis or Valkey, alone, behind a Sentinel or in a cluster.
+
+A namespace is one hash. A load and a commit are one script each, for all namespaces of a call, so that each is one round
+trip and one atomic step. A load says what this process still has of a namespace, and gets it only if it has changed. Time is
+the server's, and expiry is judged by the scripts. What lies where stands in redis_layout.py, what is run in
+redis_scripts.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from agent_gantry_state.errors import CorruptEntryError, NotAtomicError, StoreError
+from agent_gantry_state.namespace import Namespace
+from agent_gantry_state.steps import Steps
+from agent_gantry_state.stores import redis_scripts as scripts
+from agent_gantry_state.stores.network import CONNECT_SECONDS, TIMEOUTS, AsyncLink, Link, RemoteStore
+from agent_gantry_state.stores.protocol import (
+    COMMIT_SECONDS,
+    EMPTY,
+    KEEP,
+    LOAD_SECONDS,
+    Change,
+    Commit,
+    Committed,
+    Forget,
+    Lease,
+    List,
+    Listed,
+    Load,
+    Loaded,
+    Moved,
+    Page,
+    Release,
+    Snapshot,
+)
+from agent_gantry_state.stores.redis_address import Address, address_from
+from agent_gantry_state.stores.redis_layout import (
+    TAGS,
+    Place,
+    chosen,
+    index_of,
+    listed,
+    mark_of,
+    moment,
+    place_of,
+    text_argument,
+    version_of,
+    whole,
+    written,
+)
+from agent_gantry_state.stores.redis_links import ALink
+from agent_gantry_state.stores.redis_links import Link as OwnLink
+from agent_gantry_state.stores.redis_routes import Direct, Route, slot_of
+from agent_gantry_state.stores.redis_wire import Refusal, refused
+from agent_gantry_state.stores.urls import StoreURL
+from agent_gantry_state.stores.whole import applied
+
+__all__ = ["Address", "RedisStore", "from_url"]
+
+PREFIX: Final = "agent-gantry-state:"
+MAX_CONNECTIONS: Final = 50
+
+#: Seconds for which a commit that landed is remembered, so that it can be sent again.
+TOKEN_SECONDS: Final = 60.0
+#: Snapshots kept to be given again while their heads stand, and how many bytes the records of one may have.
+_KEPT, _KEPT_BYTES = 128, 65536
+#: Namespaces that one script looks at for a `List`, as the server does nothing else meanwhile.
+_LOOKED_AT = 1000
+#: Hash tags that a cluster is asked for at once.
+_TAGS_AT_ONCE = 32
+
+_COMMITTED: Final = Committed()
+
+
+class RedisStore(RemoteStore):
+    """Keeps memories in Redis 6.2 or newer, or Valkey.
+
+    Nothing is opened before it is first needed. How lasting a commit is, and what happens when memory runs out, is the
+    server's configuration: see docs/stores/redis.md.
+
+    Args:
+        address: Where it is; with a client of your own, leave it out.
+        client: Your own `redis.Redis` or `redis.cluster.RedisCluster`, which stays open. It serves every caller that
+            *aclient* does not.
+        aclient: Your own `redis.asyncio.Redis` or `redis.asyncio.cluster.RedisCluster`, which stays open. It belongs to
+            the event loop that uses it first.
+        prefix: What the names of all keys begin with.
+        max_connections: At most so many connections to a server for callers that block, and for each event loop.
+        connect_timeout: Seconds that a new connection may take, within the time of the message that needs it.
+        load_timeout: Seconds that everything but a commit may take.
+        commit_timeout: Seconds that a commit or an erasure may take, with all its resends.
+
+    Raises:
+        ValueError: A number is not positive, the prefix has a brace in it, or there is an address beside a client.
+        TypeError: A client is of another kind.
+        MissingDriverError: hiredis, or for a client redis, is not installed.
+    """
+
+    def __init__(
+        self,
+        address: Address | None = None,
+        *,
+        client: Any = None,
+        aclient: Any = None,
+        prefix: str = PREFIX,
+        max_connections: int = MAX_CONNECTIONS,
+        connect_timeout: float = CONNECT_SECONDS,
+        load_timeout: float = LOAD_SECONDS,
+        commit_timeout: float = COMMIT_SECONDS,
+    ) -> None:
+        if max_connections < 1:
+            raise ValueError("RedisStore: max_connections must be positive")
+        if "{" in prefix or "}" in prefix:
+            raise ValueError("RedisStore: a prefix may have no brace in it, for those mark what a cluster keeps together")
+        self._prefix = prefix.encode()
+        self._max_connections = max_connections
+        self._client = self._aclient = None
+        self._aclient_loop: asyncio.AbstractEventLoop | None = None
+        if client is None and aclient is None:
+            self._address = Address() if address is None else address
+            self._route: Route = self._address.route()
+        else:
+            if address is not None:
+                raise ValueError("RedisStore: an address and a client exclude each other")
+            # Only here, for it needs redis-py, and nothing else does.
+            from agent_gantry_state.stores import redis_clients
+
+            clusters = {redis_clients.is_cluster(each) for each in (client, aclient) if each is not None}
+            if len(clusters) > 1:
+                raise ValueError("RedisStore: client and aclient must be of the same server")
+            self._route = Direct(None, together=not clusters.pop())
+            self._client = None if client is None else redis_clients.link_to(client)
+            self._aclient = None if aclient is None else redis_clients.alink_to(aclient)
+        #: By namespace its mark, its snapshot as it was then, with what has expired since, and about how large it is.
+        self._kept: dict[Namespace, tuple[bytes, Snapshot, int]] = {}
+        super().__init__(connect_timeout=connect_timeout, load_timeout=load_timeout, commit_timeout=commit_timeout)
+
+    def __repr__(self) -> str:
+        return f"<RedisStore {self._prefix.decode()!r}>"
+
+    # Links.
+
+    def _connect(self) -> Link:
+        if self._client is not None:
+            return self._client
+        if self._aclient is not None:
+            raise StoreError(
+                "this store was given a Redis client for asyncio only, and was used by a caller that is on no asyncio event "
+                "loop: give it client= as well"
+            )
+        return OwnLink(self._address.access_of, self._max_connections, self.connect_timeout)
+
+    def _aconnect(self) -> AsyncLink | None:
+        if self._aclient is not None:
+            loop = asyncio.get_running_loop()
+            self._aclient_loop = self._aclient_loop or loop
+            if self._aclient_loop is loop:
+                return self._aclient
+            if self._client is None:
+                raise StoreError(
+                    "this store was given a Redis client for asyncio, which belongs to the event loop that used it first, "
+                    "and was used on another one: give it client= as well, or a URL in place of clients"
+                )
+        if self._client is not None:
+            return None
+        return ALink(self._address.access_of, self._max_connections, self.connect_timeout)
+
+    # Asking.
+
+    def _time(self) -> bytes:
+        """The time to go by; empty for the server's."""
+        return b""
+
+    def _place(self, namespace: Namespace) -> Place:
+        return place_of(self._prefix, namespace)
+
+    def _run(self, script: scripts.Script, calls: Sequence[tuple[int, Sequence[bytes], Sequence[Any]]]) -> Steps[list[Any]]:
+        """What *script* answers to calls, each of them a tag, keys and arguments."""
+        digest = script.digest
+        replies = yield from self._route.send(
+            [(tag, ("EVALSHA", digest, len(keys), *keys, *arguments)) for tag, keys, arguments in calls]
+        )
+        for index, reply in enumerate(replies):
+            if isinstance(reply, Refusal) and reply.code == "NOSCRIPT":
+                # The server was restarted, or its scripts flushed. It keeps what it is given in full.
+                tag, keys, arguments = calls[index]
+                command = ("EVAL", script.text, len(keys), *keys, *arguments)
+                (replies[index],) = yield from self._route.send([(tag, command)])
+            if isinstance(replies[index], Refusal):
+                error = refused(replies[index])
+                if len(calls) > 1:
+                    # Of those beside it nothing is known.
+                    error.committed = None
+                raise error
+        return replies
+
+    def _grouped(self, places: Sequence[Place]) -> list[list[int]]:
+        """The indexes of places that one command can be about."""
+        if self._route.together or len(places) < 2:
+            return [list(range(len(places)))]
+        groups: dict[int, list[int]] = {}
+        for index, place in enumerate(places):
+            groups.setdefault(place.tag, []).append(index)
+        return list(groups.values())
+
+    # Load.
+
+    def _load(self, message: Load) -> Steps[Loaded]:
+        namespaces, names = message.namespaces, message.names
+        if len(namespaces) == 1 and (message.keys is None or message.keys[0] is None):
+            return (yield from self._load_whole(namespaces[0]))
+        places = [self._place(namespace) for namespace in namespaces]
+        keys = message.keys or (None,) * len(places)
+        groups = self._grouped(places)
+        given: dict[int, tuple[bytes, Snapshot, int]] = {}
+        calls = []
+        for members in groups:
+            arguments: list[Any] = [self._time(), b"1" if names else b""]
+            for index in members:
+                wanted = keys[index]
+                if wanted is None:
+                    kept = self._kept.get(namespaces[index])
+                    if kept is not None:
+                        given[index] = kept
+                    arguments += (b"" if kept is None else kept[0], -1)
+                else:
+                    arguments += (b"", len(wanted), *_encoded(wanted))
+            calls.append((_tag_of(places, members), [places[index].key for index in members], arguments))
+        replies = yield from self._run(scripts.LOAD, calls)
+        snapshots: list[Snapshot] = [EMPTY] * len(places)
+        latest = 0.0
+        for members, (stamp, *parts) in zip(groups, replies, strict=True):
+            now = moment(stamp)
+            latest = max(latest, now)
+            for index, part in zip(members, parts, strict=True):
+                wanted = keys[index]
+                if wanted is None:
+                    snapshots[index] = self._whole(namespaces[index], places[index], part, given.get(index)).live(now)
+                elif part is not None:
+                    snapshots[index] = chosen(part, places[index], wanted, names, now)
+        return Loaded(tuple(snapshots), latest)
+
+    def _load_whole(self, namespace: Namespace) -> Steps[Loaded]:
+        place, kept = self._place(namespace), self._kept.get(namespace)
+        arguments = (self._time(), b"", b"" if kept is None else kept[0], -1)
+        ((stamp, part),) = yield from self._run(scripts.LOAD, [(place.tag, (place.key,), arguments)])
+        now = moment(stamp)
+        return Loaded((self._whole(namespace, place, part, kept).live(now),), now)
+
+    def _whole(self, namespace: Namespace, place: Place, part: Any, kept: tuple[bytes, Snapshot, int] | None) -> Snapshot:
+        if part is None:
+            self._kept.pop(namespace, None)
+            return EMPTY
+        if isinstance(part, bytes):
+            if kept is None or part != kept[0]:
+                raise CorruptEntryError("Redis answered with the memory of another namespace")
+            return kept[1]
+        snapshot, size = whole(part, place)
+        self._keep(namespace, mark_of(part), snapshot, size)
+        return snapshot
+
+    def _keep(self, namespace: Namespace, mark: bytes, snapshot: Snapshot, size: int) -> None:
+        if size > _KEPT_BYTES:
+            self._kept.pop(namespace, None)
+            return
+        # Without a lock: any thread may do any of this at any moment, for what is kept is compared before it is given.
+        if len(self._kept) >= _KEPT:
+            self._kept.clear()
+        self._kept[namespace] = mark, snapshot, size
+
+    # Commit.
+
+    def _commit(self, message: Commit) -> Steps[Committed | Moved]:
+        changes, token, version = message.changes, message.token, version_of(message.version)
+        if not changes:
+            return _COMMITTED
+        places = [self._place(change.namespace) for change in changes]
+        if len(places) > 1 and not self._route.together and len({slot_of(place.tag) for place in places}) > 1:
+            scopes = dict.fromkeys(change.namespace.scope for change in changes)
+            raise NotAtomicError(
+                f"a Redis Cluster cannot write the memories of scopes {', '.join(map(repr, scopes))} in one step, for they "
+                "lie in different slots; nothing was written. Change one of them per call, or use one Redis",
+                scopes=scopes,
+            )
+        keys: list[bytes] = []
+        arguments: list[Any] = [self._time(), version, b"1" if token else b"", TOKEN_SECONDS]
+        for place, change in zip(places, changes, strict=True):
+            keys += (place.key, place.listing)
+            if token:
+                keys.append(b"%s:%s" % (place.key, token.hex().encode()))
+            arguments += written(change, place.address)
+        (reply,) = yield from self._run(scripts.COMMIT, [(places[0].tag, keys, arguments)])
+        if isinstance(reply, bytes):
+            if reply[:-1] != version:
+                raise StoreError("Redis answered a commit with what belongs to another one", committed=None)
+            if reply[-1:] == b"1":
+                for change in changes:
+                    self._follow(change, version)
+            return _COMMITTED
+        now = moment(reply[0])
+        snapshots = [
+            EMPTY if part is None else chosen(part, place, change.checks, change.whole, now)
+            for part, place, change in zip(reply[1:], places, changes, strict=True)
+        ]
+        return Moved(tuple(snapshots), now)
+
+    def _follow(self, change: Change, version: bytes) -> None:
+        """Keep what a namespace is after a change that landed, so that it need not be read again."""
+        namespace, puts = change.namespace, change.puts
+        kept = self._kept.get(namespace)
+        if kept is None or not (puts or change.deletes or change.owner is not None):
+            return
+        mark, snapshot, size = kept
+        if snapshot.head != change.head or change.touch or snapshot.expires_at or snapshot.slides:
+            return
+        for put in puts.values():
+            if put.ttl is not KEEP and put.ttl is not None:
+                # When it expires is the server's to say.
+                return
+            size += len(put.packed)
+        after = applied(change, snapshot, version, lambda: 0.0)
+        self._keep(namespace, version + mark[len(version) :], after, size)
+
+    # The rest.
+
+    def _forget(self, message: Forget) -> Steps[None]:
+        places = [self._place(namespace) for namespace in message.namespaces]
+        calls = []
+        for members in self._grouped(places):
+            keys = [key for index in members for key in (places[index].key, places[index].listing)]
+            calls.append((_tag_of(places, members), keys, ()))
+        yield from self._run(scripts.FORGET, calls)
+        for namespace in message.namespaces:
+            self._kept.pop(namespace, None)
+
+    def _list(self, message: List) -> Steps[Page]:
+        found: list[tuple[Listed, bytes]] = []
+        after = b"" if message.after is None else message.after.hex().encode()
+        asked = [text_argument(text) for text in (message.app, message.scope, message.owner)]
+        tag, wanted = message.after[0] if message.after else 0, message.limit + 1
+        at_once = TAGS if self._route.together else _TAGS_AT_ONCE
+        while tag < TAGS and len(found) < wanted:
+            tags = range(tag, min(tag + at_once, TAGS))
+            rest = [self._time(), after, wanted - len(found), _LOOKED_AT, *asked]
+            groups = [tags] if self._route.together else [range(each, each + 1) for each in tags]
+            calls = [(group[0], [index_of(self._prefix, each) for each in group], rest) for group in groups]
+            tag = tags[-1] + 1
+            for last, *items in (yield from self._run(scripts.LIST, calls)):
+                pairs = iter(items)
+                found += [(listed(raw, digest), digest) for digest, raw in zip(pairs, pairs, strict=True)]
+                if last is not None:
+                    # It has not come to the end of its indexes. What others found beyond it is looked for again.
+                    after, tag = last, int(last[:2], 16)
+                    break
+        page = found[: message.limit]
+        more = len(found) > len(page)
+        return Page(tuple([each for each, _ in page]), bytes.fromhex(page[-1][1].decode()) if more and page else None)
+
+    def _lease(self, message: Lease) -> Steps[float]:
+        place = self._place(message.namespace)
+        arguments = [self._time(), message.holder, message.ttl]
+        (reply,) = yield from self._run(scripts.LEASE, [(place.tag, [place.lease], arguments)])
+        return 0.0 if reply is None else moment(reply)
+
+    def _release(self, message: Release) -> Steps[None]:
+        place = self._place(message.namespace)
+        yield from self._run(scripts.RELEASE, [(place.tag, [place.lease], [b"", message.holder])])
+
+
+def _tag_of(places: Sequence[Place], members: Sequence[int]) -> int:
+    return places[members[0]].tag if members else 0
+
+
+def _encoded(keys: Iterable[str]) -> list[bytes]:
+    return [key.encode("utf-8", "surrogatepass") for key in keys]
+
+
+def from_url(url: StoreURL) -> RedisStore:
+    """The store that a redis:// or valkey:// URL names, or one of its kin."""
+    address, options = address_from(url, {**TIMEOUTS, "prefix": prefix, "max_connections": count})
+    return RedisStore(address, **options)
+
+
+def prefix(value: str) -> str:
+    """Read the option `prefix`."""
+    if "{" in value or "}" in value:
+        raise ValueError(value)
+    return value
+
+
+def count(value: str) -> int:
+    """Read an option that is a positive number."""
+    if (read := int(value)) < 1:
+        raise ValueError(value)
+    return read

@@ -1,0 +1,365 @@
+"""How a memory lies in Redis: the names of keys, and the bytes in them.
+
+A namespace is a hash, `<prefix>{ab}<digest>`. The first byte of its digest is the hash tag, so that a cluster keeps it in
+one slot with its tokens, its lease, and the sorted set `<prefix>{ab}index` of all digests that begin with that byte. The
+field `h` of the hash is its header; the others are its keys, each behind a `k`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+from agent_gantry_state import codec
+from agent_gantry_state.errors import CorruptEntryError
+from agent_gantry_state.namespace import Namespace
+from agent_gantry_state.stores.protocol import EMPTY, KEEP, Change, Listed, Put, Snapshot
+
+__all__ = [
+    "TAGS",
+    "Place",
+    "chosen",
+    "index_of",
+    "listed",
+    "mark_of",
+    "moment",
+    "newer",
+    "place_of",
+    "text_argument",
+    "version_of",
+    "whole",
+    "written",
+]
+
+#: How many hash tags there are: one for each first byte of a digest.
+TAGS: Final = 256
+
+#: Number of the layout below; a greater one is refused.
+LAYOUT: Final = 1
+# Layout, head, last touch, birth, greatest position, a bound below the first expiry, bounds above the last fixed and the
+# longest sliding one, how many keys never expire and how many do, whether there is an owner, and how long that is. The owner
+# and the address follow.
+_HEADER: Final = struct.Struct(">B8sd8sQdddIIBI")
+# Version, position, kind of expiry (none, fixed, sliding) and its time or seconds. The record follows.
+_ENTRY: Final = struct.Struct(">8sQBd")
+_META: Final = _ENTRY.size
+_entry = _ENTRY.unpack_from
+_TIME: Final = struct.Struct(">d")
+_FIXED, _SLIDING = 1, 2
+#: Where head and last touch stand, which tell whether anything has changed.
+_MARK: Final = slice(1, 17)
+_VERSION_BYTES: Final = 8
+#: By `whole` and `touch` of a change, what the script is told.
+_FLAGS: Final = {(False, False): b"", (True, False): b"w", (False, True): b"t", (True, True): b"wt"}
+
+_FORMAT = codec.FORMAT[0]
+#: How MessagePack begins an array, before its length.
+_ARRAY = b"\xdd"
+
+
+class Place(NamedTuple):
+    """Where a namespace is kept.
+
+    Attributes:
+        tag: First byte of its digest.
+        key: Its hash.
+        listing: The sorted set that lists it.
+        lease: Where its lease is.
+        address: What its header has to say.
+    """
+
+    tag: int
+    key: bytes
+    listing: bytes
+    lease: bytes
+    address: bytes
+
+
+@lru_cache(maxsize=4096)
+def place_of(prefix: bytes, namespace: Namespace) -> Place:
+    """Where *namespace* is kept."""
+    digest = namespace.digest
+    base = _base(prefix, digest[0])
+    name = digest.hex().encode()
+    return Place(digest[0], base + name, base + b"index", base + b"lease:" + name, namespace.address)
+
+
+def index_of(prefix: bytes, tag: int) -> bytes:
+    """The sorted set of the digests that begin with *tag*."""
+    return _base(prefix, tag) + b"index"
+
+
+def _base(prefix: bytes, tag: int) -> bytes:
+    return b"%s{%02x}" % (prefix, tag)
+
+
+def version_of(message_version: bytes) -> bytes:
+    """A version in the length that it has here."""
+    if len(message_version) == _VERSION_BYTES:
+        return message_version
+    return hashlib.sha256(message_version).digest()[:_VERSION_BYTES]
+
+
+# What is sent.
+
+
+def written(change: Change, address: bytes) -> list[Any]:
+    """A change as arguments of the commit script."""
+    puts = change.puts
+    arguments: list[Any] = [
+        change.head or b"",
+        change.born or b"",
+        text_argument(change.loaded_owner),
+        text_argument(change.owner),
+        _FLAGS[change.whole, change.touch],
+        b"" if change.head else address,
+        len(change.checks),
+        len(change.deletes),
+        len(puts),
+    ]
+    for key, version in change.checks.items():
+        arguments += (_bytes(key), version or b"")
+    if change.deletes:
+        arguments += map(_bytes, change.deletes)
+    for key, put in puts.items():
+        arguments += (_bytes(key), _terms(put), put.record)
+    return arguments
+
+
+def _terms(put: Put) -> bytes:
+    ttl = put.ttl
+    if ttl is KEEP:
+        return b"kl" if put.last else b"k-"
+    last = b"l" if put.last else b"-"
+    if ttl is None:
+        return b"n" + last
+    return (b"s" if put.slides else b"f") + last + repr(float(ttl)).encode()  # type: ignore[arg-type]
+
+
+def text_argument(text: str | None) -> bytes:
+    """A text or nothing, as an argument of a script."""
+    return b"" if text is None else b"=" + _bytes(text)
+
+
+# What comes back.
+
+
+def moment(stamp: bytes) -> float:
+    """A time that a script has stamped."""
+    return float(_TIME.unpack(stamp)[0])
+
+
+class _Header(NamedTuple):
+    head: bytes
+    touched: float
+    born: bytes
+    timed: int
+    owner: str | None
+    address: bytes
+
+
+def _header(raw: bytes) -> _Header:
+    if raw[:1] and raw[0] > LAYOUT:
+        raise newer(raw[0])
+    try:
+        _, head, touched, born, _, _, _, _, _, timed, owned, size = _HEADER.unpack_from(raw)
+    except struct.error:
+        raise _damaged("a memory") from None
+    end = _HEADER.size + size
+    return _Header(head, touched, born, timed, _text(raw[_HEADER.size : end]) if owned else None, raw[end:])
+
+
+def mark_of(flat: Sequence[bytes]) -> bytes:
+    """The mark of what a script has answered: as long as it stands, nothing has changed."""
+    return flat[flat.index(b"h") + 1][_MARK]
+
+
+def whole(flat: Sequence[bytes], place: Place) -> tuple[Snapshot, int]:
+    """A namespace with all its keys, also those that are expired, and how long its records are.
+
+    Raises:
+        CorruptEntryError: It is another one's, damaged, or of a newer layout.
+    """
+    header, rows = _rows(flat, place)
+    return _made(header, rows, None, None), sum([len(row[5]) for row in rows])
+
+
+def chosen(flat: Sequence[bytes], place: Place, wanted: Iterable[str], names: bool, now: float) -> Snapshot:
+    """A namespace with those of its keys that are wanted and not expired.
+
+    Raises:
+        CorruptEntryError: It is another one's, damaged, or of a newer layout.
+    """
+    header, rows = _rows(flat, place)
+    left = [row for row in rows if _deadline(row, header.touched) > now]
+    if rows and not left and header.timed:
+        return EMPTY
+    until = max([_deadline(row, header.touched) for row in left], default=math.inf) if header.timed else math.inf
+    versions = {row[0]: row[2] for row in left} if names else None
+    keys = set(wanted)
+    return _made(header, [row for row in left if row[0] in keys], versions, until)
+
+
+def listed(raw: bytes, digest: bytes) -> Listed:
+    """What the header of a namespace says of it.
+
+    Raises:
+        CorruptEntryError: It is another one's, damaged, or of a newer layout.
+    """
+    header = _header(raw)
+    namespace = _namespace(header.address)
+    if namespace.digest.hex().encode() != digest:
+        raise _mixed_up()
+    return Listed(namespace, header.owner)
+
+
+# Of a key: its name, position, version, kind of expiry, time, and record, which is empty where it was not asked for.
+_Row = tuple[str, int, bytes, int, float, bytes]
+
+
+def _rows(flat: Sequence[bytes], place: Place) -> tuple[_Header, list[_Row]]:
+    raw = None
+    rows: list[_Row] = []
+    items = iter(flat)
+    for field, value in zip(items, items, strict=True):
+        if field == b"h":
+            raw = value
+            continue
+        try:
+            version, position, kind, time = _entry(value)
+            rows.append((field[1:].decode(), position, version, kind, time, value[_META:]))
+        except (UnicodeDecodeError, struct.error):
+            rows.append(_row(field, value))
+    if raw is None:
+        raise _damaged("a memory")
+    header = _header(raw)
+    if header.address != place.address:
+        raise _mixed_up()
+    rows.sort(key=_position)
+    return header, rows
+
+
+def _row(field: bytes, value: bytes) -> _Row:
+    key = _text(field[1:])
+    try:
+        version, position, kind, time = _entry(value)
+    except struct.error:
+        raise _corrupt(key) from None
+    return key, position, version, kind, time, value[_META:]
+
+
+def _position(row: _Row) -> int:
+    return row[1]
+
+
+def _deadline(row: _Row, touched: float) -> float:
+    kind, time = row[3], row[4]
+    if kind == _SLIDING:
+        return touched + time
+    return time if kind == _FIXED else math.inf
+
+
+def _made(header: _Header, rows: Sequence[_Row], versions: dict[str, bytes] | None, until: float | None) -> Snapshot:
+    values: dict[str, Any] = {}
+    packed: dict[str, bytes] = {}
+    seen: dict[str, bytes] = {}
+    expires: dict[str, float] = {}
+    sliding: dict[str, float] = {}
+    immutable = codec.IMMUTABLE
+    for (key, _, version, kind, time, record), value in zip(rows, _values(rows), strict=True):
+        if type(value) in immutable:
+            values[key] = value
+        else:
+            values[key], packed[key] = None, record[1:]
+        seen[key] = version
+        if kind:
+            (sliding if kind == _SLIDING else expires)[key] = time
+    versions = seen if versions is None else versions
+    return Snapshot(
+        values, packed, versions, header.head, header.owner, expires, sliding, header.touched, header.born, until
+    )
+
+
+def _values(rows: Sequence[_Row]) -> Sequence[Any]:
+    """The decoded values of entries.
+
+    The format byte happens to be MessagePack's number one, so that records behind each other are an array of ones and
+    values: one call of the decoder does for all of them.
+    """
+    records = [row[5] for row in rows]
+    try:
+        if not [record for record in records if record[0] != _FORMAT]:
+            both = codec.unpack(_ARRAY + (2 * len(records)).to_bytes(4, "big") + b"".join(records))
+            # Bytes that are too few or too many would shift what comes behind them.
+            if both[::2] == [_FORMAT] * len(records):
+                return both[1::2]  # type: ignore[no-any-return]
+    except (CorruptEntryError, TypeError, IndexError):
+        pass
+    values = []
+    for row in rows:
+        try:
+            values.append(codec.decode(row[5]))
+        except CorruptEntryError:
+            raise _corrupt(row[0]) from None
+    return values
+
+
+def _namespace(address: bytes) -> Namespace:
+    parts = []
+    try:
+        while address:
+            size = int.from_bytes(address[:8], "big")
+            parts.append(_text(address[8 : 8 + size]))
+            address = address[8 + size :]
+        app, scope, id = parts
+        return Namespace(scope, id, app)
+    except ValueError:
+        raise _damaged("the address of a memory") from None
+
+
+# surrogatepass: whatever can be a str in Python can be an id.
+
+
+def _bytes(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+
+
+def _text(stored: bytes) -> str:
+    try:
+        return stored.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        raise _damaged("a key's name") from None
+
+
+def newer(layout: object) -> CorruptEntryError:
+    """The error for a memory whose layout is not known here."""
+    return CorruptEntryError(
+        f"a memory in Redis was written by a newer version of agent-gantry-state (layout {layout}, this one knows "
+        f"{LAYOUT}): upgrade the package; nothing was changed in it"
+    )
+
+
+def _damaged(what: str) -> CorruptEntryError:
+    return CorruptEntryError(f"{what} in Redis cannot be read: its bytes are damaged")
+
+
+def _mixed_up() -> CorruptEntryError:
+    return CorruptEntryError(
+        "Redis answered with the memory of another namespace: its data is damaged, or was changed by hand"
+    )
+
+
+def _corrupt(key: str) -> CorruptEntryError:
+    shown = codec.shortened(repr(key))
+    return CorruptEntryError(
+        f"key {shown} in Redis cannot be read: its bytes are damaged, or were written by a newer version of "
+        "agent-gantry-state; they were left as they are. Upgrade the package, or forget this memory",
+        path=f"memory[{shown}]",
+    )
