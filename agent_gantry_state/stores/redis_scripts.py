@@ -192,7 +192,8 @@ local changes, at, moved, in_place = {}, 5, false, '1'
 for n = 1, #KEYS / stride do
   local c = {key = KEYS[(n - 1) * stride + 1], index = KEYS[(n - 1) * stride + 2], old = {}, deletes = {}, puts = {}}
   local head, born, seen, owner, flags = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
-  c.owner, c.touch, c.whole, c.address = owner, string.find(flags, 't', 1, true), string.find(flags, 'w', 1, true), ARGV[at + 5]
+  c.touch, c.whole = string.find(flags, 't', 1, true), string.find(flags, 'w', 1, true)
+  c.owner, c.address = owner, ARGV[at + 5]
   local checks, deletes, puts = tonumber(ARGV[at + 6]), tonumber(ARGV[at + 7]), tonumber(ARGV[at + 8])
   at = at + 9
   local s = header(c.key)

@@ -1,0 +1,316 @@
+"""Namespaces as rows of PostgreSQL and back: what its functions give as snapshots, and changes as what they take.
+
+All that tells people apart is bytes here, exactly as it came.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+from agent_gantry_state import codec
+from agent_gantry_state.errors import CorruptEntryError
+from agent_gantry_state.namespace import Namespace
+from agent_gantry_state.stores import postgresql_wire as wire
+from agent_gantry_state.stores.protocol import EMPTY, KEEP, Change, Put, Snapshot
+
+__all__ = [
+    "NOW",
+    "PLACE",
+    "RECORD",
+    "VERSION",
+    "chosen",
+    "filed",
+    "made",
+    "namespace_of",
+    "place",
+    "starts",
+    "to_bytes",
+    "to_text",
+    "written",
+]
+
+#: Longer keys are filed under their hash, for what is indexed has to fit a third of a page.
+_LONG: Final = 1024
+#: No UTF-8 begins with it.
+_HASHED: Final = b"\xff"
+
+_FORMAT = codec.FORMAT[0]
+#: How MessagePack begins an array, before its length.
+_ARRAY = b"\xdd"
+# Columns of the rows that tell of namespaces. The first row of each is its own; it has the head as its version, the last
+# touch as `slides`, the address as its record, and when the last key expires as `expires`.
+PLACE, _KEY, VERSION, _POSITION, _EXPIRES, _SLIDES, _NAME, RECORD, _BORN, _OWNER, NOW = range(11)
+# Flags of a change and of a put; see commit_1.
+_WHOLE, _TOUCH, _WRITES, _QUICK = 1, 2, 4, 8
+_PLAIN, _FIXED, _SLIDING, _LAST, _NEW = 1, 2, 3, 4, 8
+
+
+# Reading.
+
+
+def starts(result: Any, count: int) -> list[int]:
+    """Of each namespace the row that is its own, and behind them the number of rows.
+
+    Raises:
+        CorruptEntryError: There is not one for each.
+    """
+    firsts = [row for row in range(result.ntuples) if result.get_value(row, _KEY) is None]
+    places = [wire.to_int(result.get_value(row, PLACE)) for row in firsts]
+    if places != list(range(1, count + 1)):
+        raise _mixed_up()
+    return [*firsts, result.ntuples]
+
+
+def _mixed_up() -> CorruptEntryError:
+    return CorruptEntryError(
+        "PostgreSQL answered with the memory of another namespace: the tables were changed by hand, or replies were mixed up"
+    )
+
+
+def chosen(result: Any, namespaces: Sequence[Namespace], whole: Sequence[bool]) -> list[Snapshot]:
+    """The namespaces with those keys that the rows tell of, by which none is left out that is not expired."""
+    firsts = starts(result, len(namespaces))
+    snapshots = []
+    for index, namespace in enumerate(namespaces):
+        start, end = firsts[index], firsts[index + 1]
+        if result.get_value(start, VERSION) is None:
+            snapshots.append(EMPTY)
+        else:
+            until = None if whole[index] else wire.to_float(result.get_value(start, _EXPIRES))
+            snapshots.append(made(result, start, end, namespace, until)[0])
+    return snapshots
+
+
+def made(result: Any, start: int, end: int, namespace: Namespace, until: float | None = None) -> tuple[Snapshot, int]:
+    """The namespace of which the rows from *start* up to *end* tell, and the size of its records."""
+    get = result.get_value
+    if get(start, RECORD) != place(namespace)[1]:
+        raise _mixed_up()
+    # As bytes they sort as the numbers do, which are never negative.
+    rows = sorted([(get(row, _POSITION), row) for row in range(start + 1, end)])
+    versions: dict[str, bytes] = {}
+    names: list[str] = []
+    records: list[bytes] = []
+    expires: dict[str, float] = {}
+    sliding: dict[str, float] = {}
+    for _, row in rows:
+        stored = get(row, _NAME) or get(row, _KEY)
+        try:
+            name = stored.decode()
+        except UnicodeDecodeError:
+            name = _key(stored)
+        versions[name] = get(row, VERSION)
+        record = get(row, RECORD)
+        if record is None:
+            continue
+        names.append(name)
+        records.append(record)
+        slides, expires_at = get(row, _SLIDES), get(row, _EXPIRES)
+        if slides is not None:
+            sliding[name] = wire.to_float(slides)
+        elif expires_at is not None:
+            expires[name] = wire.to_float(expires_at)
+    values: dict[str, Any] = {}
+    packed: dict[str, bytes] = {}
+    immutable = codec.IMMUTABLE
+    for name, record, value in zip(names, records, _values(names, records), strict=True):
+        if type(value) in immutable:
+            values[name] = value
+        else:
+            values[name], packed[name] = None, record[1:]
+    touched = wire.to_float(get(start, _SLIDES))
+    snapshot = Snapshot(
+        values,
+        packed,
+        versions,
+        get(start, VERSION),
+        to_text(get(start, _OWNER)),
+        expires,
+        sliding,
+        touched,
+        get(start, _BORN),
+        until,
+    )
+    return snapshot, sum([len(record) for record in records])
+
+
+def _values(names: Sequence[str], records: Sequence[bytes]) -> Sequence[Any]:
+    """The decoded values of records.
+
+    The format byte happens to be MessagePack's number one, so that records behind each other are an array of ones and
+    values: one call of the decoder does for all of them.
+    """
+    try:
+        if not [record for record in records if record[0] != _FORMAT]:
+            both = codec.unpack(_ARRAY + (2 * len(records)).to_bytes(4, "big") + b"".join(records))
+            # Bytes that are too few or too many would shift what comes behind them.
+            if both[::2] == [_FORMAT] * len(records):
+                return both[1::2]  # type: ignore[no-any-return]
+    except (CorruptEntryError, IndexError):
+        pass
+    values = []
+    for name, record in zip(names, records, strict=True):
+        try:
+            values.append(codec.decode(record))
+        except CorruptEntryError:
+            raise _corrupt(name) from None
+    return values
+
+
+def _corrupt(key: str) -> CorruptEntryError:
+    shown = codec.shortened(repr(key))
+    return CorruptEntryError(
+        f"key {shown} in PostgreSQL cannot be read: its bytes are damaged, or were written by a newer version of "
+        "agent-gantry-state; they were left as they are. Upgrade the package, or forget this memory",
+        path=f"memory[{shown}]",
+    )
+
+
+# Writing.
+
+
+def written(changes: Sequence[Change]) -> list[bytes | None]:
+    """What commit_1 takes of changes, which are sorted by digest."""
+    due: list[float | None] = []
+    slide: list[float | None] = []
+    keys: list[bytes] = []
+    names: list[bytes | None] = []
+    records: list[bytes] = []
+    terms: list[int] = []
+    ttls: list[float | None] = []
+    check_keys: list[bytes] = []
+    check_versions: list[bytes | None] = []
+    deletes: list[bytes] = []
+    for change in changes:
+        least: dict[int, float] = {}
+        checks = change.checks
+        for key, put in change.puts.items():
+            name, long = filed(key)
+            term, ttl = _term(put)
+            if ttl is not None:
+                least[term] = min(least.get(term, ttl), ttl)
+            keys.append(name)
+            names.append(long)
+            records.append(put.record)
+            terms.append(term | (_LAST if put.last else 0) | (0 if checks.get(key) is not None else _NEW))
+            ttls.append(ttl)
+        due.append(least.get(_FIXED))
+        slide.append(least.get(_SLIDING))
+        for key, version in checks.items():
+            check_keys.append(filed(key)[0])
+            check_versions.append(version)
+        deletes += [filed(key)[0] for key in change.deletes]
+    spaces = [change.namespace for change in changes]
+    made_anew: tuple[bytes | None, ...] = (None, None, None)
+    if None in [change.head for change in changes]:
+        made_anew = (
+            wire.bytes_array([to_bytes(space.app) for space in spaces]),
+            wire.bytes_array([to_bytes(space.scope) for space in spaces]),
+            wire.bytes_array([place(space)[1] for space in spaces]),
+        )
+    return [
+        wire.bytes_array([place(space)[0] for space in spaces]),
+        wire.bytes_array([change.head for change in changes]),
+        wire.int_array(tuple([_flags(change) for change in changes])),
+        wire.bytes_array([change.born for change in changes]),
+        _texts([change.loaded_owner for change in changes]),
+        _texts([change.owner for change in changes]),
+        *made_anew,
+        _floats(due),
+        _floats(slide),
+        wire.int_array(tuple([len(change.checks) for change in changes])),
+        wire.int_array(tuple([len(change.puts) for change in changes])),
+        wire.int_array(tuple([len(change.deletes) for change in changes])),
+        wire.bytes_array(check_keys),
+        wire.bytes_array(check_versions),
+        wire.bytes_array(keys),
+        _maybe(names),
+        wire.bytes_array(records),
+        wire.int_array(tuple(terms)),
+        _floats(ttls),
+        wire.bytes_array(deletes) if deletes else _NOTHING,
+    ]
+
+
+_NOTHING: Final = wire.bytes_array(())
+
+
+def _texts(texts: Sequence[str | None]) -> bytes:
+    return _maybe([None if text is None else to_bytes(text) for text in texts])
+
+
+def _maybe(items: Sequence[bytes | None]) -> bytes:
+    """A bytea[] of what is mostly not there."""
+    return wire.bytes_array(items) if any(item is not None for item in items) else wire.no_bytes(len(items))
+
+
+def _floats(items: Sequence[float | None]) -> bytes:
+    return wire.float_array(items) if any(item is not None for item in items) else wire.no_floats(len(items))
+
+
+def _flags(change: Change) -> int:
+    flags = (_WHOLE if change.whole else 0) | (_TOUCH if change.touch else 0)
+    if change.puts or change.deletes or change.owner is not None:
+        flags |= _WRITES
+        if change.head is not None and change.owner is None:
+            flags |= _QUICK
+    return flags
+
+
+def _term(put: Put) -> tuple[int, float | None]:
+    """What happens to the expiry of a key, and its seconds."""
+    ttl = put.ttl
+    if ttl is KEEP:
+        return 0, None
+    if ttl is None:
+        return _PLAIN, None
+    return (_SLIDING if put.slides else _FIXED), float(ttl)  # type: ignore[arg-type]
+
+
+# Text and bytes. surrogatepass: whatever can be a str in Python can be an id.
+
+
+@lru_cache(maxsize=1024)
+def place(namespace: Namespace) -> tuple[bytes, bytes]:
+    """The digest under which a namespace is filed, and its address."""
+    return namespace.digest, namespace.address
+
+
+def filed(key: str) -> tuple[bytes, bytes | None]:
+    """Under what a key is filed, and its name if that is another one."""
+    name = to_bytes(key)
+    return (name, None) if len(name) <= _LONG else (_HASHED + hashlib.sha256(name).digest(), name)
+
+
+def to_bytes(text: str) -> bytes:
+    """A text as it is stored."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+
+
+def _key(stored: bytes) -> str:
+    try:
+        return stored.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        raise CorruptEntryError("a key's name in PostgreSQL cannot be read: its bytes are damaged") from None
+
+
+def to_text(stored: bytes | None) -> str | None:
+    """A stored text; None if there is none."""
+    return None if stored is None else _key(stored)
+
+
+def namespace_of(address: bytes) -> Namespace:
+    """The namespace with that address."""
+    parts = []
+    while address:
+        size = int.from_bytes(address[:8], "big")
+        parts.append(_key(address[8 : 8 + size]))
+        address = address[8 + size :]
+    app, scope, id = parts
+    return Namespace(scope, id, app)
