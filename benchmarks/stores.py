@@ -165,7 +165,7 @@ def file(size: int) -> Iterator[Subject]:
         for id in ids():
             replace_file(id, codec.pack(state(size)))
         store = stack.enter_context(closing(open_store(f"file:///{place}/store")))
-        yield Subject(Bare(read, put), f"file:///{place}/gantry", store, store._kept.clear)
+        yield Subject(Bare(read, put), f"file:///{place}/gantry", store, store._images.clear)
 
 
 @contextmanager

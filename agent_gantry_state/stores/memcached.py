@@ -20,8 +20,6 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
-import cachetools
-
 from agent_gantry_state.errors import (
     MemoryTooLargeError,
     NotAtomicError,
@@ -32,6 +30,7 @@ from agent_gantry_state.errors import (
 )
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.steps import Pause, Steps
+from agent_gantry_state.stores.kept import Kept
 from agent_gantry_state.stores.memcached_alinks import AsyncMemcachedLink
 from agent_gantry_state.stores.memcached_item import (
     NO_TOKENS,
@@ -68,8 +67,6 @@ from agent_gantry_state.stores.whole import applied, chosen, is_moved
 
 __all__ = ["MemcachedStore", "from_url"]
 
-#: Bytes of what was read that are kept, to be told by their bytes when they are read again.
-_KEPT_BYTES: Final = 16 << 20
 #: Bytes that memcached adds to an item.
 _ITEM_BYTES: Final = 64
 #: Seconds beyond the last expiry for which memcached keeps an item, for its clock has whole seconds.
@@ -171,9 +168,7 @@ class MemcachedStore(RemoteStore):
         self._client = client
         self._max_connections = max_connections
         self._place = lru_cache(4096)(self._placed)
-        self._kept: cachetools.LRUCache[Namespace, _Kept] = cachetools.LRUCache(
-            _KEPT_BYTES, lambda kept: 3 * len(kept.data) + 1000
-        )
+        self._kept: Kept[Namespace, _Kept] = Kept()
         # Tokens of commits of which it is not known whether they landed, each with the time of the first try.
         self._doubts: dict[bytes, float] = {}
 
@@ -225,15 +220,9 @@ class MemcachedStore(RemoteStore):
 
     # What this process knows.
 
-    def _known(self, namespace: Namespace) -> _Kept | None:
-        with self._lock:
-            return self._kept.get(namespace)
-
     def _keep(self, namespace: Namespace, kept: _Kept) -> None:
-        with self._lock:
-            self._kept.pop(namespace, None)
-            if 3 * len(kept.data) + 1000 <= _KEPT_BYTES:
-                self._kept[namespace] = kept
+        # Its bytes, and what they hold.
+        self._kept.keep(namespace, kept, 3 * len(kept.data))
 
     def _read(self, namespaces: Sequence[Namespace]) -> Steps[dict[Namespace, _Kept]]:
         """What is there, and this process knows it from now on."""
@@ -250,10 +239,9 @@ class MemcachedStore(RemoteStore):
                 item = items.get(key)
                 if item is None:
                     found[namespace] = _NOTHING
-                    with self._lock:
-                        self._kept.pop(namespace, None)
+                    self._kept.drop(namespace)
                     continue
-                known = self._known(namespace)
+                known = self._kept.get(namespace)
                 if known is None or known.data != item.data:
                     known = _Kept(item.data, *read_item(item.data, namespace), item.unique, replies.life)
                     self._keep(namespace, known)
@@ -330,7 +318,7 @@ class MemcachedStore(RemoteStore):
         deadline, pause = time.monotonic() + message.timeout, _FIRST_PAUSE
         effect = _writes(change)
         # What was loaded is mostly still there, and if it is not the server says so.
-        kept = _NOTHING if change.head is None and self._is_timed(place.server) else self._known(namespace)
+        kept = _NOTHING if change.head is None and self._is_timed(place.server) else self._kept.get(namespace)
         fresh = False
         while True:
             if kept is None or (kept.unique is None and (change.head is not None and not fresh)):
@@ -421,8 +409,7 @@ class MemcachedStore(RemoteStore):
         for server, keys in self._by_server(message.namespaces).items():
             yield from _asked(deletes(server, [*keys]))
             for namespace in keys.values():
-                with self._lock:
-                    self._kept.pop(namespace, None)
+                self._kept.drop(namespace)
 
     def _list(self, message: List) -> Steps[Page]:
         raise StoreError("memcached cannot tell what it holds, so that memories in it cannot be listed: use another store")

@@ -19,6 +19,7 @@ from urllib.parse import urlunsplit
 from agent_gantry_state.errors import StoreError, StoreURLError
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.steps import Steps
+from agent_gantry_state.stores.kept import Kept
 from agent_gantry_state.stores.network import CONNECT_SECONDS, TIMEOUTS, AsyncLink, Link, RemoteStore, driver
 from agent_gantry_state.stores.postgresql_errors import MissingSchemaError
 from agent_gantry_state.stores.protocol import (
@@ -58,8 +59,6 @@ SCHEMA: Final = "agent_gantry_state"
 MAX_CONNECTIONS: Final = 16
 #: After this many commits, up to `_SWEPT` of what is expired goes.
 _SWEEP_EVERY, _SWEPT = 32, 64
-#: Snapshots kept to be given again while their heads stand, and how many bytes the records of one may have.
-_KEPT, _KEPT_BYTES = 128, 131072
 
 #: What libpq may be told in a URL, and is told as it stands.
 LIBPQ: Final = frozenset(
@@ -159,7 +158,7 @@ class PostgreSQLStore(RemoteStore):
         self._commits = 0
         self._latest = -math.inf
         #: By namespace its head and last touch, its snapshot as it was then (also what is expired), and its rough size.
-        self._kept: dict[Namespace, tuple[bytes, float, Snapshot, int]] = {}
+        self._kept: Kept[Namespace, tuple[bytes, float, Snapshot, int]] = Kept()
         self._calls = {
             name: (text, types, b"agent_gantry_state_" + hashlib.sha256(text).hexdigest()[:24].encode() if prepare else b"")
             for name in schemas.FUNCTIONS
@@ -259,7 +258,7 @@ class PostgreSQLStore(RemoteStore):
             start, end = starts[index], starts[index + 1]
             head = get(start, rows.VERSION)
             if head is None:
-                self._kept.pop(namespace, None)
+                self._kept.drop(namespace)
                 snapshots.append(EMPTY)
             elif known is not None and get(start, rows.RECORD) is None and head == known[0]:
                 snapshots.append(known[2].live(now))
@@ -284,13 +283,10 @@ class PostgreSQLStore(RemoteStore):
         return Loaded(tuple([snapshot.live(now) for snapshot in snapshots]), now)
 
     def _keep(self, namespace: Namespace, snapshot: Snapshot, size: int) -> None:
-        if size > _KEPT_BYTES or snapshot.head is None:
-            self._kept.pop(namespace, None)
-            return
-        # Without a lock: any thread may do any of this at any moment, for what is kept is compared before it is given.
-        if len(self._kept) >= _KEPT:
-            self._kept.clear()
-        self._kept[namespace] = snapshot.head, snapshot.touched, snapshot, size
+        if snapshot.head is None:
+            self._kept.drop(namespace)
+        else:
+            self._kept.keep(namespace, (snapshot.head, snapshot.touched, snapshot, size), size)
 
     def _commit(self, message: Commit) -> Steps[Committed | Moved]:
         # All lock namespaces in this order, so that none waits for another that waits for it.
@@ -332,7 +328,7 @@ class PostgreSQLStore(RemoteStore):
         digests = sorted({rows.place(namespace)[0] for namespace in message.namespaces})
         yield from self._ask("forget_1", wire.bytes_array(digests), _lock_wait(message.timeout))
         for namespace in message.namespaces:
-            self._kept.pop(namespace, None)
+            self._kept.drop(namespace)
 
     def _list(self, message: List) -> Steps[Page]:
         wanted = [None if each is None else rows.to_bytes(each) for each in (message.app, message.scope, message.owner)]

@@ -16,6 +16,7 @@ from agent_gantry_state.errors import CorruptEntryError, NotAtomicError, StoreEr
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.steps import Steps
 from agent_gantry_state.stores import redis_scripts as scripts
+from agent_gantry_state.stores.kept import Kept
 from agent_gantry_state.stores.network import CONNECT_SECONDS, TIMEOUTS, AsyncLink, Link, RemoteStore
 from agent_gantry_state.stores.protocol import (
     COMMIT_SECONDS,
@@ -65,8 +66,6 @@ MAX_CONNECTIONS: Final = 50
 
 #: Seconds for which a commit that landed is remembered, so that it can be sent again.
 TOKEN_SECONDS: Final = 60.0
-#: Snapshots kept to be given again while their heads stand, and how many bytes the records of one may have.
-_KEPT, _KEPT_BYTES = 128, 65536
 #: Namespaces that one script looks at for a `List`, as the server does nothing else meanwhile.
 _LOOKED_AT = 1000
 #: Hash tags that a cluster is asked for at once.
@@ -135,7 +134,7 @@ class RedisStore(RemoteStore):
             self._client = None if client is None else redis_clients.link_to(client)
             self._aclient = None if aclient is None else redis_clients.alink_to(aclient)
         #: By namespace its mark, its snapshot as it was then, with what has expired since, and about how large it is.
-        self._kept: dict[Namespace, tuple[bytes, Snapshot, int]] = {}
+        self._kept: Kept[Namespace, tuple[bytes, Snapshot, int]] = Kept()
         super().__init__(connect_timeout=connect_timeout, load_timeout=load_timeout, commit_timeout=commit_timeout)
 
     def __repr__(self) -> str:
@@ -252,24 +251,15 @@ class RedisStore(RemoteStore):
 
     def _whole(self, namespace: Namespace, place: Place, part: Any, kept: tuple[bytes, Snapshot, int] | None) -> Snapshot:
         if part is None:
-            self._kept.pop(namespace, None)
+            self._kept.drop(namespace)
             return EMPTY
         if isinstance(part, bytes):
             if kept is None or part != kept[0]:
                 raise CorruptEntryError("Redis answered with the memory of another namespace")
             return kept[1]
         snapshot, size = whole(part, place)
-        self._keep(namespace, mark_of(part), snapshot, size)
+        self._kept.keep(namespace, (mark_of(part), snapshot, size), size)
         return snapshot
-
-    def _keep(self, namespace: Namespace, mark: bytes, snapshot: Snapshot, size: int) -> None:
-        if size > _KEPT_BYTES:
-            self._kept.pop(namespace, None)
-            return
-        # Without a lock: any thread may do any of this at any moment, for what is kept is compared before it is given.
-        if len(self._kept) >= _KEPT:
-            self._kept.clear()
-        self._kept[namespace] = mark, snapshot, size
 
     # Commit.
 
@@ -322,7 +312,7 @@ class RedisStore(RemoteStore):
                 return
             size += len(put.packed)
         after = applied(change, snapshot, version, lambda: 0.0)
-        self._keep(namespace, version + mark[len(version) :], after, size)
+        self._kept.keep(namespace, (version + mark[len(version) :], after, size), size)
 
     # The rest.
 
@@ -334,7 +324,7 @@ class RedisStore(RemoteStore):
             calls.append((_tag_of(places, members), keys, ()))
         yield from self._run(scripts.FORGET, calls)
         for namespace in message.namespaces:
-            self._kept.pop(namespace, None)
+            self._kept.drop(namespace)
 
     def _list(self, message: List) -> Steps[Page]:
         found: list[tuple[Listed, bytes]] = []

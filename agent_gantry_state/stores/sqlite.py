@@ -21,6 +21,7 @@ from agent_gantry_state import codec
 from agent_gantry_state.errors import CorruptEntryError, StoreError, StoreURLError
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.stores.clock import Clocked
+from agent_gantry_state.stores.kept import Kept
 from agent_gantry_state.stores.protocol import (
     COMMIT_SECONDS,
     EMPTY,
@@ -58,8 +59,6 @@ LAYOUT: Final = 1
 TOKEN_SECONDS: Final = 60.0
 #: After this many commits, up to `_SWEPT` of what is expired goes.
 _SWEEP_EVERY, _SWEPT = 32, 64
-#: Snapshots kept to be given again while their heads stand, and how many bytes the records of one may have.
-_KEPT, _KEPT_BYTES = 128, 65536
 
 # The row of a namespace itself is the one whose key is the number 0; those of its keys are bytes, and sort behind it. Its
 # `version` is the head, its `position` the greatest one given out, its `slides` the time of the last touch, its `record`
@@ -217,7 +216,7 @@ class SQLiteStore(Clocked):
         super().__init__(clock)
         self._commits = 0
         #: By namespace its mark, its snapshot as it was then, with what has expired since, and about how large it is.
-        self._kept: dict[Namespace, tuple[Mark, Snapshot, int]] = {}
+        self._kept: Kept[Namespace, tuple[Mark, Snapshot, int]] = Kept()
         self._answers: dict[type[Any], Callable[[Any, float | None], Any]] = {
             Load: self._load,
             Commit: self._commit,
@@ -279,7 +278,7 @@ class SQLiteStore(Clocked):
     def _forget(self, message: Forget, deadline: float | None) -> None:
         self._write(_forgotten, message, deadline)
         for namespace in message.namespaces:
-            self._kept.pop(namespace, None)
+            self._kept.drop(namespace)
 
     def _list(self, message: List, deadline: float | None) -> Page:
         return self._read(self._listed, message, deadline)
@@ -318,22 +317,14 @@ class SQLiteStore(Clocked):
             return kept[1]
         rows = execute(_LOAD, (digest,)).fetchall()
         if not rows:
-            self._kept.pop(namespace, None)
+            self._kept.drop(namespace)
             return EMPTY
         header, *entries = rows
         entries.sort(key=_POSITION)
         snapshot = _made(header, entries, address, None)
-        self._keep(namespace, header[1:5], snapshot, sum([len(row[5]) for row in entries]))
+        size = sum([len(row[5]) for row in entries])
+        self._kept.keep(namespace, (header[1:5], snapshot, size), size)
         return snapshot
-
-    def _keep(self, namespace: Namespace, mark: Mark, snapshot: Snapshot, size: int) -> None:
-        if size > _KEPT_BYTES:
-            self._kept.pop(namespace, None)
-            return
-        # Without a lock: any thread may do any of this at any moment, for what is kept is compared before it is given.
-        if len(self._kept) >= _KEPT:
-            self._kept.clear()
-        self._kept[namespace] = mark, snapshot, size
 
     def _follow(self, change: Change, version: bytes) -> None:
         """Keep what a namespace is after a change that landed, so that it need not be read again."""
@@ -349,7 +340,8 @@ class SQLiteStore(Clocked):
                 # When the first of them expires is not told without reading.
                 return
             size += len(put.packed)
-        self._keep(namespace, (version, last + len(puts), None, touched), applied(change, snapshot, version, self.now), size)
+        mark = version, last + len(puts), None, touched
+        self._kept.keep(namespace, (mark, applied(change, snapshot, version, self.now), size), size)
 
     def _committed(self, execute: Execute, message: Commit) -> tuple[Committed | Moved, int]:
         now, token, changes = self.now(), message.token, message.changes

@@ -459,10 +459,10 @@ def test_what_this_process_knew_before_is_not_taken_for_what_is_there(opened, se
     talk = talk_to(store)
     talk.write(A, x=1)
     talk.load()
-    before = store._kept[A]
+    before = store._kept.get(A)
     talk.write(A, x=2)
     mine = talk.change(A, {"x": put(3)})
-    store._kept[A] = before
+    store._kept.keep(A, before, 0)
 
     assert talk.send(mine) == Committed()
     assert talk.content() == {"x": 3}
@@ -482,7 +482,7 @@ def test_largest_memory_that_fits_is_kept_and_what_the_server_refuses_is_too_lar
     talk = talk_to(store)
     talk.write(A, x="y" * 900_000)
     talk.load()
-    room = (1 << 20) - 64 - len(store._place(A).key) - len(store._kept[A].data) + 900_000
+    room = (1 << 20) - 64 - len(store._place(A).key) - len(store._kept.get(A).data) + 900_000
     talk.write(A, x="y" * room)
     assert len(talk.content()["x"]) == room
     with pytest.raises(MemoryTooLargeError):
@@ -555,13 +555,13 @@ def test_change_of_an_earlier_life_of_the_server_is_not_taken_for_one_of_this(op
         talk = talk_to(store)
         talk.write(A, x="old")
         late = talk.message(talk.change(A, {"x": put("late")}))
-        unique = store._kept[A].unique
+        unique = store._kept.get(A).unique
         server.restart()
         theirs = talk_to(other)
         while True:
             theirs.write(A, x="new")
             theirs.load(A)
-            if other._kept[A].unique == unique:
+            if other._kept.get(A).unique == unique:
                 break
 
         answer = talk.ask(late)
@@ -577,7 +577,7 @@ def test_memory_that_was_evicted_begins_anew(opened):
         talk.write(A, x=1)
         talk.load()
         late = talk.change(A, {"y": put(1)})
-        key, data = len(store._place(A).key), store._kept[A].data
+        key, data = len(store._place(A).key), store._kept.get(A).data
         names = [str(n).zfill(key).encode() for n in range(30_000)]
         filling = b"".join(b"set %b 0 0 %d noreply\r\n%b\r\n" % (name, len(data), data) for name in names)
         say(server, filling + b"version")
@@ -1020,9 +1020,9 @@ def test_damaged_memory_is_reported_and_not_overwritten(opened, server, damage):
     talk.write(B, x=1)
     talk.send(talk.change(A, {"x": put(1)}), token=b"t" * 16)
     talk.load(A, B)
-    whole = store._kept[A].data
+    whole = store._kept.get(A).data
     data = {
-        "other": store._kept[B].data,
+        "other": store._kept.get(B).data,
         "cut": whole[:-1],
         "garbage": b"END\r\nVALUE x 0 1 1\r\n",
         "empty": b"",
