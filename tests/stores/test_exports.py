@@ -20,7 +20,7 @@ def test_each_class_is_found_by_its_name(name):
 
 def test_name_that_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="MongoStore"):
-        stores.MongoStore  # noqa: B018
+        stores.MongoStore
 
 
 def test_import_of_the_package_brings_no_driver():
