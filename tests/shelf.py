@@ -163,7 +163,7 @@ def left(deadline):
 def errors_of_ours(progress):
     try:
         yield
-    except TimeoutError as error:
+    except (TimeoutError, asyncio.TimeoutError) as error:
         if isinstance(error, StoreTimeoutError):
             raise
         raise StoreTimeoutError("the shelf is late", committed=progress.committed) from None

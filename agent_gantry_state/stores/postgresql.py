@@ -40,6 +40,7 @@ from agent_gantry_state.stores.protocol import (
     Release,
     Snapshot,
 )
+from agent_gantry_state.stores.rows import namespace_of, place, to_bytes, to_owner
 from agent_gantry_state.stores.urls import StoreURL
 from agent_gantry_state.stores.whole import applied
 
@@ -244,7 +245,7 @@ class PostgreSQLStore(RemoteStore):
         kept = [self._kept.get(namespace) for namespace in namespaces]
         result = yield from self._ask(
             "load_1",
-            wire.bytes_array([rows.place(namespace)[0] for namespace in namespaces]),
+            wire.bytes_array([place(namespace)[0] for namespace in namespaces]),
             wire.bytes_array([None if each is None else each[0] for each in kept]),
             wire.float_array([None if each is None else each[1] for each in kept]),
             self._time(),
@@ -272,7 +273,7 @@ class PostgreSQLStore(RemoteStore):
         wanted = [None if each is None else [rows.filed(key)[0] for key in dict.fromkeys(each)] for each in keys]
         result = yield from self._ask(
             "choose_1",
-            wire.bytes_array([rows.place(namespace)[0] for namespace in message.namespaces]),
+            wire.bytes_array([place(namespace)[0] for namespace in message.namespaces]),
             wire.bytes_array([key for each in wanted for key in each or ()]),
             wire.int_array(tuple([-1 if each is None else len(each) for each in wanted])),
             wire.int_array((int(message.names),) * len(wanted)),
@@ -325,26 +326,26 @@ class PostgreSQLStore(RemoteStore):
         self._keep(change.namespace, applied(change, snapshot, version, lambda: now), size)
 
     def _forget(self, message: Forget) -> Steps[None]:
-        digests = sorted({rows.place(namespace)[0] for namespace in message.namespaces})
+        digests = sorted({place(namespace)[0] for namespace in message.namespaces})
         yield from self._ask("forget_1", wire.bytes_array(digests), _lock_wait(message.timeout))
         for namespace in message.namespaces:
             self._kept.drop(namespace)
 
     def _list(self, message: List) -> Steps[Page]:
-        wanted = [None if each is None else rows.to_bytes(each) for each in (message.app, message.scope, message.owner)]
+        wanted = [None if each is None else to_bytes(each) for each in (message.app, message.scope, message.owner)]
         limit = wire.packed_int(message.limit + 1)
         result = yield from self._ask("list_1", message.after or b"", *wanted, limit, self._time())
         get, count = result.get_value, min(result.ntuples, message.limit)
-        listed = [Listed(rows.namespace_of(get(row, 1)), rows.to_text(get(row, 2))) for row in range(count)]
+        listed = [Listed(namespace_of(get(row, 1), rows.WHERE), to_owner(get(row, 2), rows.WHERE)) for row in range(count)]
         return Page(tuple(listed), get(count - 1, 0) if result.ntuples > count > 0 else None)
 
     def _lease(self, message: Lease) -> Steps[float]:
-        digest, ttl = rows.place(message.namespace)[0], wire.packed_float(message.ttl)
+        digest, ttl = place(message.namespace)[0], wire.packed_float(message.ttl)
         result = yield from self._ask("lease_1", digest, message.holder, ttl, self._time())
         return wire.to_float(result.get_value(0, 0))
 
     def _release(self, message: Release) -> Steps[None]:
-        yield from self._ask("release_1", rows.place(message.namespace)[0], message.holder)
+        yield from self._ask("release_1", place(message.namespace)[0], message.holder)
 
 
 def _lock_wait(timeout: float) -> bytes:

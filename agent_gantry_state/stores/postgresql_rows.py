@@ -7,28 +7,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, Final
 
-from agent_gantry_state import codec
 from agent_gantry_state.errors import CorruptEntryError
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.stores import postgresql_wire as wire
 from agent_gantry_state.stores.protocol import EMPTY, KEEP, Change, Put, Snapshot
+from agent_gantry_state.stores.rows import place, to_bytes, to_owner, to_text, values_of
 
 __all__ = [
     "NOW",
     "PLACE",
     "RECORD",
     "VERSION",
+    "WHERE",
     "chosen",
     "filed",
     "made",
-    "namespace_of",
-    "place",
     "starts",
-    "to_bytes",
-    "to_text",
     "written",
 ]
 
@@ -37,9 +33,9 @@ _LONG: Final = 1024
 #: No UTF-8 begins with it.
 _HASHED: Final = b"\xff"
 
-_FORMAT = codec.FORMAT[0]
-#: How MessagePack begins an array, before its length.
-_ARRAY = b"\xdd"
+#: For errors.
+WHERE: Final = "PostgreSQL"
+
 # Columns of the rows that tell of namespaces. The first row of each is its own; it has the head as its version, the last
 # touch as `slides`, the address as its record, and when the last key expires as `expires`.
 PLACE, _KEY, VERSION, _POSITION, _EXPIRES, _SLIDES, _NAME, RECORD, _BORN, _OWNER, NOW = range(11)
@@ -98,10 +94,7 @@ def made(result: Any, start: int, end: int, namespace: Namespace, until: float |
     sliding: dict[str, float] = {}
     for _, row in rows:
         stored = get(row, _NAME) or get(row, _KEY)
-        try:
-            name = stored.decode()
-        except UnicodeDecodeError:
-            name = _key(stored)
+        name = to_text(stored, WHERE)
         versions[name] = get(row, VERSION)
         record = get(row, RECORD)
         if record is None:
@@ -113,21 +106,14 @@ def made(result: Any, start: int, end: int, namespace: Namespace, until: float |
             sliding[name] = wire.to_float(slides)
         elif expires_at is not None:
             expires[name] = wire.to_float(expires_at)
-    values: dict[str, Any] = {}
-    packed: dict[str, bytes] = {}
-    immutable = codec.IMMUTABLE
-    for name, record, value in zip(names, records, _values(names, records), strict=True):
-        if type(value) in immutable:
-            values[name] = value
-        else:
-            values[name], packed[name] = None, record[1:]
+    values, packed = values_of(names, records, WHERE)
     touched = wire.to_float(get(start, _SLIDES))
     snapshot = Snapshot(
         values,
         packed,
         versions,
         get(start, VERSION),
-        to_text(get(start, _OWNER)),
+        to_owner(get(start, _OWNER), WHERE),
         expires,
         sliding,
         touched,
@@ -135,38 +121,6 @@ def made(result: Any, start: int, end: int, namespace: Namespace, until: float |
         until,
     )
     return snapshot, sum([len(record) for record in records])
-
-
-def _values(names: Sequence[str], records: Sequence[bytes]) -> Sequence[Any]:
-    """The decoded values of records.
-
-    The format byte happens to be MessagePack's number one, so that records behind each other are an array of ones and
-    values: one call of the decoder does for all of them.
-    """
-    try:
-        if not [record for record in records if record[0] != _FORMAT]:
-            both = codec.unpack(_ARRAY + (2 * len(records)).to_bytes(4, "big") + b"".join(records))
-            # Bytes that are too few or too many would shift what comes behind them.
-            if both[::2] == [_FORMAT] * len(records):
-                return both[1::2]  # type: ignore[no-any-return]
-    except (CorruptEntryError, IndexError):
-        pass
-    values = []
-    for name, record in zip(names, records, strict=True):
-        try:
-            values.append(codec.decode(record))
-        except CorruptEntryError:
-            raise _corrupt(name) from None
-    return values
-
-
-def _corrupt(key: str) -> CorruptEntryError:
-    shown = codec.shortened(repr(key))
-    return CorruptEntryError(
-        f"key {shown} in PostgreSQL cannot be read: its bytes are damaged, or were written by a newer version of "
-        "agent-gantry-state; they were left as they are. Upgrade the package, or forget this memory",
-        path=f"memory[{shown}]",
-    )
 
 
 # Writing.
@@ -270,47 +224,7 @@ def _term(put: Put) -> tuple[int, float | None]:
     return (_SLIDING if put.slides else _FIXED), float(ttl)  # type: ignore[arg-type]
 
 
-# Text and bytes. surrogatepass: whatever can be a str in Python can be an id.
-
-
-@lru_cache(maxsize=1024)
-def place(namespace: Namespace) -> tuple[bytes, bytes]:
-    """The digest under which a namespace is filed, and its address."""
-    return namespace.digest, namespace.address
-
-
 def filed(key: str) -> tuple[bytes, bytes | None]:
     """Under what a key is filed, and its name if that is another one."""
     name = to_bytes(key)
     return (name, None) if len(name) <= _LONG else (_HASHED + hashlib.sha256(name).digest(), name)
-
-
-def to_bytes(text: str) -> bytes:
-    """A text as it is stored."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "surrogatepass")
-
-
-def _key(stored: bytes) -> str:
-    try:
-        return stored.decode("utf-8", "surrogatepass")
-    except UnicodeDecodeError:
-        raise CorruptEntryError("a key's name in PostgreSQL cannot be read: its bytes are damaged") from None
-
-
-def to_text(stored: bytes | None) -> str | None:
-    """A stored text; None if there is none."""
-    return None if stored is None else _key(stored)
-
-
-def namespace_of(address: bytes) -> Namespace:
-    """The namespace with that address."""
-    parts = []
-    while address:
-        size = int.from_bytes(address[:8], "big")
-        parts.append(_key(address[8 : 8 + size]))
-        address = address[8 + size :]
-    app, scope, id = parts
-    return Namespace(scope, id, app)

@@ -56,6 +56,7 @@ from agent_gantry_state.stores.redis_links import ALink
 from agent_gantry_state.stores.redis_links import Link as OwnLink
 from agent_gantry_state.stores.redis_routes import Direct, Route, slot_of
 from agent_gantry_state.stores.redis_wire import Refusal, refused
+from agent_gantry_state.stores.rows import to_bytes
 from agent_gantry_state.stores.urls import StoreURL
 from agent_gantry_state.stores.whole import applied
 
@@ -365,7 +366,7 @@ def _tag_of(places: Sequence[Place], members: Sequence[int]) -> int:
 
 
 def _encoded(keys: Iterable[str]) -> list[bytes]:
-    return [key.encode("utf-8", "surrogatepass") for key in keys]
+    return [to_bytes(key) for key in keys]
 
 
 def from_url(url: StoreURL) -> RedisStore:

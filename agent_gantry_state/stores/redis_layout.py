@@ -14,10 +14,10 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from agent_gantry_state import codec
 from agent_gantry_state.errors import CorruptEntryError
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.stores.protocol import EMPTY, KEEP, Change, Listed, Put, Snapshot
+from agent_gantry_state.stores.rows import corrupt, namespace_of, to_bytes, to_text, values_of
 
 __all__ = [
     "TAGS",
@@ -55,10 +55,8 @@ _MARK: Final = slice(1, 17)
 _VERSION_BYTES: Final = 8
 #: By `whole` and `touch` of a change, what the script is told.
 _FLAGS: Final = {(False, False): b"", (True, False): b"w", (False, True): b"t", (True, True): b"wt"}
-
-_FORMAT = codec.FORMAT[0]
-#: How MessagePack begins an array, before its length.
-_ARRAY = b"\xdd"
+#: For errors.
+_WHERE: Final = "Redis"
 
 
 class Place(NamedTuple):
@@ -122,11 +120,11 @@ def written(change: Change, address: bytes) -> list[Any]:
         len(puts),
     ]
     for key, version in change.checks.items():
-        arguments += (_bytes(key), version or b"")
+        arguments += (to_bytes(key), version or b"")
     if change.deletes:
-        arguments += map(_bytes, change.deletes)
+        arguments += map(to_bytes, change.deletes)
     for key, put in puts.items():
-        arguments += (_bytes(key), _terms(put), put.record)
+        arguments += (to_bytes(key), _terms(put), put.record)
     return arguments
 
 
@@ -142,7 +140,7 @@ def _terms(put: Put) -> bytes:
 
 def text_argument(text: str | None) -> bytes:
     """A text or nothing, as an argument of a script."""
-    return b"" if text is None else b"=" + _bytes(text)
+    return b"" if text is None else b"=" + to_bytes(text)
 
 
 # What comes back.
@@ -170,7 +168,7 @@ def _header(raw: bytes) -> _Header:
     except struct.error:
         raise _damaged("a memory") from None
     end = _HEADER.size + size
-    return _Header(head, touched, born, timed, _text(raw[_HEADER.size : end]) if owned else None, raw[end:])
+    return _Header(head, touched, born, timed, to_text(raw[_HEADER.size : end], _WHERE) if owned else None, raw[end:])
 
 
 def mark_of(flat: Sequence[bytes]) -> bytes:
@@ -211,7 +209,7 @@ def listed(raw: bytes, digest: bytes) -> Listed:
         CorruptEntryError: It is another one's, damaged, or of a newer layout.
     """
     header = _header(raw)
-    namespace = _namespace(header.address)
+    namespace = namespace_of(header.address, _WHERE)
     if namespace.digest.hex().encode() != digest:
         raise _mixed_up()
     return Listed(namespace, header.owner)
@@ -244,11 +242,11 @@ def _rows(flat: Sequence[bytes], place: Place) -> tuple[_Header, list[_Row]]:
 
 
 def _row(field: bytes, value: bytes) -> _Row:
-    key = _text(field[1:])
+    key = to_text(field[1:], _WHERE)
     try:
         version, position, kind, time = _entry(value)
     except struct.error:
-        raise _corrupt(key) from None
+        raise corrupt(key, _WHERE) from None
     return key, position, version, kind, time, value[_META:]
 
 
@@ -264,78 +262,18 @@ def _deadline(row: _Row, touched: float) -> float:
 
 
 def _made(header: _Header, rows: Sequence[_Row], versions: dict[str, bytes] | None, until: float | None) -> Snapshot:
-    values: dict[str, Any] = {}
-    packed: dict[str, bytes] = {}
     seen: dict[str, bytes] = {}
     expires: dict[str, float] = {}
     sliding: dict[str, float] = {}
-    immutable = codec.IMMUTABLE
-    for (key, _, version, kind, time, record), value in zip(rows, _values(rows), strict=True):
-        if type(value) in immutable:
-            values[key] = value
-        else:
-            values[key], packed[key] = None, record[1:]
+    for key, _, version, kind, time, _ in rows:
         seen[key] = version
         if kind:
             (sliding if kind == _SLIDING else expires)[key] = time
+    values, packed = values_of([*seen], [row[5] for row in rows], _WHERE)
     versions = seen if versions is None else versions
     return Snapshot(
         values, packed, versions, header.head, header.owner, expires, sliding, header.touched, header.born, until
     )
-
-
-def _values(rows: Sequence[_Row]) -> Sequence[Any]:
-    """The decoded values of entries.
-
-    The format byte happens to be MessagePack's number one, so that records behind each other are an array of ones and
-    values: one call of the decoder does for all of them.
-    """
-    records = [row[5] for row in rows]
-    try:
-        if not [record for record in records if record[0] != _FORMAT]:
-            both = codec.unpack(_ARRAY + (2 * len(records)).to_bytes(4, "big") + b"".join(records))
-            # Bytes that are too few or too many would shift what comes behind them.
-            if both[::2] == [_FORMAT] * len(records):
-                return both[1::2]  # type: ignore[no-any-return]
-    except (CorruptEntryError, TypeError, IndexError):
-        pass
-    values = []
-    for row in rows:
-        try:
-            values.append(codec.decode(row[5]))
-        except CorruptEntryError:
-            raise _corrupt(row[0]) from None
-    return values
-
-
-def _namespace(address: bytes) -> Namespace:
-    parts = []
-    try:
-        while address:
-            size = int.from_bytes(address[:8], "big")
-            parts.append(_text(address[8 : 8 + size]))
-            address = address[8 + size :]
-        app, scope, id = parts
-        return Namespace(scope, id, app)
-    except ValueError:
-        raise _damaged("the address of a memory") from None
-
-
-# surrogatepass: whatever can be a str in Python can be an id.
-
-
-def _bytes(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "surrogatepass")
-
-
-def _text(stored: bytes) -> str:
-    try:
-        return stored.decode("utf-8", "surrogatepass")
-    except UnicodeDecodeError:
-        raise _damaged("a key's name") from None
 
 
 def newer(layout: object) -> CorruptEntryError:
@@ -353,13 +291,4 @@ def _damaged(what: str) -> CorruptEntryError:
 def _mixed_up() -> CorruptEntryError:
     return CorruptEntryError(
         "Redis answered with the memory of another namespace: its data is damaged, or was changed by hand"
-    )
-
-
-def _corrupt(key: str) -> CorruptEntryError:
-    shown = codec.shortened(repr(key))
-    return CorruptEntryError(
-        f"key {shown} in Redis cannot be read: its bytes are damaged, or were written by a newer version of "
-        "agent-gantry-state; they were left as they are. Upgrade the package, or forget this memory",
-        path=f"memory[{shown}]",
     )

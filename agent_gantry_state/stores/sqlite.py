@@ -12,13 +12,11 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, Literal, TypeGuard
 
-from agent_gantry_state import codec
-from agent_gantry_state.errors import CorruptEntryError, StoreError, StoreURLError
+from agent_gantry_state.errors import StoreError, StoreURLError
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.stores.clock import Clocked
 from agent_gantry_state.stores.kept import Kept
@@ -44,6 +42,7 @@ from agent_gantry_state.stores.protocol import (
     Snapshot,
     Ttl,
 )
+from agent_gantry_state.stores.rows import namespace_of, place, to_bytes, to_owner, to_text, values_of
 from agent_gantry_state.stores.sqlite_file import Execute, SQLiteFile
 from agent_gantry_state.stores.urls import StoreURL, check_timeouts, seconds
 from agent_gantry_state.stores.whole import applied
@@ -98,9 +97,8 @@ _HEADER = _ROW + " AND key = 0"
 _ENTRY = _ROW + " AND key = ?"
 _KEYS = "SELECT key, version, position, expires_at, slides FROM entry WHERE digest = ? AND key > 0"
 _POSITION = itemgetter(2)
-_FORMAT = codec.FORMAT[0]
-#: How MessagePack begins an array, before its length.
-_ARRAY = b"\xdd"
+#: For errors.
+_WHERE: Final = "the SQLite database"
 
 # Of the namespace whose head is still the one that was loaded, and in which nothing is expired.
 _TAKE_HEAD = """
@@ -311,7 +309,7 @@ class SQLiteStore(Clocked):
 
     def _snapshot(self, execute: Execute, namespace: Namespace) -> Snapshot:
         """The namespace with all its keys, also those that are expired."""
-        digest, address = _place(namespace)
+        digest, address = place(namespace)
         kept = self._kept.get(namespace)
         if kept is not None and execute(_MARK, (digest,)).fetchone() == kept[0]:
             return kept[1]
@@ -352,7 +350,7 @@ class SQLiteStore(Clocked):
             pages = _overwrite(execute, changes[0], message.version, now)
         answer = _IN_PLACE if pages else _COMMITTED
         if not pages:
-            states = [_state(execute, _place(change.namespace)[0], now) for change in changes]
+            states = [_state(execute, place(change.namespace)[0], now) for change in changes]
             for change, state in zip(changes, states, strict=True):
                 if _head(state) != change.head and _moved(execute, change, state):
                     # What is expired was just deleted, so that it need not be looked for; the transaction is taken back.
@@ -374,10 +372,10 @@ class SQLiteStore(Clocked):
         for name, text in (("app", message.app), ("scope", message.scope), ("owner", message.owner)):
             if text is not None:
                 statement += _OF[name]
-                parameters.append(_bytes(text))
+                parameters.append(to_bytes(text))
         rows = execute(statement + _IN_ORDER, (*parameters, message.limit + 1)).fetchall()
         page = rows[: message.limit]
-        listed = tuple([Listed(_namespace(address), _text(owner)) for _, address, owner in page])
+        listed = tuple([Listed(namespace_of(address, _WHERE), to_owner(owner, _WHERE)) for _, address, owner in page])
         return Page(listed, page[-1][0] if len(rows) > len(page) else None)
 
     def _leased(self, execute: Execute, message: Lease) -> tuple[float, int]:
@@ -409,7 +407,7 @@ def _released(execute: Execute, message: Release) -> tuple[None, int]:
 
 def _chosen(execute: Execute, namespace: Namespace, wanted: Sequence[str], names: bool, now: float) -> Snapshot:
     """The namespace with those of its keys that are wanted and not expired."""
-    digest, address = _place(namespace)
+    digest, address = place(namespace)
     header = execute(_HEADER, (digest,)).fetchone()
     if header is None:
         return EMPTY
@@ -424,10 +422,10 @@ def _chosen(execute: Execute, namespace: Namespace, wanted: Sequence[str], names
         until = max([_deadline(row, touched) for row in left], default=math.inf)
         left.sort(key=_POSITION)
         if names:
-            versions = {_key(row[0]): row[1] for row in left}
+            versions = {to_text(row[0], _WHERE): row[1] for row in left}
     rows = []
     for key in dict.fromkeys(wanted):
-        row = execute(_ENTRY, (digest, _bytes(key))).fetchone()
+        row = execute(_ENTRY, (digest, to_bytes(key))).fetchone()
         if row is not None and _is_live(row, touched, now):
             rows.append(row)
     rows.sort(key=_POSITION)
@@ -454,61 +452,21 @@ def _made(
         raise StoreError(
             "the SQLite database answered with the memory of another namespace: its file is damaged, or was changed by hand"
         )
-    values: dict[str, Any] = {}
-    packed: dict[str, bytes] = {}
     seen: dict[str, bytes] = {}
     expires: dict[str, float] = {}
     sliding: dict[str, float] = {}
-    immutable = codec.IMMUTABLE
-    for (key, version, _, expires_at, slides, record, _, _), value in zip(rows, _values(rows), strict=True):
-        try:
-            name = key.decode()
-        except UnicodeDecodeError:
-            name = _key(key)
-        if type(value) in immutable:
-            values[name] = value
-        else:
-            values[name], packed[name] = None, record[1:]
+    records: list[Any] = []
+    for key, version, _, expires_at, slides, record, _, _ in rows:
+        name = to_text(key, _WHERE)
+        records.append(record)
         seen[name] = version
         if slides is not None:
             sliding[name] = slides
         elif expires_at is not None:
             expires[name] = expires_at
+    values, packed = values_of([*seen], records, _WHERE)
     versions = seen if versions is None else versions
-    return Snapshot(values, packed, versions, head, _text(owner), expires, sliding, touched, born, until)
-
-
-def _values(rows: Sequence[Any]) -> Sequence[Any]:
-    """The decoded values of entries.
-
-    The format byte happens to be MessagePack's number one, so that records behind each other are an array of ones and
-    values: one call of the decoder does for all of them.
-    """
-    records = [row[5] for row in rows]
-    try:
-        if not [record for record in records if record[0] != _FORMAT]:
-            both = codec.unpack(_ARRAY + (2 * len(records)).to_bytes(4, "big") + b"".join(records))
-            # Bytes that are too few or too many would shift what comes behind them.
-            if both[::2] == [_FORMAT] * len(records):
-                return both[1::2]  # type: ignore[no-any-return]
-    except (CorruptEntryError, TypeError, IndexError):
-        pass
-    values = []
-    for key, _, _, _, _, record, _, _ in rows:
-        try:
-            values.append(codec.decode(record))
-        except (CorruptEntryError, TypeError):
-            raise _corrupt(_key(key)) from None
-    return values
-
-
-def _corrupt(key: str) -> CorruptEntryError:
-    shown = codec.shortened(repr(key))
-    return CorruptEntryError(
-        f"key {shown} in the SQLite database cannot be read: its bytes are damaged, or were written by a newer version of "
-        "agent-gantry-state; they were left as they are. Upgrade the package, or forget this memory",
-        path=f"memory[{shown}]",
-    )
+    return Snapshot(values, packed, versions, head, to_owner(owner, _WHERE), expires, sliding, touched, born, until)
 
 
 # Writing, inside a transaction. Each gives how many pages it has written, roughly.
@@ -529,7 +487,7 @@ def _overwrite(execute: Execute, change: Change, version: bytes, now: float) -> 
                 return 0
             timed = True
             first = min(first, now + put.ttl)
-    digest, left = _place(change.namespace)[0], len(puts)
+    digest, left = place(change.namespace)[0], len(puts)
     parameters: tuple[Any, ...]
     if timed:
         due = None if first == math.inf else first
@@ -542,11 +500,11 @@ def _overwrite(execute: Execute, change: Change, version: bytes, now: float) -> 
     # Mostly the namespace and its keys are on one.
     pages = 1
     for key in change.deletes:
-        execute(_DELETE, (digest, _bytes(key)))
+        execute(_DELETE, (digest, to_bytes(key)))
     seen = change.checks
     for key, put in puts.items():
         left -= 1
-        record, name = put.record, _bytes(key)
+        record, name = put.record, to_bytes(key)
         pages += len(record) >> 12
         expiry: tuple[Any, ...] = () if put.ttl is KEEP else _expiry(put, now)
         if not put.last and seen.get(key) is not None:
@@ -595,11 +553,11 @@ def _head(state: Any) -> bytes | None:
 def _moved(execute: Execute, change: Change, state: Any) -> bool:
     """Whether a namespace with another head than the one loaded stands in the way of a change."""
     born, owner = (None, None) if state is None else state[4:]
-    if change.whole or change.loaded_owner != _text(owner) or (change.head is not None and born != change.born):
+    if change.whole or change.loaded_owner != to_owner(owner, _WHERE) or (change.head is not None and born != change.born):
         return True
-    digest = _place(change.namespace)[0]
+    digest = place(change.namespace)[0]
     for key, version in change.checks.items():
-        found = execute("SELECT version FROM entry WHERE digest = ? AND key = ?", (digest, _bytes(key))).fetchone()
+        found = execute("SELECT version FROM entry WHERE digest = ? AND key = ?", (digest, to_bytes(key))).fetchone()
         if (None if found is None else found[0]) != version:
             return True
     return False
@@ -611,7 +569,7 @@ def _as_it_stands(execute: Execute, change: Change) -> Snapshot:
 
 def _apply(execute: Execute, change: Change, state: Any, version: bytes, now: float) -> int:
     namespace = change.namespace
-    digest, address = _place(namespace)
+    digest, address = place(namespace)
     writes = bool(change.puts or change.deletes or change.owner is not None)
     if state is None and not writes:
         return 0
@@ -625,7 +583,7 @@ def _apply(execute: Execute, change: Change, state: Any, version: bytes, now: fl
         return _touch(execute, digest, touched, first) if change.touch else 0
     pages = 2
     for key in change.deletes:
-        execute(_DELETE, (digest, _bytes(key)))
+        execute(_DELETE, (digest, to_bytes(key)))
     for key, put in change.puts.items():
         last += 1
         expires_at, slides = _expiry(put, now)
@@ -633,11 +591,13 @@ def _apply(execute: Execute, change: Change, state: Any, version: bytes, now: fl
         if deadline is not None:
             first = deadline if first is None else min(first, deadline)
         record = put.record
-        execute(_PUT[False, put.last, put.ttl is not KEEP], (digest, _bytes(key), version, record, expires_at, slides, last))
+        execute(
+            _PUT[False, put.last, put.ttl is not KEEP], (digest, to_bytes(key), version, record, expires_at, slides, last)
+        )
         pages += len(record) >> 12
-    owner = owner if change.owner is None else _bytes(change.owner)
+    owner = owner if change.owner is None else to_bytes(change.owner)
     if state is None:
-        app, scope = _bytes(namespace.app), _bytes(namespace.scope)
+        app, scope = to_bytes(namespace.app), to_bytes(namespace.scope)
         execute(_NEW, (version, last, touched, first, born, owner, digest, app, scope, address))
     else:
         execute(_NEXT, (version, last, touched, first, owner, digest))
@@ -655,43 +615,6 @@ def _sweep(execute: Execute, now: float) -> int:
         _state(execute, digest, now)
         pages += 2
     return pages
-
-
-# Text and bytes. surrogatepass: whatever can be a str in Python can be an id.
-
-
-@lru_cache(maxsize=1024)
-def _place(namespace: Namespace) -> tuple[bytes, bytes]:
-    """The digest under which a namespace is filed, and its address."""
-    return namespace.digest, namespace.address
-
-
-def _bytes(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "surrogatepass")
-
-
-def _key(stored: bytes) -> str:
-    try:
-        return stored.decode("utf-8", "surrogatepass")
-    except UnicodeDecodeError:
-        raise CorruptEntryError("a key's name in the SQLite database cannot be read: its bytes are damaged") from None
-
-
-def _text(stored: bytes | None) -> str | None:
-    return None if stored is None else _key(stored)
-
-
-def _namespace(address: bytes) -> Namespace:
-    parts = []
-    while address:
-        size = int.from_bytes(address[:8], "big")
-        parts.append(_key(address[8 : 8 + size]))
-        address = address[8 + size :]
-    app, scope, id = parts
-    return Namespace(scope, id, app)
 
 
 def from_url(url: StoreURL) -> SQLiteStore:

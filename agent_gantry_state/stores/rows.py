@@ -1,0 +1,130 @@
+"""What stores have in common that keep a row for each key: texts as bytes, addresses, and records read many at once.
+
+Each function that may find something damaged is told *where*, for the error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+from agent_gantry_state import codec
+from agent_gantry_state.errors import CorruptEntryError
+from agent_gantry_state.namespace import Namespace
+
+__all__ = ["corrupt", "namespace_of", "place", "to_bytes", "to_owner", "to_text", "values_of"]
+
+_FORMAT: Final = codec.FORMAT[0]
+#: How MessagePack begins an array, before its length.
+_ARRAY: Final = b"\xdd"
+
+
+@lru_cache(maxsize=4096)
+def place(namespace: Namespace) -> tuple[bytes, bytes]:
+    """The digest under which a namespace is filed, and its address."""
+    return namespace.digest, namespace.address
+
+
+# surrogatepass: whatever can be a str in Python can be an id.
+
+
+def to_bytes(text: str) -> bytes:
+    """A text as it is stored."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+
+
+def to_text(stored: bytes, where: str) -> str:
+    """A stored text.
+
+    Raises:
+        CorruptEntryError: It is none.
+    """
+    try:
+        return stored.decode()
+    except UnicodeDecodeError:
+        pass
+    try:
+        return stored.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        raise CorruptEntryError(f"a name in {where} cannot be read: its bytes are damaged") from None
+
+
+def to_owner(stored: bytes | None, where: str) -> str | None:
+    """A stored owner; None if there is none.
+
+    Raises:
+        CorruptEntryError: It is no text.
+    """
+    return None if stored is None else to_text(stored, where)
+
+
+def namespace_of(address: bytes, where: str) -> Namespace:
+    """The namespace with that address.
+
+    Raises:
+        CorruptEntryError: There is none.
+    """
+    parts = []
+    while address:
+        size = int.from_bytes(address[:8], "big")
+        parts.append(to_text(address[8 : 8 + size], where))
+        address = address[8 + size :]
+    try:
+        app, scope, id = parts
+        return Namespace(scope, id, app)
+    except ValueError:
+        raise CorruptEntryError(f"the address of a memory in {where} cannot be read: its bytes are damaged") from None
+
+
+def values_of(names: Sequence[str], records: Sequence[Any], where: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The `values` and `packed` of a `Snapshot`, from the names of keys and their records.
+
+    Raises:
+        CorruptEntryError: A record is damaged, or of a newer format; its `path` names the key.
+    """
+    values: dict[str, Any] = {}
+    packed: dict[str, bytes] = {}
+    immutable = codec.IMMUTABLE
+    for name, record, value in zip(names, records, _decoded(names, records, where), strict=True):
+        if type(value) in immutable:
+            values[name] = value
+        else:
+            values[name], packed[name] = None, record[1:]
+    return values, packed
+
+
+def _decoded(names: Sequence[str], records: Sequence[Any], where: str) -> Sequence[Any]:
+    """The values.
+
+    The format byte happens to be MessagePack's number one, so that records behind each other are an array of ones and
+    values: one call of the decoder does for all of them.
+    """
+    try:
+        if not [record for record in records if record[0] != _FORMAT]:
+            both = codec.unpack(_ARRAY + (2 * len(records)).to_bytes(4, "big") + b"".join(records))
+            # Bytes that are too few or too many would shift what comes behind them.
+            if both[::2] == [_FORMAT] * len(records):
+                return both[1::2]  # type: ignore[no-any-return]
+    except (CorruptEntryError, TypeError, IndexError):
+        pass
+    values = []
+    for name, record in zip(names, records, strict=True):
+        try:
+            values.append(codec.decode(record))
+        except (CorruptEntryError, TypeError):
+            raise corrupt(name, where) from None
+    return values
+
+
+def corrupt(key: str, where: str) -> CorruptEntryError:
+    """The error of a key whose entry cannot be read."""
+    shown = codec.shortened(repr(key))
+    return CorruptEntryError(
+        f"key {shown} in {where} cannot be read: its bytes are damaged, or were written by a newer version of "
+        "agent-gantry-state; they were left as they are. Upgrade the package, or forget this memory",
+        path=f"memory[{shown}]",
+    )
