@@ -1,13 +1,13 @@
-"""A store of your own, here in a dbm file of the standard library: a method for each message, and any gantry uses it.
+"""A store of your own, here in a dbm file of the standard library, for one process: a method for each message.
 
-This one is for one process. tests/stores/test_custom_store.py holds it to everything that the stores of the package promise.
-"""
+tests/stores/test_custom_store.py holds it to everything that the stores of the package promise."""
 
 from __future__ import annotations
 
 import dbm.dumb
 import threading
 from pathlib import Path
+from typing import Any
 
 from agent_gantry_state import Namespace
 from agent_gantry_state.errors import StoreClosedError
@@ -22,24 +22,25 @@ class DbmStore(Clocked):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self._file = dbm.dumb.open(str(path), "c", 0o600)  # noqa: SIM115 - until `close`
+        self._open: Any = dbm.dumb.open(str(path), "c", 0o600)  # noqa: SIM115 - until `close`
         self._leases: dict[Namespace, tuple[bytes, float]] = {}
         self._lock = threading.Lock()
-        self._closed = False
+
+    def _file(self) -> Any:
+        if self._open is None:
+            raise StoreClosedError("the dbm file is closed")
+        return self._open
 
     def _read(self, namespace: Namespace) -> Image:
-        if self._closed:
-            raise StoreClosedError("the dbm file is closed")
-        data = self._file.get(namespace.digest)
+        data = self._file().get(namespace.digest)
         return Image(namespace, EMPTY, {}) if data is None else read_image(data, namespace)
 
     def load(self, message: protocol.Load, /) -> protocol.Loaded:
         with self._lock:
             now = self.now()
             snapshots = [self._read(namespace).snapshot.live(now) for namespace in message.namespaces]
-        if message.keys is not None:
-            pairs = zip(snapshots, message.keys, strict=True)
-            snapshots = [each if keys is None else chosen(each, keys, message.names) for each, keys in pairs]
+        pairs = zip(snapshots, message.keys or [None] * len(snapshots), strict=True)
+        snapshots = [each if keys is None else chosen(each, keys, message.names) for each, keys in pairs]
         return protocol.Loaded(tuple(snapshots), now)
 
     def commit(self, message: protocol.Commit, /) -> protocol.Committed | protocol.Moved:
@@ -57,20 +58,21 @@ class DbmStore(Clocked):
                     tokens = {token: until for token, until in image.tokens.items() if until > now}
                     if message.token:
                         tokens[message.token] = now + 60.0
-                    self._file[change.namespace.digest] = write_image(Image(change.namespace, after, tokens))
-            self._file.sync()
+                    self._file()[change.namespace.digest] = write_image(Image(change.namespace, after, tokens))
+            self._file().sync()
         return protocol.Committed()
 
     def forget(self, message: protocol.Forget, /) -> None:
         with self._lock:
             for namespace in message.namespaces:
-                self._file.pop(namespace.digest, None)
+                self._file().pop(namespace.digest, None)
+            self._file().sync()
 
     def list(self, message: protocol.List, /) -> protocol.Page:
         with self._lock:
             now, found = self.now(), []
-            for digest in sorted(self._file.keys()):
-                namespace, snapshot, _ = read_image(self._file[digest])
+            for digest in sorted(self._file().keys()):
+                namespace, snapshot, _ = read_image(self._file()[digest])
                 asked = ((message.app, namespace.app), (message.scope, namespace.scope), (message.owner, snapshot.owner))
                 fits = all(want is None or want == there for want, there in asked)
                 if fits and digest > (message.after or b"") and snapshot.live(now) is not EMPTY:
@@ -93,5 +95,6 @@ class DbmStore(Clocked):
 
     def close(self) -> None:
         with self._lock:
-            self._closed = True
-            self._file.close()
+            if self._open is not None:
+                self._open.close()
+            self._open = None

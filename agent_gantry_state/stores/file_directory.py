@@ -99,6 +99,8 @@ class Directory:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        found = os.fstat(fd)
+        self._place = found.st_dev, found.st_ino
         self.lock: int | None = None
         #: Where the search for what is expired has come to.
         self.listing: Iterator[os.DirEntry[str]] | None = None
@@ -112,6 +114,23 @@ class Directory:
 
     def __del__(self) -> None:
         self.close()
+
+    def is_at(self, path: Path) -> bool:
+        """Whether it still has that name, or nobody can say.
+
+        Raises:
+            StoreUnavailableError: It was moved, and nothing is in its place.
+        """
+        try:
+            found = os.lstat(path)
+        except FileNotFoundError as error:
+            if self.is_gone():
+                return False
+            # Nothing is made in a place that is being changed.
+            raise translated(error, False) from None
+        except OSError:
+            return True
+        return (found.st_dev, found.st_ino) == self._place
 
     def is_gone(self) -> bool:
         return os.fstat(self.fd).st_nlink == 0

@@ -73,7 +73,9 @@ class SharedDirectory:
         """
         directory = self._directory
         if directory is not None:
-            return directory
+            if directory.is_at(self.path):
+                return directory
+            self.drop(directory)
         self._refuse_closed()
         if deadline is None:
             raise WouldBlock

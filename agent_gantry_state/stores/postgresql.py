@@ -323,7 +323,7 @@ class PostgreSQLStore(RemoteStore):
             return
         _, _, snapshot, size = kept
         size += sum([len(put.packed) for put in change.puts.values()])
-        self._keep(change.namespace, applied(change, snapshot, version, lambda: now), size)
+        self._keep(change.namespace, applied(change, snapshot.live(now), version, lambda: now), size)
 
     def _forget(self, message: Forget) -> Steps[None]:
         digests = sorted({place(namespace)[0] for namespace in message.namespaces})
@@ -350,7 +350,8 @@ class PostgreSQLStore(RemoteStore):
 
 def _lock_wait(timeout: float) -> bytes:
     """Milliseconds that the server may wait for a lock: less than the caller does, who then hears that nothing was done."""
-    return wire.packed_int(math.ceil(timeout * 750))
+    # 0 would be no limit.
+    return wire.packed_int(min(max(math.ceil(timeout * 750), 1), 2**31 - 1))
 
 
 def check_schema(name: str) -> str:

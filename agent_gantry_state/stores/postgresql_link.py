@@ -115,11 +115,8 @@ class Pool:
         try:
             request = next(connecting)
             while True:
-                if isinstance(request, str):
-                    request = connecting.send(_resolved(request, deadline))
-                else:
-                    fileno, what, until = request
-                    request = connecting.send(is_ready(fileno, what, left(until)))
+                of, what, until = request
+                request = connecting.send(_resolved(of, until) if isinstance(of, str) else is_ready(of, what, left(until)))
         except StopIteration as stop:
             return stop.value
         finally:
@@ -258,11 +255,10 @@ class AsyncPool:
         try:
             request = next(connecting)
             while True:
-                if isinstance(request, str):
-                    request = connecting.send(await self._resolved(request, deadline))
-                else:
-                    fileno, what, until = request
-                    request = connecting.send(await _ready_on_loop(fileno, what, until))
+                of, what, until = request
+                request = connecting.send(
+                    await (self._resolved(of, until) if isinstance(of, str) else _ready_on_loop(of, what, until))
+                )
         except StopIteration as stop:
             return stop.value
         finally:

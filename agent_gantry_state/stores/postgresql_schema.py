@@ -191,6 +191,34 @@ BEGIN
 END
 $body$;
 
+-- Locks a namespace until the transaction ends, also one that is not there.
+CREATE OR REPLACE FUNCTION {schema}.lock_1(p_digest bytea)
+RETURNS void LANGUAGE plpgsql SET enable_seqscan = off AS $body$
+DECLARE
+    v_alone boolean := false;
+BEGIN
+    LOOP
+        -- One that was waited for may be gone and made anew, as an expired one is: so it is looked for again.
+        PERFORM FROM {schema}.namespace n WHERE n.digest = p_digest FOR UPDATE;
+        IF FOUND THEN
+            RETURN;
+        END IF;
+        EXIT WHEN v_alone AND NOT EXISTS (SELECT FROM {schema}.namespace n WHERE n.digest = p_digest);
+        IF NOT v_alone THEN
+            -- Who makes it has this lock, and whoever makes it after that finds it made.
+            PERFORM pg_advisory_xact_lock(('x' || encode(substr(p_digest, 1, 8), 'hex'))::bit(64)::bigint);
+            v_alone := true;
+        END IF;
+    END LOOP;
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        -- A snapshot as old as the transaction does not show what was made meanwhile. The index does: 23505.
+        INSERT INTO {schema}.namespace (digest, head, born, last, touched, app, scope, address)
+            VALUES (p_digest, '', '', 0, 0, '', '', '');
+        DELETE FROM {schema}.namespace n WHERE n.digest = p_digest;
+    END IF;
+END
+$body$;
+
 -- Writes changes, sorted by digest, in one step. The answer is one row whose o_place is 0 if all was done and nothing had
 -- happened to the one namespace, -1 if all was done; else rows as of choose_1, for what is in p_check_keys,
 -- and the names of all keys where any other head is a move.
@@ -240,7 +268,10 @@ BEGIN
                 n.first, v_now + p_due[1], CASE WHEN p_flags[1] & 2 > 0 THEN v_now ELSE n.touched END + p_slide[1]
             ),
             touched = CASE WHEN p_flags[1] & 2 > 0 THEN v_now ELSE n.touched END
-            WHERE n.digest = p_digests[1] AND n.head = p_heads[1] AND (n.first IS NULL OR n.first > v_now)
+            -- Without waiting: the time would be one from before.
+            WHERE n.digest = (
+                    SELECT s.digest FROM {schema}.namespace s WHERE s.digest = p_digests[1] FOR UPDATE SKIP LOCKED
+                ) AND n.head = p_heads[1] AND (n.first IS NULL OR n.first > v_now)
                 AND (p_flags[1] & 2 = 0 OR n.touched <= v_now)
             RETURNING n.last - p_puts[1] INTO v_last;
         v_quick := FOUND;
@@ -249,12 +280,7 @@ BEGIN
 
     IF NOT v_quick THEN
         FOR i IN 1 .. v_count LOOP
-            PERFORM FROM {schema}.namespace n WHERE n.digest = p_digests[i] FOR UPDATE;
-            IF NOT FOUND THEN
-                -- Who makes it has this lock, and whoever makes it after that finds it made.
-                PERFORM pg_advisory_xact_lock(('x' || encode(substr(p_digests[i], 1, 8), 'hex'))::bit(64)::bigint);
-                PERFORM FROM {schema}.namespace n WHERE n.digest = p_digests[i] FOR UPDATE;
-            END IF;
+            PERFORM {schema}.lock_1(p_digests[i]);
         END LOOP;
         v_now := coalesce(p_now, date_part('epoch', clock_timestamp()));
         IF EXISTS (SELECT FROM {schema}.token t WHERE t.token = p_token AND t.until > v_now) THEN
@@ -386,6 +412,7 @@ RETURNS void LANGUAGE plpgsql SET enable_seqscan = off AS $body$
 BEGIN
     PERFORM set_config('lock_timeout', p_wait::text, true);
     FOR i IN 1 .. cardinality(p_digests) LOOP
+        PERFORM {schema}.lock_1(p_digests[i]);
         DELETE FROM {schema}.namespace n WHERE n.digest = p_digests[i];
         DELETE FROM {schema}.entry e WHERE e.digest = p_digests[i];
     END LOOP;
@@ -520,7 +547,7 @@ def install(schema: str) -> bytes:
 
     composed = sql.SQL(_ONCE).format(
         lock=sql.Literal(_LOCK),
-        functions=sql.Literal(names([*FUNCTIONS, "prune_1", "is_there_1"])),
+        functions=sql.Literal(names([*FUNCTIONS, "prune_1", "is_there_1", "lock_1"])),
         tables=sql.Literal(names(_TABLES)),
         body=sql.Literal(_body(schema).as_string(None)),
     )

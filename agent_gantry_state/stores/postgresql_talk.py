@@ -103,7 +103,8 @@ class Server:
         for index, host in enumerate(hosts):
             ways = [host]
             if not _is_address(host["host"]) and "hostaddr" not in host:
-                found = yield host["host"]
+                until = time.monotonic() + left(deadline) / (len(hosts) - index)
+                found = yield host["host"], 0, until
                 ways = [{**host, "hostaddr": str(address)} for address in dict.fromkeys([info[4][0] for info in found])]
                 failure = failure if ways else "the name of the host could not be resolved"
             for number, way in enumerate(ways):
@@ -270,7 +271,7 @@ if hasattr(select, "poll"):
         poll = select.poll()
         poll.register(fileno, _EVENTS[what])
         # Rounded up: a wait that is cut to nothing would spin.
-        return bool(poll.poll(-(-seconds * 1000 // 1)))
+        return bool(poll.poll(min(-(-seconds * 1000 // 1), 2**31 - 1)))
 
 else:
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,8 @@ __all__ = ["ENTRY_POINT_GROUP", "StoreURL", "check_timeouts", "open_store", "sec
 
 ENTRY_POINT_GROUP = "agent_gantry_state.stores"
 
+#: No wait that is asked for may be longer: a day.
+MAX_SECONDS = 86_400.0
 #: By scheme the module of this package that has its store.
 _MODULES = {
     "memory": "memory",
@@ -146,20 +147,20 @@ def seconds(text: str) -> float:
     """Read an option that is a time.
 
     Raises:
-        ValueError: It is no positive, finite number.
+        ValueError: It is no positive number, or more than a day.
     """
     value = float(text)
-    if not 0 < value < math.inf:
+    if not 0 < value <= MAX_SECONDS:
         raise ValueError(text)
     return value
 
 
 def check_timeouts(store: object, **timeouts: float) -> None:
-    """Refuse times that are not positive.
+    """Refuse times that are not positive, or longer than anybody waits.
 
     Raises:
-        ValueError: One is not.
+        ValueError: One is.
     """
     for name, value in timeouts.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{type(store).__name__}: {name} must be a positive number of seconds")
+        if not 0 < value <= MAX_SECONDS:
+            raise ValueError(f"{type(store).__name__}: {name} must be a positive number of seconds, at most {MAX_SECONDS:g}")
