@@ -401,6 +401,8 @@ def bridge_to(store: Any, owned: bool = False) -> Bridge:
     Raises:
         TypeError: It has not a method for each message, or some are coroutines and some are not.
     """
+    if isinstance(store, type):
+        raise TypeError(f"{store.__name__} is a class: make a store of it, {store.__name__}(...)")
     methods = {verb: getattr(store, verb, None) for verb in (*_VERBS.values(), "close")}
     missing = [verb for verb, method in methods.items() if not callable(method)]
     if missing:

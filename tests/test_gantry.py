@@ -968,13 +968,13 @@ def test_unknown_option_lists_those_known():
 
 @pytest.mark.parametrize("value", ["", "many", "1.5", "0x10"])
 def test_bad_value_of_an_option_is_named(value):
-    with pytest.raises(StoreURLError, match="option 'max_namespaces' is no valid int"):
+    with pytest.raises(StoreURLError, match="option 'max_namespaces' must be a whole number of at least 1"):
         open_store(f"memory://?max_namespaces={value}")
 
 
 @pytest.mark.parametrize("value", ["0", "-1"])
 def test_value_that_is_out_of_range_says_so(value):
-    with pytest.raises(StoreURLError, match="max_namespaces must be at least 1"):
+    with pytest.raises(StoreURLError, match="a whole number of at least 1"):
         open_store(f"memory://?max_namespaces={value}")
 
 

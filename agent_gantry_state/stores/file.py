@@ -26,6 +26,7 @@ from agent_gantry_state.stores.file_directory import ABSENT, Directory, Gone, Ne
 from agent_gantry_state.stores.file_images import Found, Images, UnreadableError, name_of
 from agent_gantry_state.stores.file_journal import close, discard, is_pending, publish, write_journal
 from agent_gantry_state.stores.file_shared import SharedDirectory
+from agent_gantry_state.stores.options import check_timeouts, flag, seconds
 from agent_gantry_state.stores.protocol import (
     COMMIT_SECONDS,
     EMPTY,
@@ -44,7 +45,7 @@ from agent_gantry_state.stores.protocol import (
     Release,
     WouldBlock,
 )
-from agent_gantry_state.stores.urls import StoreURL, check_timeouts, seconds
+from agent_gantry_state.stores.urls import StoreURL
 from agent_gantry_state.stores.whole import Image, applied, chosen, is_moved, write_image
 
 __all__ = ["FileStore", "from_url"]
@@ -469,11 +470,4 @@ def _head_of(body: bytes) -> bytes:
 def from_url(url: StoreURL) -> FileStore:
     """The store that a file:// URL names."""
     path = url.path("a directory", "write file:///relative/dir or file:////absolute/dir")
-    return FileStore(path, **url.read({"fsync": on_or_off, "load_timeout": seconds, "commit_timeout": seconds}))
-
-
-def on_or_off(text: str) -> bool:
-    """Read the option `fsync`."""
-    if text not in ("on", "off"):
-        raise ValueError(text)
-    return text == "on"
+    return FileStore(path, **url.read({"fsync": flag, "load_timeout": seconds, "commit_timeout": seconds}))

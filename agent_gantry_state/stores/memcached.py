@@ -45,6 +45,7 @@ from agent_gantry_state.stores.memcached_links import BorrowingLink, MemcachedLi
 from agent_gantry_state.stores.memcached_server import Server
 from agent_gantry_state.stores.memcached_wire import ItemTooLargeError, Replies, Request, deletes, gets, stores
 from agent_gantry_state.stores.network import CONNECT_SECONDS, TIMEOUTS, AsyncLink, Link, RemoteStore
+from agent_gantry_state.stores.options import count
 from agent_gantry_state.stores.protocol import (
     COMMIT_SECONDS,
     EMPTY,
@@ -480,7 +481,7 @@ def _too_large(change: Change, after: Snapshot, size: int, limit: int) -> Memory
 
 def from_url(url: StoreURL) -> MemcachedStore:
     """The store that a memcached:// URL names."""
-    options = url.read({"prefix": str, "max_connections": int, **TIMEOUTS})
+    options = url.read({"prefix": str, "max_connections": count, **TIMEOUTS})
     people, at, hosts = url.parts.netloc.rpartition("@")
     path = unquote(url.parts.path)
     if url.parts.fragment or (hosts and path not in ("", "/")) or not (hosts or len(path) > 1):

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import time
+import weakref
 from collections import deque
 from collections.abc import Awaitable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -38,6 +39,8 @@ class AsyncMemcachedLink:
         self._credentials = credentials
         self._connect_timeout = connect_timeout
         self._pools = {server: _Pool(max_connections) for server in servers}
+        # A loop that nobody closes tells nobody of its end.
+        weakref.finalize(self, _close_idle, [*self._pools.values()])
 
     async def ask(self, request: Any, deadline: float, /) -> Any:
         """Answer a `Request`, or wait."""
@@ -151,12 +154,20 @@ class _Pool:
         else:
             self._idle.append(connection)
 
-    def close(self) -> None:
+    def close_idle(self) -> None:
         self._closed = True
         while self._idle:
             self._idle.pop().close()
+
+    def close(self) -> None:
+        self.close_idle()
         for connection in [*self.used]:
             connection.end()
+
+
+def _close_idle(pools: list[_Pool]) -> None:
+    for pool in pools:
+        pool.close_idle()
 
 
 def _answer(waiter: asyncio.Future[bool], answer: bool) -> None:

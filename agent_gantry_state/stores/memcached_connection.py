@@ -23,6 +23,7 @@ from agent_gantry_state.stores.memcached_wire import (
     Replies,
     Request,
 )
+from agent_gantry_state.stores.network import reason
 
 __all__ = ["FAILURES", "Connection", "Credentials", "failed", "lost_number", "new_socket", "too_many"]
 
@@ -125,7 +126,7 @@ def failed(error: Exception, server: Server, connection: Connection | None, dead
     if isinstance(error, Garbled):
         return StoreError(f"what answers at {server.name} is no memcached", committed=committed)
     what = "closed the connection" if connection is not None else "cannot be reached"
-    why = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+    why = f" ({reason(error)})" if isinstance(error, OSError) and error.strerror else ""
     return StoreUnavailableError(f"memcached at {server.name} {what}{why}", committed=committed)
 
 

@@ -20,6 +20,7 @@ import cachetools
 from agent_gantry_state.errors import EvictionWarning, StoreClosedError, StoreURLError
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.stores.clock import Clocked
+from agent_gantry_state.stores.options import count
 from agent_gantry_state.stores.protocol import (
     EMPTY,
     Change,
@@ -333,8 +334,4 @@ def from_url(url: StoreURL) -> MemoryStore:
     """The store that a memory:// URL names."""
     if url.parts.netloc or url.parts.path:
         raise StoreURLError("memory:// takes no host and no path; each gantry has a memory of its own")
-    options = url.read({"max_namespaces": int})
-    try:
-        return MemoryStore(**options)
-    except ValueError as error:
-        raise StoreURLError(str(error)) from None
+    return MemoryStore(**url.read({"max_namespaces": count}))

@@ -26,6 +26,7 @@ from agent_gantry_state import steps as _steps
 from agent_gantry_state.errors import MissingDriverError, StoreClosedError, StoreError, StoreUnavailableError
 from agent_gantry_state.hop import hop
 from agent_gantry_state.steps import Steps
+from agent_gantry_state.stores.options import check_timeouts, seconds
 from agent_gantry_state.stores.protocol import (
     COMMIT_SECONDS,
     LOAD_SECONDS,
@@ -41,7 +42,6 @@ from agent_gantry_state.stores.protocol import (
     Page,
     Release,
 )
-from agent_gantry_state.stores.urls import check_timeouts, seconds
 
 __all__ = ["CONNECT_SECONDS", "TIMEOUTS", "AsyncLink", "Link", "RemoteStore", "driver", "hang_up"]
 
@@ -117,6 +117,13 @@ def hang_up(transport: asyncio.BaseTransport, loop: asyncio.AbstractEventLoop) -
         loop.call_soon_threadsafe(transport.abort if isinstance(transport, asyncio.WriteTransport) else transport.close)
 
 
+def reason(error: BaseException) -> str:
+    """Why there is no connection, in the same words whoever tried: asyncio writes its own, and leaves the reason out."""
+    if type(error) in (OSError, ConnectionRefusedError, PermissionError, FileNotFoundError) and error.errno:  # type: ignore[attr-defined]
+        return os.strerror(error.errno)  # type: ignore[attr-defined]
+    return getattr(error, "strerror", None) or type(error).__name__
+
+
 @contextlib.contextmanager
 def driver(extra: str) -> Iterator[None]:
     """Imports of a driver, which comes with the extra of that name.
@@ -161,6 +168,7 @@ class RemoteStore:
         self._lock = threading.RLock()
         self._closed = False
         self._link: Link | None = None
+        self._at_end: weakref.finalize[..., Any] | None = None
         self._alinks: dict[asyncio.AbstractEventLoop, _OnLoop] = {}
         self._logic: dict[type[Any], Callable[[Any], Steps[Any]]] = {
             Load: self._load,
@@ -247,6 +255,8 @@ class RemoteStore:
             self._refuse_closed()
             if self._link is None:
                 self._link = self._connect()
+                # Of a gantry that nobody closes, the sockets are closed when it is dropped, or the program ends.
+                self._at_end = weakref.finalize(self, _shut, self._link)
             return self._link
 
     # Callers on an asyncio event loop.
@@ -329,12 +339,16 @@ class RemoteStore:
             link, self._link = self._link, None
             on_loops = [*self._alinks.values()]
             self._alinks.clear()
+        if self._at_end is not None:
+            self._at_end.detach()
         if link is not None:
             _shut(link)
         return iter(on_loops)
 
     def _start_over(self) -> None:
         """What a child does after a fork: the connections are its parent's, and stay open for the parent."""
+        if self._at_end is not None:
+            self._at_end.detach()
         _keep_for_ever([self._link, *[on_loop.abandoned() for on_loop in self._alinks.values()]])
         self._link = None
         self._alinks.clear()

@@ -9,18 +9,19 @@ that was loaded. The time is the server's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
-from urllib.parse import urlunsplit
 
 from agent_gantry_state.errors import StoreError, StoreURLError
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.steps import Steps
 from agent_gantry_state.stores.kept import Kept
 from agent_gantry_state.stores.network import CONNECT_SECONDS, TIMEOUTS, AsyncLink, Link, RemoteStore, driver
+from agent_gantry_state.stores.options import count, flag, text
 from agent_gantry_state.stores.postgresql_errors import MissingSchemaError
 from agent_gantry_state.stores.protocol import (
     COMMIT_SECONDS,
@@ -145,6 +146,10 @@ class PostgreSQLStore(RemoteStore):
         commit_timeout: float = COMMIT_SECONDS,
     ) -> None:
         super().__init__(connect_timeout=connect_timeout, load_timeout=load_timeout, commit_timeout=commit_timeout)
+        for name, handed, method in (("pool", pool, "getconn"), ("apool", apool, "getconn")):
+            if handed is not None and not callable(getattr(handed, method, None)):
+                kind = "ConnectionPool" if name == "pool" else "AsyncConnectionPool"
+                raise TypeError(f"PostgreSQLStore: {name} must be a psycopg_pool.{kind}")
         if conninfo is None and pool is None and apool is None:
             raise ValueError("PostgreSQLStore needs to know where to connect: give conninfo, pool or apool")
         if max_connections < 1:
@@ -382,11 +387,10 @@ def _parameters(conninfo: str) -> Mapping[str, str]:
     Raises:
         ValueError: It cannot be read.
     """
-    try:
+    with contextlib.suppress(psycopg.Error):
         return {name: str(value) for name, value in conninfo_to_dict(conninfo).items()}
-    except psycopg.Error:
-        # From None: the error may show a password.
-        raise ValueError("PostgreSQLStore: conninfo is neither a postgresql:// URL nor a connection string") from None
+    # Out here, where the driver's error is no context of this one: it shows what it was given, which may be a password.
+    raise ValueError("PostgreSQLStore: conninfo is neither a postgresql:// URL nor a connection string")
 
 
 def from_url(url: StoreURL) -> PostgreSQLStore:
@@ -394,41 +398,17 @@ def from_url(url: StoreURL) -> PostgreSQLStore:
     known: dict[str, Callable[[str], Any]] = {
         **TIMEOUTS,
         "schema": text,
-        "synchronous_commit": on_or_off,
-        "prepare": true_or_false,
-        "max_connections": number,
+        "synchronous_commit": flag,
+        "prepare": flag,
+        "max_connections": count,
         **dict.fromkeys(LIBPQ, text),
     }
     options = url.read(known)
     try:
-        parameters = dict(_parameters(urlunsplit(("postgresql", url.parts.netloc, url.parts.path, "", ""))))
+        parameters = dict(_parameters(f"postgresql://{url.parts.netloc}{url.parts.path}"))
         parameters.update({name: options.pop(name) for name in [*options] if name in LIBPQ})
-        return PostgreSQLStore(make_conninfo(**parameters), **options)
-    except psycopg.Error:
-        raise StoreURLError(f"{url.parts.scheme}://: libpq does not take one of its parameters") from None
+        with contextlib.suppress(psycopg.Error):
+            return PostgreSQLStore(make_conninfo(**parameters), **options)
     except ValueError as error:
         raise StoreURLError(f"{url.parts.scheme}://: {error}") from None
-
-
-def text(text: str) -> str:
-    """Read an option that is taken as it stands."""
-    return text
-
-
-def number(text: str) -> int:
-    """Read an option that is a count."""
-    return int(text)
-
-
-def on_or_off(text: str) -> bool:
-    """Read the option `synchronous_commit`."""
-    return {"on": True, "off": False}[text] if text in ("on", "off") else _no(text)
-
-
-def true_or_false(text: str) -> bool:
-    """Read the option `prepare`."""
-    return {"true": True, "false": False}[text] if text in ("true", "false") else _no(text)
-
-
-def _no(text: str) -> bool:
-    raise ValueError(text)
+    raise StoreURLError(f"{url.parts.scheme}://: libpq does not take one of its parameters")

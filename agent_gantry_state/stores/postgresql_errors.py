@@ -70,9 +70,11 @@ def late(seconds: float, committed: bool | None, what: str = "the server gave no
     return StoreTimeoutError(f"PostgreSQL: {what} within {seconds:.3g} s", committed=committed)
 
 
-def no_connection(words: str, secrets: tuple[str, ...]) -> StoreUnavailableError:
+def no_connection(words: str, secrets: tuple[str, ...]) -> StoreError:
     """The error for a connection that could not be made."""
     said = " ".join(words.split())
     for secret in secrets:
         said = said.replace(secret, "***")
-    return StoreUnavailableError(f"PostgreSQL: no connection: {said or 'the server did not say why'}", committed=False)
+    # libpq gives no SQLSTATE of what it has met while connecting.
+    kind = StoreError if "authentication failed" in said or 'database "' in said else StoreUnavailableError
+    return kind(f"PostgreSQL: no connection: {said or 'the server did not say why'}", committed=False)

@@ -18,6 +18,7 @@ from agent_gantry_state.steps import Steps
 from agent_gantry_state.stores import redis_scripts as scripts
 from agent_gantry_state.stores.kept import Kept
 from agent_gantry_state.stores.network import CONNECT_SECONDS, TIMEOUTS, AsyncLink, Link, RemoteStore
+from agent_gantry_state.stores.options import Option, count
 from agent_gantry_state.stores.protocol import (
     COMMIT_SECONDS,
     EMPTY,
@@ -75,6 +76,15 @@ _TAGS_AT_ONCE = 32
 _COMMITTED: Final = Committed()
 
 
+def _prefix(text: str) -> str:
+    if "{" in text or "}" in text:
+        raise ValueError
+    return text
+
+
+_PREFIX_OPTION: Final = Option(_prefix, "without braces, for those mark what a cluster keeps together")
+
+
 class RedisStore(RemoteStore):
     """Keeps memories in Redis 6.2 or newer, or Valkey.
 
@@ -111,6 +121,8 @@ class RedisStore(RemoteStore):
         load_timeout: float = LOAD_SECONDS,
         commit_timeout: float = COMMIT_SECONDS,
     ) -> None:
+        if address is not None and not isinstance(address, Address):
+            raise TypeError("RedisStore: address must be an Address; a client is given as client=, and a URL to the gantry")
         if max_connections < 1:
             raise ValueError("RedisStore: max_connections must be positive")
         if "{" in prefix or "}" in prefix:
@@ -371,19 +383,5 @@ def _encoded(keys: Iterable[str]) -> list[bytes]:
 
 def from_url(url: StoreURL) -> RedisStore:
     """The store that a redis:// or valkey:// URL names, or one of its kin."""
-    address, options = address_from(url, {**TIMEOUTS, "prefix": prefix, "max_connections": count})
+    address, options = address_from(url, {**TIMEOUTS, "prefix": _PREFIX_OPTION, "max_connections": count})
     return RedisStore(address, **options)
-
-
-def prefix(value: str) -> str:
-    """Read the option `prefix`."""
-    if "{" in value or "}" in value:
-        raise ValueError(value)
-    return value
-
-
-def count(value: str) -> int:
-    """Read an option that is a positive number."""
-    if (read := int(value)) < 1:
-        raise ValueError(value)
-    return read

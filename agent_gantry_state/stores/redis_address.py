@@ -9,6 +9,7 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from agent_gantry_state.errors import StoreURLError
+from agent_gantry_state.stores.options import flag, number, one_of, text
 from agent_gantry_state.stores.redis_routes import ClusterRoute, Direct, Route, SentinelRoute
 from agent_gantry_state.stores.redis_wire import Access, Node
 from agent_gantry_state.stores.urls import StoreURL
@@ -66,7 +67,7 @@ def address_from(url: StoreURL, known: dict[str, Callable[[str], Any]]) -> tuple
     known = dict(known)
     if encrypted:
         known.update(ssl_ca_certs=text, ssl_certfile=text, ssl_keyfile=text)
-        known.update(ssl_cert_reqs=required_or_none, ssl_check_hostname=yes_or_no)
+        known.update(ssl_cert_reqs=one_of("required", "none"), ssl_check_hostname=flag)
     if kind == "sentinel":
         known.update(db=number, sentinel_username=text, sentinel_password=text)
     options = url.read(known)
@@ -119,45 +120,17 @@ def _host_and_port(scheme: str, text: str, port: int) -> tuple[str, int]:
 
 def _tls(scheme: str, options: dict[str, Any]) -> ssl.SSLContext:
     certificates, certificate, key = (options.pop(name, None) for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"))
-    verify, check = options.pop("ssl_cert_reqs", True), options.pop("ssl_check_hostname", True)
+    if key is not None and certificate is None:
+        raise StoreURLError(f"{scheme}://: ssl_keyfile belongs to a certificate: give ssl_certfile as well")
+    verify, check = options.pop("ssl_cert_reqs", "required") == "required", options.pop("ssl_check_hostname", True)
     try:
         context = ssl.create_default_context(cafile=certificates)
         context.check_hostname = verify and check
         context.verify_mode = ssl.CERT_REQUIRED if verify else ssl.CERT_NONE
         if certificate is not None:
             context.load_cert_chain(certificate, key)
-    except OSError:
+    except (OSError, ValueError):
         raise StoreURLError(
             f"{scheme}://: a file of ssl_ca_certs, ssl_certfile or ssl_keyfile cannot be read as a certificate or key"
         ) from None
     return context
-
-
-def text(value: str) -> str:
-    """Read an option that is a text."""
-    if not value:
-        raise ValueError(value)
-    return value
-
-
-def number(value: str) -> int:
-    """Read an option that is a number."""
-    if (read := int(value)) < 0:
-        raise ValueError(value)
-    return read
-
-
-def yes_or_no(value: str) -> bool:
-    """Read an option that is on or off."""
-    return {"yes": True, "true": True, "no": False, "false": False}[_one_of(value, "yes", "true", "no", "false")]
-
-
-def required_or_none(value: str) -> bool:
-    """Read the option `ssl_cert_reqs`."""
-    return _one_of(value, "required", "none") == "required"
-
-
-def _one_of(value: str, *known: str) -> str:
-    if value not in known:
-        raise ValueError(value)
-    return value

