@@ -89,7 +89,8 @@ class FileStore(Clocked):
         commit_timeout: Seconds that it may wait for them before it writes.
 
     Raises:
-        ValueError: A time is not positive.
+        ValueError: A time is not positive, or the path is empty.
+        TypeError: An argument is of another type.
         StoreUnavailableError: This is not a POSIX system.
     """
 
@@ -104,6 +105,10 @@ class FileStore(Clocked):
         commit_timeout: float = COMMIT_SECONDS,
     ) -> None:
         check_timeouts(self, load_timeout=load_timeout, commit_timeout=commit_timeout)
+        if not isinstance(fsync, bool):
+            raise TypeError(f"FileStore: fsync must be True or False, not {type(fsync).__name__}")
+        if not os.fspath(path) or "\0" in os.fspath(path):
+            raise ValueError("FileStore: path must be that of a directory")
         self.load_timeout, self.commit_timeout = load_timeout, commit_timeout
         where = Path(os.path.abspath(os.fspath(path)))  # noqa: PTH100 - with its symbolic links
         self._files = SharedDirectory(where, fsync)

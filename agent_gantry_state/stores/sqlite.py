@@ -190,7 +190,7 @@ class SQLiteStore(Clocked):
         commit_timeout: Seconds that it may wait for them before it writes.
 
     Raises:
-        ValueError: *synchronous* is neither, or a time is not positive.
+        ValueError: *synchronous* is neither, a time is not positive, or the path is empty.
         StoreUnavailableError: Python's SQLite is older than 3.35.
     """
 
@@ -209,6 +209,8 @@ class SQLiteStore(Clocked):
         if synchronous not in ("normal", "full"):
             raise ValueError("SQLiteStore: synchronous must be 'normal' or 'full'")
         path = os.fspath(path)
+        if not path or "\0" in path:
+            raise ValueError("SQLiteStore: path must be that of a file")
         where = None if path == ":memory:" else Path(os.path.abspath(path))  # noqa: PTH100 - with its symbolic links
         self._file = SQLiteFile(where, synchronous == "full", LAYOUT, _SCHEMA)
         self._glance, self._read, self._write = self._file.glance, self._file.read, self._file.write

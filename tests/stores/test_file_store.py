@@ -1632,3 +1632,14 @@ def test_change_of_nothing_and_of_no_namespace_is_committed(path, store):
     assert store.commit(Commit(b"", b"v" * 8, ())) == Committed()
     assert store.commit(Commit(b"", b"v" * 8, (Change(A, None, {}, (), {}),))) == Committed()
     assert names(path) == {"agent-gantry-state", "lock"}
+
+
+@pytest.mark.parametrize("path", ["", "a\0b"])
+def test_path_that_names_no_directory_is_refused(path):
+    with pytest.raises(ValueError, match="path must be that of a directory"):
+        FileStore(path)
+
+
+def test_fsync_that_is_no_bool_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="fsync must be True or False, not str"):
+        FileStore(tmp_path / "state", fsync="off")

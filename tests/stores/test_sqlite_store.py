@@ -1219,3 +1219,9 @@ def test_layout_has_not_changed_without_its_number(path, talk):
 def test_change_of_nothing_and_of_no_namespace_is_committed(store):
     assert store.commit(Commit(b"", b"v" * 8, ())) == Committed()
     assert store.commit(Commit(b"", b"v" * 8, (Change(A, None, {}, (), {}),))) == Committed()
+
+
+@pytest.mark.parametrize("path", ["", "a\0b"])
+def test_path_that_names_no_file_is_refused(path):
+    with pytest.raises(ValueError, match="path must be that of a file"):
+        SQLiteStore(path)
