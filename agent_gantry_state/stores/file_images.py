@@ -14,7 +14,7 @@ from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.stores.file_directory import ABSENT, Directory, Signature
 from agent_gantry_state.stores.file_journal import is_pending
 from agent_gantry_state.stores.file_shared import SharedDirectory
-from agent_gantry_state.stores.kept import Kept
+from agent_gantry_state.stores.kept import KEY_BYTES, Kept
 from agent_gantry_state.stores.protocol import EMPTY
 from agent_gantry_state.stores.whole import Image, read_image, write_image
 
@@ -104,7 +104,7 @@ class Images:
         if signature is None:
             self.drop(name)
         else:
-            self._kept.keep(name, (signature, image), size)
+            self._kept.keep(name, (signature, image), size + KEY_BYTES * len(image.snapshot.values))
 
     def glance(self, directory: Directory, name: str) -> Image | None:
         """What is in a file, whoever's it is; None if that cannot be read, which the next load of it reports."""

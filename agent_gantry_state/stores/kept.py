@@ -10,14 +10,16 @@ import threading
 import weakref
 from typing import Any, Final, Generic, TypeVar
 
-__all__ = ["KEPT_BYTES", "Kept"]
+__all__ = ["KEPT_BYTES", "KEY_BYTES", "Kept"]
 
 K = TypeVar("K")
 T = TypeVar("T")
 
 #: Bytes that one store keeps, roughly. One namespace may have a quarter of them.
 KEPT_BYTES: Final = 16 << 20
-#: What an entry takes beside its records, roughly.
+#: What a key of a namespace takes beside its name and its record, roughly.
+KEY_BYTES: Final = 150
+#: What a namespace takes beside its keys, roughly.
 _OVERHEAD: Final = 1024
 
 
@@ -61,7 +63,7 @@ class Kept(Generic[K, T]):
         Args:
             key: Of what.
             value: What.
-            size: Bytes of its records.
+            size: Bytes of its records and of the names of its keys, with `KEY_BYTES` for each.
         """
         size += _OVERHEAD
         with self._lock:

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, TypeGuard
 from agent_gantry_state.errors import StoreError, StoreURLError
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.stores.clock import Clocked
-from agent_gantry_state.stores.kept import Kept
+from agent_gantry_state.stores.kept import KEY_BYTES, Kept
 from agent_gantry_state.stores.options import Option, check_timeouts, one_of, seconds
 from agent_gantry_state.stores.protocol import (
     COMMIT_SECONDS,
@@ -323,7 +323,7 @@ class SQLiteStore(Clocked):
         header, *entries = rows
         entries.sort(key=_POSITION)
         snapshot = _made(header, entries, address, None)
-        size = sum([len(row[5]) for row in entries])
+        size = sum([len(row[0]) + len(row[5]) for row in entries]) + KEY_BYTES * len(entries)
         self._kept.keep(namespace, (header[1:5], snapshot, size), size)
         return snapshot
 
@@ -340,7 +340,7 @@ class SQLiteStore(Clocked):
             if put.ttl is not KEEP and _is_time(put.ttl):
                 # When the first of them expires is not told without reading.
                 return
-            size += len(put.packed)
+            size += len(put.packed) + KEY_BYTES
         mark = version, last + len(puts), None, touched
         self._kept.keep(namespace, (mark, applied(change, snapshot, version, self.now), size), size)
 
