@@ -112,9 +112,21 @@ def changes_of(memory: Memory) -> Changes | None:
     if len(memory) != expected:
         _find_hidden(memory, puts, deletes)
         fresh = len(puts)
+    if base.head is None and values and (puts or deletes):
+        _write_default(memory, puts, deletes)
+        fresh = len(puts)
     if fresh > 1:
         puts = _ordered(memory, puts)
     return (puts, deletes, added) if puts or deletes else None
+
+
+def _write_default(memory: Memory, puts: dict[str, Put], deletes: list[str]) -> None:
+    """What the memory began with where there was no namespace is written with the first change of it."""
+    base, terms = memory._base, memory._terms
+    for key, value in base.values.items():
+        if key not in puts and key not in deletes and base.versions.get(key) is None:
+            packed = base.packed.get(key)
+            puts[key] = Put(value if packed is None else UNSHARED, packed, terms.ttl, terms.slides)
 
 
 def _put(memory: Memory, key: str, value: Any, old: Any, extra: Extra | None, terms: Terms, *, explicit: bool) -> Put | None:
@@ -190,7 +202,8 @@ def pack_at(value: Any, key: str) -> bytes:
 
 def _ordered(memory: Memory, puts: dict[str, Put]) -> dict[str, Put]:
     """Put new keys in the order that they have in the memory; they stand at its end."""
-    base = memory._base.values
+    # By their versions: what a memory begins with is new, though it was there to be seen.
+    base = memory._base.versions
     new = {key for key, put in puts.items() if put.last or key not in base}
     if len(new) < 2:
         return puts

@@ -24,6 +24,7 @@ __all__ = [
     "MissingIdentityError",
     "NotAtomicError",
     "OrphanedCallError",
+    "ReadOnlyMemoryError",
     "ResolverError",
     "SessionOwnerError",
     "StateError",
@@ -173,6 +174,20 @@ class UndeclaredKeyError(StateError):
 
     Attributes:
         key: The key.
+        scope: The scope of the memory.
+    """
+
+    def __init__(self, message: str, *, key: str, scope: str) -> None:
+        super().__init__(message)
+        self.key = key
+        self.scope = scope
+
+
+class ReadOnlyMemoryError(StateError, TypeError):
+    """A call wrote to a memory that its decorator says is read-only; nothing of the call was written.
+
+    Attributes:
+        key: A key that it wrote.
         scope: The scope of the memory.
     """
 

@@ -15,6 +15,7 @@ from typing_extensions import ParamSpec, Self
 
 from agent_gantry_state.blocks import Independent, MemoryBlock, Override, SessionBlock
 from agent_gantry_state.bridge import Bridge
+from agent_gantry_state.defaults import default_of
 from agent_gantry_state.errors import DeclarationError
 from agent_gantry_state.holding import Want
 from agent_gantry_state.injection.plan import Declaration, Kind
@@ -115,6 +116,9 @@ class Stateful:
         isolation: Literal["snapshot", "serializable"] = "snapshot",
         exclusive: bool = False,
         keys: Iterable[str] | None = None,
+        read_only: bool = False,
+        default: Mapping[str, Any] | None = None,
+        default_factory: Callable[[], Mapping[str, Any]] | None = None,
     ) -> MemoryDecorator: ...
     def with_memory(
         self,
@@ -131,6 +135,9 @@ class Stateful:
         isolation: Literal["snapshot", "serializable"] = "snapshot",
         exclusive: bool = False,
         keys: Iterable[str] | None = None,
+        read_only: bool = False,
+        default: Mapping[str, Any] | None = None,
+        default_factory: Callable[[], Mapping[str, Any]] | None = None,
     ) -> Any:
         """Give a function a memory, with or without parentheses. It may stand above a function several times.
 
@@ -154,6 +161,10 @@ class Stateful:
             exclusive: Whether calls wait until no other has the memory to itself, at most 60 seconds: within a process in
                 the order of the calls, between processes by a lease in the store. Implies "serializable".
             keys: The only keys to load and to write; what else is in the memory is not seen. By default all.
+            read_only: Whether a write to the memory is an error, and nothing of the call is written.
+            default: What the memory begins with where there is none yet. It is written with the first change of it, and
+                merged with what another call makes of the same.
+            default_factory: Makes that, each time anew, instead.
 
         Returns:
             The function as a `Tool`, or a decorator that makes one.
@@ -164,7 +175,22 @@ class Stateful:
             ValueError: *ttl* is not positive.
         """
         return self._decorate(
-            "memory", fn, scope, into, name, keys, ttl, sliding, merge, on_conflict, retries, isolation, exclusive
+            "memory",
+            fn,
+            scope,
+            into,
+            name,
+            keys,
+            ttl,
+            sliding,
+            merge,
+            on_conflict,
+            retries,
+            isolation,
+            exclusive,
+            read_only,
+            default,
+            default_factory,
         )
 
     @overload
@@ -268,6 +294,9 @@ class Stateful:
         retries: int = 20,
         isolation: str = "snapshot",
         exclusive: bool = False,
+        read_only: bool = False,
+        default: Mapping[str, Any] | None = None,
+        default_factory: Callable[[], Mapping[str, Any]] | None = None,
     ) -> Any:
         wiring = self._wiring
         wiring.check_scope(scope)
@@ -290,6 +319,8 @@ class Stateful:
             raise DeclarationError(f'{where}: isolation must be "snapshot" or "serializable", not {isolation!r}')
         if not isinstance(exclusive, bool):
             raise DeclarationError(f"{where}: exclusive must be True or False, not {type(exclusive).__name__}")
+        if not isinstance(read_only, bool):
+            raise DeclarationError(f"{where}: read_only must be True or False, not {type(read_only).__name__}")
         if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
             raise DeclarationError(f"{where}: retries must be an int of at least 0")
         if name is not None and (not isinstance(name, str) or not name):
@@ -310,6 +341,8 @@ class Stateful:
             keys=named,
             serializable=isolation == "serializable",
             exclusive=exclusive,
+            read_only=read_only,
+            default=default_of(where, default, default_factory, named),
         )
         declaration = Declaration(scope, into, terms, name, retries if on_conflict == "retry" else 0, kind)
         decorator = MemoryDecorator(wiring, declaration, self._refuse_decoration)

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 from agent_gantry_state.changes import changes_of, is_due, touches
 from agent_gantry_state.codec import shortened
-from agent_gantry_state.errors import SessionOwnerError, UndeclaredKeyError
+from agent_gantry_state.errors import ReadOnlyMemoryError, SessionOwnerError, UndeclaredKeyError
 from agent_gantry_state.memory import Changes, Memory, Terms, open_memory
 from agent_gantry_state.savepoint import apply_changes, refresh
 from agent_gantry_state.scopes import Identity
 from agent_gantry_state.stores.protocol import Change
 
-__all__ = ["Held", "Want", "change_of", "refuse_owner"]
+__all__ = ["Held", "Want", "change_of", "read_only", "refuse_owner"]
 
 
 class Want(NamedTuple):
@@ -69,7 +69,7 @@ class Held:
         born: Head of the namespace's first commit, as far as it is known after the unit has landed.
     """
 
-    __slots__ = ("_undeclared", "born", "checked", "keys", "memory", "origin", "view", "want", "whole")
+    __slots__ = ("_undeclared", "_written", "born", "checked", "keys", "memory", "origin", "view", "want", "whole")
 
     def __init__(self, memory: Memory, want: Want, origin: Held | None = None) -> None:
         self.memory = memory
@@ -80,6 +80,7 @@ class Held:
         self.checked: set[str] = set()
         self.view: Memory | None = None
         self._undeclared: set[str] = set()
+        self._written: Changes | None = None
         self.born: bytes | None = None
 
     def has(self, keys: tuple[str, ...] | None) -> bool:
@@ -112,11 +113,19 @@ class Held:
         changes = changes_of(view)
         if changes is None and not is_due(view):
             return
+        if self.want.terms.read_only and changes is not None:
+            # Nothing of it goes on: the call is refused when it ends, unless it has taken it back by then.
+            self._written = changes
+            return
+        self._written = None
         self._note_undeclared(changes)
         self.apply(view, change_of(view, changes), changes)
 
     def apply(self, inner: Memory, change: Change, changes: Changes | None) -> None:
         """Make the changes of another memory of the namespace in this one, and show the body those that it may see."""
+        if self.want.terms.read_only and self.view is None:
+            # What a call inside writes is not written by this one's body.
+            self.split()
         memory = self.memory
         apply_changes(memory, inner, change, {} if changes is None else changes[2])
         merges = inner._terms.merges
@@ -124,7 +133,14 @@ class Held:
             memory._terms = replace(memory._terms, merges={**merges, **memory._terms.merges})
         if self.view is not None:
             # What it wrote beside its keys stays in sight: it may yet take it back.
-            refresh(self.view, memory, (*(self.want.terms.keys or ()), *self._undeclared))
+            keys = self.want.terms.keys
+            refresh(self.view, memory, (*(memory if keys is None else keys), *self._undeclared))
+
+    def _refuse_written(self, changes: Changes | None) -> None:
+        if changes is not None:
+            raise read_only(self.want.terms.scope, changes)
+        if self._written is not None:
+            raise read_only(self.want.terms.scope, self._written)
 
     def _note_undeclared(self, changes: Changes | None) -> None:
         keys = self.want.terms.keys
@@ -132,11 +148,14 @@ class Held:
             self._undeclared.update(key for key in (*changes[0], *changes[1]) if key not in keys)
 
     def refuse_undeclared(self, changes: Changes | None) -> None:
-        """Refuse to commit if the body wrote a key that the decorator does not name.
+        """Refuse to commit if the body wrote what the decorator says it does not write.
 
         Raises:
-            UndeclaredKeyError: It did.
+            ReadOnlyMemoryError: It wrote to a memory that is only to be read.
+            UndeclaredKeyError: It wrote a key that the decorator does not name.
         """
+        if self.want.terms.read_only:
+            self._refuse_written(changes if self.view is None else None)
         if self.view is None:
             self._note_undeclared(changes)
         # One that the body took back is no write.
@@ -149,6 +168,17 @@ class Held:
                 key=undeclared[0],
                 scope=scope,
             )
+
+
+def read_only(scope: str, changes: Changes) -> ReadOnlyMemoryError:
+    """The error of a call that wrote to a memory which is only to be read."""
+    key = next(iter((*changes[0], *changes[1])))
+    return ReadOnlyMemoryError(
+        f"{scope} memory: it is read-only for this tool, which wrote key {shortened(repr(key))}, so that nothing was "
+        "written; leave out read_only=True, or leave it as it is",
+        key=key,
+        scope=scope,
+    )
 
 
 def refuse_owner(want: Want, there: str | None) -> None:

@@ -8,7 +8,7 @@ it was.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,6 +44,8 @@ class Terms:
         exclusive: Whether calls wait for each other. They are serializable, too.
         owned: Whether the namespace belongs to whoever first wrote to it.
         reruns: Whether the body runs again after a conflict, so that one harms nobody.
+        read_only: Whether a write is an error.
+        default: Makes what is found where there is no namespace; None: nothing is.
     """
 
     scope: str
@@ -55,6 +57,8 @@ class Terms:
     exclusive: bool = False
     owned: bool = False
     reruns: bool = False
+    read_only: bool = False
+    default: Callable[[], Snapshot] | None = None
 
     def joined(self, other: Terms) -> Terms:
         """These terms for a memory that another declaration asks for as well."""
@@ -67,6 +71,8 @@ class Terms:
             exclusive=self.exclusive or other.exclusive,
             owned=self.owned or other.owned,
             reruns=self.reruns or other.reruns,
+            read_only=self.read_only and other.read_only,
+            default=self.default or other.default,
         )
 
 
@@ -310,6 +316,9 @@ def ttl_of(memory: Memory, key: str) -> tuple[Ttl, bool]:
 
 def open_memory(namespace: Namespace, snapshot: Snapshot, now: float, terms: Terms) -> Memory:
     """Make the working copy of *snapshot* for one call."""
+    if terms.default is not None and snapshot.head is None and not snapshot.values:
+        # As if it had been loaded, though no key of it is there: so it is merged with what others make of the same.
+        snapshot = terms.default()
     memory: Memory = _new(Memory)
     _update(memory, snapshot.values)
     if snapshot.packed:

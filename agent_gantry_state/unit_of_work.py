@@ -19,7 +19,7 @@ from typing import Any
 from agent_gantry_state.bridge import on_event_loop
 from agent_gantry_state.changes import changes_of, is_due
 from agent_gantry_state.errors import OrphanedCallError, StoreTimeoutError
-from agent_gantry_state.holding import Held, Want, change_of, refuse_owner
+from agent_gantry_state.holding import Held, Want, change_of, read_only, refuse_owner
 from agent_gantry_state.memory import Changes, Memory, open_memory
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.rebase import Rebase, conflict, erased, is_erased
@@ -528,6 +528,8 @@ def finish_one(memory: Memory, identity: Identity | None, bridge: Any, send: Cal
     changes = changes_of(memory)
     if changes is None and not is_due(memory):
         return
+    if changes is not None and memory._terms.read_only:
+        raise read_only(memory._terms.scope, changes)
     change = change_of(memory, changes, identity.owner if identity is not None and memory._terms.owned else None)
     answer = send(Commit(b"", new_version(), (change,)))
     if isinstance(answer, Moved):

@@ -230,7 +230,9 @@ def _finish_short(plan: Plan, memory: Memory, identity: Any, settings: Settings)
     if plain is not None:
         if not plain:
             return
-        is_bound = base.owner is not None or not memory._terms.owned
+        # What a namespace begins with is written with its first key; what is only read is refused.
+        is_bound = base.head is not None and not memory._terms.read_only
+        is_bound = is_bound and (base.owner is not None or not memory._terms.owned)
         slot = _slots(plan, identity).get(plan.key)
         if is_bound and slot is not None and store.assign(slot, base.head, plain, new_version()):
             return
