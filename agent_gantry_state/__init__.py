@@ -34,6 +34,7 @@ from agent_gantry_state.errors import (
     UndeclaredKeyError,
     UnstorableValueError,
 )
+from agent_gantry_state.events import MemoryEvent
 from agent_gantry_state.gantry import Gantry
 from agent_gantry_state.injection.tool import Tool
 from agent_gantry_state.memory import Memory
@@ -60,6 +61,7 @@ __all__ = [
     "Memory",
     "MemoryConflictError",
     "MemoryErasedError",
+    "MemoryEvent",
     "MemoryTooLargeError",
     "MissingDriverError",
     "MissingIdentityError",

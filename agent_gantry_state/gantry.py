@@ -17,6 +17,7 @@ from agent_gantry_state.blocks import Independent, MemoryBlock, Override, Sessio
 from agent_gantry_state.bridge import Bridge
 from agent_gantry_state.defaults import default_of
 from agent_gantry_state.errors import DeclarationError
+from agent_gantry_state.events import Callback, observers_of
 from agent_gantry_state.holding import Want
 from agent_gantry_state.injection.plan import Declaration, Kind
 from agent_gantry_state.injection.tool import Tool, decorate
@@ -78,6 +79,9 @@ class Stateful:
         user: The user of every call, likewise.
         resolvers: Asked in order, before the built-in ones, which memory a request means.
         scopes: How the memories of a scope behave, by its name; also declares custom scopes.
+        on_commit: Told, by a `MemoryEvent`, of each memory that a call has changed, when it has committed. Sync or async; if
+            it raises that is logged, and changes nothing.
+        on_conflict: Told of each conflict, also of one after which the call runs again. Likewise.
 
     Raises:
         StoreURLError: The URL names no store.
@@ -95,9 +99,12 @@ class Stateful:
         user: str | None = None,
         resolvers: Iterable[Resolver] = (),
         scopes: Mapping[str, Scope] | None = None,
+        on_commit: Callback | None = None,
+        on_conflict: Callback | None = None,
     ) -> None:
         identity = Identity(session, user) if session is not None or user is not None else None
-        self._wiring = Wiring(store, app, identity, tuple(resolvers), scopes or {})
+        observers = observers_of(on_commit, on_conflict)
+        self._wiring = Wiring(store, app, identity, tuple(resolvers), scopes or {}, observers)
 
     @overload
     def with_memory(self, fn: Callable[P, R], /) -> Tool[P, R]: ...
@@ -416,7 +423,8 @@ class Stateful:
             settings = wiring.settings
             identity = stated or _current(settings)
             namespace = resolve(scope, tool, identity, wiring.app, settings.resolvers, wiring.scopes)
-            return UnitOfWork({namespace: Want.of(wiring.owned(terms, namespace), identity)}, settings.bridge, unit_around())
+            want = Want.of(wiring.owned(terms, namespace), identity)
+            return UnitOfWork({namespace: want}, settings.bridge, unit_around()).watched(settings.observers, None)
 
         return MemoryBlock(open_unit)
 
@@ -596,8 +604,10 @@ class Gantry(Stateful):
         user: str | None = None,
         resolvers: Iterable[Resolver] = (),
         scopes: Mapping[str, Scope] | None = None,
+        on_commit: Callback | None = None,
+        on_conflict: Callback | None = None,
     ) -> None:
-        self._wire(store, app, session, user, resolvers, scopes)
+        self._wire(store, app, session, user, resolvers, scopes, on_commit, on_conflict)
 
     __init__.__doc__ = Stateful.__doc__
 

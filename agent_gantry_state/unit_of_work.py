@@ -18,7 +18,8 @@ from typing import Any
 
 from agent_gantry_state.bridge import on_event_loop
 from agent_gantry_state.changes import changes_of, is_due
-from agent_gantry_state.errors import OrphanedCallError, StoreTimeoutError
+from agent_gantry_state.errors import MemoryConflictError, OrphanedCallError, StoreTimeoutError
+from agent_gantry_state.events import Observers
 from agent_gantry_state.holding import Held, Want, change_of, read_only, refuse_owner
 from agent_gantry_state.memory import Changes, Memory, open_memory
 from agent_gantry_state.namespace import Namespace
@@ -108,6 +109,7 @@ class UnitOfWork:
         "_turns",
         "_version",
         "_wants",
+        "_watch",
         "bridge",
         "held",
         "inner",
@@ -128,6 +130,7 @@ class UnitOfWork:
         self.state = State.OPEN
         #: Queues of its nested calls.
         self.inner: Turns | None = None
+        self._watch: tuple[Observers, str | None] | None = None
         self._turns: dict[Namespace, Turn] = {}
         self._grants: list[Grant] = []
         # Without an answer that can be lost, no commit is sent twice, and the store need not remember the unit.
@@ -140,6 +143,12 @@ class UnitOfWork:
         assert memory._namespace is not None  # noqa: S101 - it was opened with one
         unit.held[memory._namespace] = Held(memory, want)
         return unit
+
+    def watched(self, observers: Observers | None, tool: str | None) -> UnitOfWork:
+        """This unit, of which *observers* are told what becomes of it."""
+        if observers is not None:
+            self._watch = observers, tool
+        return self
 
     # Where it stands among other calls.
 
@@ -317,8 +326,11 @@ class UnitOfWork:
 
     # Ending.
 
-    def finish(self) -> Steps[None]:
+    def finish(self, landed: Callable[[], None] | None = None) -> Steps[None]:
         """Commit what the call changed, merging where others were quicker.
+
+        Args:
+            landed: Called as soon as it has landed.
 
         Raises:
             MemoryConflictError: What both sides changed cannot be merged, or had to stay as it was.
@@ -364,14 +376,30 @@ class UnitOfWork:
                     commit = self.settle(answer, by_content=host is not None)
                 elif answer is not None:
                     break
-        except BaseException:
+        except BaseException as error:
             self.state = State.FAILED
+            if self._watch is not None and isinstance(error, MemoryConflictError):
+                observers, tool = self._watch
+                yield from observers.conflicted(tool, error)
             raise
         with NESTING:
             self.state = State.LANDED
             if host is None:
                 self._let_go()
+        if landed is not None:
+            landed()
         yield from self.release()
+        if self._watch is not None and host is None:
+            observers, tool = self._watch
+            yield from observers.committed(tool, self._changed())
+
+    def _changed(self) -> dict[str, list[str]]:
+        """By scope the keys that the call wrote or deleted."""
+        changed: dict[str, list[str]] = {}
+        for held, changes in self._made:
+            if changes is not None:
+                changed.setdefault(held.want.terms.scope, []).extend((*changes[0], *changes[1]))
+        return changed
 
     def _let_go(self) -> None:
         """Note what has become of its namespaces, for calls inside that outlive it, and forget those around it."""

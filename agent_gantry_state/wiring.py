@@ -14,6 +14,7 @@ from typing import Any
 
 from agent_gantry_state.bridge import Bridge, Closed, bridge_to
 from agent_gantry_state.errors import DeclarationError
+from agent_gantry_state.events import Observers
 from agent_gantry_state.memory import Terms
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.resolvers import BUILT_IN_SCOPES, Resolver
@@ -33,9 +34,10 @@ class Settings:
         bridge: The way to the store.
         resolvers: The gantry's own; the built-in ones follow.
         identity: Who calls where nothing else is known.
-        direct: The store, if it is a `MemoryStore` and no resolver of the gantry's own has to be asked: what the shortest
-            call path needs, else None.
+        direct: The store, if it is a `MemoryStore` and nobody else has to be asked or told: what the shortest call path
+            needs, else None.
         home: What stands for that store in its slots.
+        observers: Who is told of commits and conflicts.
     """
 
     bridge: Bridge
@@ -43,6 +45,7 @@ class Settings:
     identity: Identity | None
     direct: MemoryStore | None
     home: object
+    observers: Observers | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -63,6 +66,7 @@ class Wiring:
         identity: Who calls where nothing else is known.
         resolvers: Tried before the built-in ones.
         scopes: Declared scopes by name.
+        observers: Who is told of commits and conflicts.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class Wiring:
         identity: Identity | None,
         resolvers: tuple[Resolver, ...],
         scopes: Mapping[str, Scope],
+        observers: Observers | None = None,
     ) -> None:
         if not isinstance(app, str):
             raise TypeError(f"app must be a str, not {type(app).__name__}")
@@ -87,6 +92,7 @@ class Wiring:
         self._base = Layer(open_bridge(store), resolvers, None)
         self._layers: list[Layer] = []
         self._identity = identity
+        self._observers = observers
         self._names: dict[str, weakref.ref[Any] | Callable[[], Any]] = {}
         self._keys: dict[str, object] = {}
         self.closed = False
@@ -149,8 +155,10 @@ class Wiring:
             bridge = Closed()
         store = bridge.store
         _set_clock(self, store, clock if getattr(store, "clock", None) is not None else None)
-        direct = store if type(store) is MemoryStore and not resolvers else None
-        return Settings(bridge, resolvers, self._identity, direct, object() if direct is None else direct.home)
+        # The shortest path tells nobody.
+        direct = store if type(store) is MemoryStore and not resolvers and self._observers is None else None
+        home = object() if direct is None else direct.home
+        return Settings(bridge, resolvers, self._identity, direct, home, self._observers)
 
     def claim(self, name: str, fn: Callable[..., Any]) -> None:
         """Note that *name* is the tool *fn*, for its memories are filed under that name.

@@ -10,6 +10,7 @@ import random
 import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from contextvars import Token
+from functools import partial
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any
 
@@ -103,7 +104,8 @@ async def acall(
             finally:
                 leave(token)
             attempt += 1
-            if await _acommitted(plan, unit, attempt, _finish(unit, result, landed)):
+            note = None if landed is None else partial(landed, result)
+            if await _acommitted(plan, unit, attempt, unit.finish(note)):
                 return result
         except BaseException as error:
             await _aabandon(unit, error)
@@ -277,12 +279,6 @@ async def _aabandon(unit: UnitOfWork, error: BaseException | None = None) -> Non
             unit.drop()
         else:
             await unit.bridge.arun_uncut(unit.release())
-
-
-def _finish(unit: UnitOfWork, result: Any, landed: Callable[[Any], None] | None) -> Steps[None]:
-    yield from unit.finish()
-    if landed is not None:
-        landed(result)
 
 
 async def finish_later(

@@ -324,7 +324,10 @@ class Plan:
         for namespace, terms in beside:
             if (there := wants.get(namespace)) is not None:
                 wants[namespace] = there._replace(terms=replace(there.terms.joined(terms), keys=there.terms.keys))
-        return Opened(UnitOfWork(wants, settings.bridge, unit_around()), identity, tuple(namespaces))
+        unit = UnitOfWork(wants, settings.bridge, unit_around())
+        if settings.observers is not None:
+            unit.watched(settings.observers, self.name)
+        return Opened(unit, identity, tuple(namespaces))
 
     def given(self, opened: Opened, settings: Settings) -> tuple[Any, ...]:
         """What each declaration gives the function, in a call whose unit has begun."""

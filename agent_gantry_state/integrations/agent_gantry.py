@@ -25,6 +25,7 @@ from typing import Any, Protocol, TypeVar, overload
 from typing_extensions import ParamSpec, Self
 
 from agent_gantry_state.errors import DeclarationError, StateError
+from agent_gantry_state.events import Callback
 from agent_gantry_state.gantry import Stateful
 from agent_gantry_state.injection.call import acall
 from agent_gantry_state.injection.plan import Kind, Plan, stateful_parameters
@@ -261,6 +262,9 @@ class AgentGantry(Stateful, _upstream.AgentGantry):
         user: The user of every call, likewise.
         resolvers: Asked in order, before the built-in ones, which memory a request means.
         scopes: How the memories of a scope behave, by its name; also declares custom scopes.
+        on_commit: Told, by a `MemoryEvent`, of each memory that a call has changed, when it has committed. Sync or async; if
+            it raises that is logged, and changes nothing.
+        on_conflict: Told of each conflict, also of one after which the call runs again. Likewise.
         kwargs: Passed on to agent-gantry.
 
     Raises:
@@ -278,9 +282,11 @@ class AgentGantry(Stateful, _upstream.AgentGantry):
         user: str | None = None,
         resolvers: Iterable[Resolver] = (),
         scopes: Mapping[str, Scope] | None = None,
+        on_commit: Callback | None = None,
+        on_conflict: Callback | None = None,
         **kwargs: Any,
     ) -> None:
-        self._wire(store, app, session, user, resolvers, scopes)
+        self._wire(store, app, session, user, resolvers, scopes, on_commit, on_conflict)
         super().__init__(*args, **kwargs)
         # agent-gantry makes its registry and engine itself. Giving them our subclass afterwards keeps whatever it made
         # them with, which a copy of its constructor calls would not.
