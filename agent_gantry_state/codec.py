@@ -14,19 +14,24 @@ import enum
 import pathlib
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import ormsgpack
 
 from agent_gantry_state.errors import CorruptEntryError, UnstorableValueError
 
-__all__ = ["FORMAT", "IMMUTABLE", "decode", "encode", "pack", "repack", "shortened", "unpack"]
+__all__ = ["END", "FORMAT", "IMMUTABLE", "decode", "encode", "pack", "repack", "shortened", "unpack"]
 
 #: First byte of every stored record; a reader refuses one that it does not know.
 FORMAT = b"\x01"
 
 #: Types whose instances are the same after a round trip and cannot be changed in place, so that they can be shared.
 IMMUTABLE = frozenset({str, int, float, bool, type(None), bytes})
+
+#: What a reader puts behind records, encoded, to see that they end where they should.
+END: Final = b"\xa4\x00END"
+_END: Final = "\x00END"
+_PAIR: Final = b"\x92"
 
 #: Containers nested this deep are always stored. The C encoder has a limit of its own above it, but each of our
 #: extensions starts it anew, so that their number is limited too, or a hostile value could exhaust the C stack.
@@ -137,7 +142,11 @@ def decode(record: bytes) -> Any:
     Raises:
         CorruptEntryError: The record is damaged or of a newer format.
     """
-    return unpack(body(record))
+    # The decoder leaves alone what comes behind a value, as it does where a length was damaged: so that it has to be this.
+    both = unpack(_PAIR + body(record) + END)
+    if both[1] != _END:
+        raise CorruptEntryError("a stored entry cannot be read: its bytes are damaged")
+    return both[0]
 
 
 def body(record: bytes) -> bytes:

@@ -609,3 +609,18 @@ def test_an_offset_of_less_than_a_second_is_kept(microseconds):
     for value in (dt.datetime(2026, 1, 2, 3, tzinfo=zone), dt.time(3, tzinfo=zone, fold=1)):
         back = codec.decode(codec.encode(value))
         assert repr(back) == repr(value)
+
+
+@pytest.mark.parametrize("value", [1, "abc", [1, 2], {"a": b"x"}, None])
+@pytest.mark.parametrize("behind", [b"\x01", b"\x00", b"\xa4abcd", b"\xc1"], ids=repr)
+def test_record_with_something_behind_its_value_is_damaged(value, behind):
+    with pytest.raises(CorruptEntryError):
+        codec.decode(codec.encode(value) + behind)
+
+
+def test_record_whose_length_was_damaged_is_not_read_as_a_shorter_one():
+    record = codec.encode("abc")
+    assert record[1:2] == b"\xa3"
+
+    with pytest.raises(CorruptEntryError):
+        codec.decode(record[:1] + b"\xa2" + record[2:])

@@ -105,10 +105,11 @@ def _decoded(names: Sequence[str], records: Sequence[Any], where: str) -> Sequen
     """
     try:
         if not [record for record in records if record[0] != _FORMAT]:
-            both = codec.unpack(_ARRAY + (2 * len(records)).to_bytes(4, "big") + b"".join(records))
+            size = (2 * len(records) + 1).to_bytes(4, "big")
+            both = codec.unpack(b"".join((_ARRAY, size, *records, codec.END)))
             # Bytes that are too few or too many would shift what comes behind them.
-            if both[::2] == [_FORMAT] * len(records):
-                return both[1::2]  # type: ignore[no-any-return]
+            if both[:-1:2] == [_FORMAT] * len(records) and codec.pack(both[-1]) == codec.END:
+                return both[1:-1:2]  # type: ignore[no-any-return]
     except (CorruptEntryError, TypeError, IndexError):
         pass
     values = []
