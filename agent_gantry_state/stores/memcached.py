@@ -30,7 +30,7 @@ from agent_gantry_state.errors import (
 )
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.steps import Pause, Steps
-from agent_gantry_state.stores.kept import Kept
+from agent_gantry_state.stores.kept import KEY_BYTES, Kept
 from agent_gantry_state.stores.memcached_alinks import AsyncMemcachedLink
 from agent_gantry_state.stores.memcached_item import (
     NO_TOKENS,
@@ -43,7 +43,15 @@ from agent_gantry_state.stores.memcached_item import (
 )
 from agent_gantry_state.stores.memcached_links import BorrowingLink, MemcachedLink
 from agent_gantry_state.stores.memcached_server import Server
-from agent_gantry_state.stores.memcached_wire import ItemTooLargeError, Replies, Request, deletes, gets, stores
+from agent_gantry_state.stores.memcached_wire import (
+    Credentials,
+    ItemTooLargeError,
+    Replies,
+    Request,
+    deletes,
+    gets,
+    stores,
+)
 from agent_gantry_state.stores.network import CONNECT_SECONDS, TIMEOUTS, AsyncLink, Link, RemoteStore
 from agent_gantry_state.stores.options import count
 from agent_gantry_state.stores.protocol import (
@@ -104,6 +112,20 @@ _UNLEASED: _Leased = (None, None, b"", -math.inf)
 _NOTHING = _Kept(b"", EMPTY, NO_TOKENS, None, None)
 
 
+class _Doubt(NamedTuple):
+    """A try of a commit of which it is not known whether it landed.
+
+    Attributes:
+        since: The server's time before it was sent the first time.
+        born: The version of the commit that made the memory which it wrote, or would have written.
+        until: When nobody asks for it any more, on the monotonic clock.
+    """
+
+    since: float
+    born: bytes | None
+    until: float
+
+
 class _Place(NamedTuple):
     """Where a namespace and its lease are kept."""
 
@@ -146,6 +168,10 @@ class MemcachedStore(RemoteStore):
         load_timeout: float = LOAD_SECONDS,
         commit_timeout: float = COMMIT_SECONDS,
     ) -> None:
+        self._credentials = None if user is None or password is None else Credentials(user, password)
+        half = (user is None) != (password is None)
+        # What collects the variables of a traceback is to find no password.
+        del password
         super().__init__(connect_timeout=connect_timeout, load_timeout=load_timeout, commit_timeout=commit_timeout)
         if (servers is None) == (client is None):
             raise TypeError("MemcachedStore: name the servers or give a client of yours, one of the two")
@@ -154,7 +180,7 @@ class MemcachedStore(RemoteStore):
                 raise TypeError("MemcachedStore: client must be a pymemcache.PooledClient")
             address = client.server
             servers = address if isinstance(address, str) else f"[{address[0]}]:{address[1]}"
-        if (user is None) != (password is None) or (user is not None and (not user or " " in user)):
+        if half or (user is not None and (not user or " " in user)):
             raise ValueError("MemcachedStore: user and password go together, and a user has no space in the name")
         if len(prefix) > 100 or not (prefix.isascii() and prefix.isprintable()) or " " in prefix:
             raise ValueError("MemcachedStore: prefix must be at most 100 printable ASCII letters, without spaces")
@@ -164,14 +190,13 @@ class MemcachedStore(RemoteStore):
         self._servers = {server.name: server for server in map(Server, names)}
         if not names or len(self._servers) < len(names):
             raise ValueError("MemcachedStore: each server is to be named once, and there must be one")
-        self._credentials = None if user is None or password is None else (user, password)
         self._prefix = prefix.encode()
         self._client = client
         self._max_connections = max_connections
-        self._place = lru_cache(4096)(self._placed)
+        self._place_of = lru_cache(4096)(self._placed)
         self._kept: Kept[Namespace, _Kept] = Kept()
-        # Tokens of commits of which it is not known whether they landed, each with the time of the first try.
-        self._doubts: dict[bytes, float] = {}
+        # Commits of which it is not known whether they landed, by token and by the key of what they wrote.
+        self._doubts: dict[tuple[bytes, bytes], _Doubt] = {}
 
     def __repr__(self) -> str:
         return f"<MemcachedStore {', '.join(self._servers)}>"
@@ -205,8 +230,11 @@ class MemcachedStore(RemoteStore):
         # Small numbers would be taken for seconds from now on.
         return math.ceil(until) + _EXTRA_SECONDS
 
-    def _placed(self, namespace: Namespace) -> _Place:
-        digest = namespace.digest
+    def _place(self, namespace: Namespace) -> _Place:
+        # Addresses may be long, and many: none is kept.
+        return self._place_of(namespace.digest)
+
+    def _placed(self, digest: bytes) -> _Place:
         # Not a ring of hashes: the highest of one per server gives each the same share, and needs no table.
         server = max(self._servers.values(), key=lambda each: hashlib.sha256(digest + each.name.encode()).digest())
         name = base64.urlsafe_b64encode(digest).rstrip(b"=")
@@ -223,7 +251,7 @@ class MemcachedStore(RemoteStore):
 
     def _keep(self, namespace: Namespace, kept: _Kept) -> None:
         # Its bytes, and what they hold.
-        self._kept.keep(namespace, kept, 3 * len(kept.data))
+        self._kept.keep(namespace, kept, 2 * len(kept.data) + KEY_BYTES * len(kept.snapshot.versions))
 
     def _read(self, namespaces: Sequence[Namespace]) -> Steps[dict[Namespace, _Kept]]:
         """What is there, and this process knows it from now on."""
@@ -318,8 +346,13 @@ class MemcachedStore(RemoteStore):
         place = self._place(namespace)
         deadline, pause = time.monotonic() + message.timeout, _FIRST_PAUSE
         effect = _writes(change)
-        # What was loaded is mostly still there, and if it is not the server says so.
-        kept = _NOTHING if change.head is None and self._is_timed(place.server) else self._kept.get(namespace)
+        doubt = self._doubts.get((token, place.key)) if effect else None
+        if doubt is not None:
+            # Only what is there now may tell.
+            kept = None
+        else:
+            # What was loaded is mostly still there, and if it is not the server says so.
+            kept = _NOTHING if change.head is None and self._is_timed(place.server) else self._kept.get(namespace)
         fresh = False
         while True:
             if kept is None or (kept.unique is None and (change.head is not None and not fresh)):
@@ -328,10 +361,11 @@ class MemcachedStore(RemoteStore):
             now = self._now(place.server)
             if token and has_token(kept.tokens, token, now):
                 return None
+            if doubt is not None:
+                _refuse_doubtful(doubt, kept, now)
             there = kept.snapshot.live(now)
             if there.head != change.head and is_moved(change, there):
                 if fresh:
-                    self._refuse_doubtful(token, change, kept, now)
                     return Moved((there,), now)
                 kept = None
                 continue
@@ -371,38 +405,21 @@ class MemcachedStore(RemoteStore):
             raise _too_large(change, after, size, server.max_item or size) from None
         except StoreError as error:
             if error.committed is None and token:
-                self._doubt(token, sent)
+                self._doubt(
+                    token, place.key, _Doubt(sent, after.born, time.monotonic() + max(message.timeout, TOKEN_SECONDS))
+                )
             raise
         if replies.answers[0] != b"STORED":
             return False
         self._keep(namespace, _Kept(data, after, tokens, None, None))
         return True
 
-    def _doubt(self, token: bytes, now: float) -> None:
+    def _doubt(self, token: bytes, key: bytes, doubt: _Doubt) -> None:
+        now = time.monotonic()
         with self._lock:
-            for old in [old for old, since in self._doubts.items() if since + TOKEN_SECONDS <= now]:
+            for old in [old for old, known in self._doubts.items() if known.until <= now]:
                 del self._doubts[old]
-            self._doubts.setdefault(token, now)
-
-    def _refuse_doubtful(self, token: bytes, change: Change, kept: _Kept, now: float) -> None:
-        """Refuse to say that a commit did not land of which that cannot be known any more.
-
-        Raises:
-            StoreError: An earlier try may have landed, and what would tell is gone.
-        """
-        since = self._doubts.get(token)
-        if since is None or (
-            kept is not _NOTHING
-            and (change.born is None or kept.snapshot.born == change.born)
-            and dropped_until(kept.tokens) < since
-            and now < since + TOKEN_SECONDS - _CLOCK_SECONDS
-        ):
-            return
-        raise StoreError(
-            "it is not known whether what the call changed was written: memcached did not answer, and what would tell is "
-            "not there any more",
-            committed=None,
-        )
+            self._doubts.setdefault((token, key), doubt)
 
     # Erasing, listing, leases.
 
@@ -455,6 +472,27 @@ class MemcachedStore(RemoteStore):
 def _asked(request: Request) -> Steps[Replies]:
     replies: Replies = yield request  # type: ignore[misc]
     return replies
+
+
+def _refuse_doubtful(doubt: _Doubt, kept: _Kept, now: float) -> None:
+    """Refuse to guess of a commit that had no answer, and whose token is not there, whether it had landed.
+
+    It surely had not if the memory is still the one that it would have written, and has all tokens from that time on.
+
+    Raises:
+        StoreError: It may have landed, and what would tell is gone.
+    """
+    if (
+        # Where there is none, none is born.
+        kept.snapshot.born != doubt.born
+        or dropped_until(kept.tokens) >= doubt.since
+        or now >= doubt.since + TOKEN_SECONDS - _CLOCK_SECONDS
+    ):
+        raise StoreError(
+            "it is not known whether what the call changed was written: memcached did not answer, and what would tell is "
+            "not there any more",
+            committed=None,
+        )
 
 
 def _writes(change: Change) -> bool:

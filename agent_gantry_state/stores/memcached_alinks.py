@@ -7,8 +7,8 @@ import contextlib
 import socket
 import time
 import weakref
-from collections import deque
 from collections.abc import Awaitable, Iterable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 from agent_gantry_state import steps as _steps
@@ -16,14 +16,14 @@ from agent_gantry_state.steps import Wait
 from agent_gantry_state.stores.memcached_connection import (
     FAILURES,
     Connection,
-    Credentials,
     failed,
     lost_number,
     new_socket,
     too_many,
 )
 from agent_gantry_state.stores.memcached_server import Server
-from agent_gantry_state.stores.memcached_wire import Replies, Request, exchange, greeting
+from agent_gantry_state.stores.memcached_wire import Credentials, Replies, Request, exchange, greeting
+from agent_gantry_state.stores.pool import AsyncPool
 
 __all__ = ["AsyncMemcachedLink"]
 
@@ -34,145 +34,72 @@ class AsyncMemcachedLink:
     """Connections of one event loop; its arguments are those of `MemcachedLink`."""
 
     def __init__(
-        self, servers: Iterable[Server], credentials: Credentials, connect_timeout: float, max_connections: int
+        self,
+        servers: Iterable[Server],
+        credentials: Credentials | None,
+        connect_timeout: float,
+        max_connections: int,
     ) -> None:
-        self._credentials = credentials
-        self._connect_timeout = connect_timeout
-        self._pools = {server: _Pool(max_connections) for server in servers}
+        self._pools = {
+            server: AsyncPool(
+                partial(_connected, server, credentials, connect_timeout), max_connections, partial(too_many, server)
+            )
+            for server in servers
+        }
         # A loop that nobody closes tells nobody of its end.
-        weakref.finalize(self, _close_idle, [*self._pools.values()])
+        weakref.finalize(self, _close, [*self._pools.values()])
 
     async def ask(self, request: Any, deadline: float, /) -> Any:
         """Answer a `Request`, or wait."""
         if not isinstance(request, Request):
             assert isinstance(request, Wait)  # noqa: S101
             return await request.await_()
-        pool = self._pools[request.server]
-        if not await pool.enter(deadline):
-            raise too_many(request.server)
-        try:
-            connection = pool.taken() or await self._connected(request.server, deadline)
-            pool.used.add(connection)
-            try:
-                lost = lost_number(request, connection.life)
-                if lost is not None:
-                    answers = lost.answers
-                else:
-                    connection.sent = False
-                    try:
-                        with _expires(connection, deadline):
-                            answers = await _steps.arun(exchange(request), connection.aio())
-                    except FAILURES as error:
-                        raise failed(error, request.server, connection, deadline) from None
-            except BaseException:
-                connection.close()
-                raise
-            finally:
-                pool.used.discard(connection)
-            pool.give(connection)
-            return Replies(answers, connection.life)
-        finally:
-            pool.leave()
-
-    async def _connected(self, server: Server, deadline: float) -> Connection:
-        until = min(deadline, time.monotonic() + self._connect_timeout)
-        try:
-            connection = Connection(await _aopen(server, until))
-            try:
-                with _expires(connection, until):
-                    connection.life = await _steps.arun(greeting(server, self._credentials), connection.aio())
-            except BaseException:
-                connection.close()
-                if connection.expired:
-                    raise TimeoutError from None
-                raise
-        except FAILURES as error:
-            raise failed(error, server, None, until) from None
-        return connection
+        return await self._pools[request.server].use(lambda connection: _asked(connection, request, deadline), deadline)
 
     async def close(self) -> None:
-        """Close every connection; those that are in use end at once, and whoever uses them closes them."""
-        for pool in self._pools.values():
-            pool.close()
+        """Close every connection that nobody uses; the others are closed after use."""
+        _close(self._pools.values())
 
     def drop(self) -> None:
-        """Close the sockets, which needs no event loop."""
+        """Part from the servers without the event loop."""
         for pool in self._pools.values():
-            pool.close()
-            for connection in [*pool.used]:
-                connection.close()
+            pool.drop()
 
 
-class _Pool:
-    """The connections of one event loop to one server, at most *room* of them."""
-
-    def __init__(self, room: int) -> None:
-        self._room = room
-        self._idle: list[Connection] = []
-        self._waiters: deque[asyncio.Future[bool]] = deque()
-        self._closed = False
-        self.used: set[Connection] = set()
-
-    async def enter(self, deadline: float) -> bool:
-        """Whether there was room for one more in time. Who comes in has to leave."""
-        if self._room > 0:
-            self._room -= 1
-            return True
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[bool] = loop.create_future()
-        self._waiters.append(waiter)
-        timer = loop.call_later(deadline - time.monotonic(), _answer, waiter, False)
-        try:
-            return await waiter
-        except BaseException:
-            if waiter.done() and not waiter.cancelled() and waiter.result():
-                self.leave()
-            raise
-        finally:
-            timer.cancel()
-
-    def leave(self) -> None:
-        """Make room for the next one."""
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(True)
-                return
-        self._room += 1
-
-    def taken(self) -> Connection | None:
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.is_stale():
-                return connection
-            connection.close()
-        return None
-
-    def give(self, connection: Connection) -> None:
-        if self._closed:
-            connection.close()
-        else:
-            self._idle.append(connection)
-
-    def close_idle(self) -> None:
-        self._closed = True
-        while self._idle:
-            self._idle.pop().close()
-
-    def close(self) -> None:
-        self.close_idle()
-        for connection in [*self.used]:
-            connection.end()
-
-
-def _close_idle(pools: list[_Pool]) -> None:
+def _close(pools: Iterable[AsyncPool[Connection]]) -> None:
     for pool in pools:
-        pool.close_idle()
+        pool.close()
 
 
-def _answer(waiter: asyncio.Future[bool], answer: bool) -> None:
-    if not waiter.done():
-        waiter.set_result(answer)
+async def _asked(connection: Connection, request: Request, deadline: float) -> Replies:
+    lost = lost_number(request, connection.life)
+    if lost is not None:
+        return lost
+    connection.sent, connection.busy = False, True
+    try:
+        with _expires(connection, deadline):
+            answers: list[Any] = await _steps.arun(exchange(request), connection.aio())
+    except FAILURES as error:
+        raise failed(error, request.server, connection, deadline) from None
+    connection.busy = False
+    return Replies(answers, connection.life)
+
+
+async def _connected(server: Server, credentials: Credentials | None, connect_timeout: float, deadline: float) -> Connection:
+    until = min(deadline, time.monotonic() + connect_timeout)
+    try:
+        connection = Connection(await _aopen(server, until), asyncio.get_running_loop())
+        try:
+            with _expires(connection, until):
+                connection.life = await _steps.arun(greeting(server, credentials), connection.aio())
+        except BaseException:
+            connection.close()
+            if connection.expired:
+                raise TimeoutError from None
+            raise
+    except FAILURES as error:
+        raise failed(error, server, None, until) from None
+    return connection
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import select
 import socket
 import time
@@ -25,10 +26,7 @@ from agent_gantry_state.stores.memcached_wire import (
 )
 from agent_gantry_state.stores.network import reason
 
-__all__ = ["FAILURES", "Connection", "Credentials", "failed", "lost_number", "new_socket", "too_many"]
-
-#: Name and password for servers that ask for them.
-Credentials = tuple[str, str] | None
+__all__ = ["FAILURES", "Connection", "failed", "lost_number", "new_socket", "too_many"]
 
 _CHUNK: Final = 65536
 
@@ -41,18 +39,33 @@ def lost_number(request: Request, life: object) -> Replies | None:
 
 
 class Connection:
-    """A socket, and in which life its server is."""
+    """A socket, and in which life its server is.
 
-    __slots__ = ("_poll", "expired", "life", "sent", "sock")
+    Args:
+        sock: The socket.
+        loop: The event loop that it belongs to, if to one.
+    """
 
-    def __init__(self, sock: Any) -> None:
+    __slots__ = ("_loop", "_poll", "busy", "expired", "life", "pid", "sent", "sock", "used")
+
+    def __init__(self, sock: Any, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self.sock = sock
+        self._loop = loop
+        #: The process that opened it.
+        self.pid = os.getpid()
+        self.used = 0.0
+        #: Whether a request is under way, or was left half-done.
+        self.busy = False
         self.life: object = None
         #: Whether anything of the present request may have reached the server.
         self.sent = False
         #: Whether its time is over.
         self.expired = False
         self._poll: Any = None
+
+    def is_usable(self) -> bool:
+        """Whether nothing is in the middle of it, and nothing has come since the last reply."""
+        return not self.busy and not self.expired and not self.is_stale()
 
     def is_stale(self) -> bool:
         """Whether anything has come since the last reply, be it only the end."""
@@ -106,8 +119,18 @@ class Connection:
             self.sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
+        """Close it. No event loop may be watching it."""
         with contextlib.suppress(OSError):
             self.sock.close()
+
+    def drop(self) -> None:
+        """End it from any thread, without the help of its event loop."""
+        if self.busy and self._loop is not None and not self._loop.is_closed():
+            # The loop, should it run again, closes it: closed here, its number would go to another socket that the loop
+            # then took for this one, and nobody would ever hear of the end.
+            self.end()
+        else:
+            self.close()
 
 
 #: What may go wrong on a connection.
@@ -123,6 +146,11 @@ def failed(error: Exception, server: Server, connection: Connection | None, dead
     if late or (connection is not None and connection.expired):
         what = "did not answer" if connection is not None else "could not be reached"
         return StoreTimeoutError(f"memcached at {server.name} {what} in time", committed=committed)
+    if isinstance(error, Disconnected) and connection is None:
+        return StoreUnavailableError(
+            f"memcached at {server.name} closed the connection while it was greeted: is it a memcached?",
+            committed=committed,
+        )
     if isinstance(error, Garbled):
         return StoreError(f"what answers at {server.name} is no memcached", committed=committed)
     what = "closed the connection" if connection is not None else "cannot be reached"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import queue
+import os
 import socket
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from agent_gantry_state import steps as _steps
@@ -14,14 +14,14 @@ from agent_gantry_state.steps import Wait
 from agent_gantry_state.stores.memcached_connection import (
     FAILURES,
     Connection,
-    Credentials,
     failed,
     lost_number,
     new_socket,
     too_many,
 )
 from agent_gantry_state.stores.memcached_server import Server
-from agent_gantry_state.stores.memcached_wire import Replies, Request, exchange, greeting
+from agent_gantry_state.stores.memcached_wire import Credentials, Disconnected, Replies, Request, exchange, greeting
+from agent_gantry_state.stores.pool import Pool
 
 __all__ = ["BorrowingLink", "MemcachedLink"]
 
@@ -37,85 +37,56 @@ class MemcachedLink:
     """
 
     def __init__(
-        self, servers: Iterable[Server], credentials: Credentials, connect_timeout: float, max_connections: int
+        self,
+        servers: Iterable[Server],
+        credentials: Credentials | None,
+        connect_timeout: float,
+        max_connections: int,
     ) -> None:
-        self._credentials = credentials
-        self._connect_timeout = connect_timeout
-        self._idle: dict[Server, list[Connection]] = {server: [] for server in servers}
-        # One of something for each connection that may be used; a semaphore would be many times as slow.
-        self._free: dict[Server, queue.SimpleQueue[None]] = {server: queue.SimpleQueue() for server in self._idle}
-        for free in self._free.values():
-            for _ in range(max_connections):
-                free.put(None)
-        self._closed = False
+        self._pools = {
+            server: Pool(
+                partial(_connected, server, credentials, connect_timeout), max_connections, partial(too_many, server)
+            )
+            for server in servers
+        }
 
     def ask(self, request: Any, deadline: float, /) -> Any:
         """Answer a `Request`, or wait."""
         if not isinstance(request, Request):
             assert isinstance(request, Wait)  # noqa: S101
             return request.wait()
-        free = self._free[request.server]
-        try:
-            free.get(timeout=max(deadline - time.monotonic(), 0.0))
-        except queue.Empty:
-            raise too_many(request.server) from None
-        try:
-            connection = self._taken(request.server) or self._connected(request.server, deadline)
-            try:
-                replies = asked(connection, request, deadline)
-            except BaseException:
-                connection.close()
-                raise
-            self._idle[request.server].append(connection)
-            if self._closed:
-                self.close()
-            return replies
-        finally:
-            free.put(None)
-
-    def _taken(self, server: Server) -> Connection | None:
-        idle = self._idle[server]
-        while idle:
-            try:
-                connection = idle.pop()
-            except IndexError:
-                break
-            if not connection.is_stale():
-                return connection
-            connection.close()
-        return None
-
-    def _connected(self, server: Server, deadline: float) -> Connection:
-        until = min(deadline, time.monotonic() + self._connect_timeout)
-        try:
-            connection = Connection(_open(server, until))
-            try:
-                connection.life = _steps.run(greeting(server, self._credentials), connection.io(until))
-            except BaseException:
-                connection.close()
-                raise
-        except FAILURES as error:
-            raise failed(error, server, None, until) from None
-        return connection
+        return self._pools[request.server].use(lambda connection: asked(connection, request, deadline), deadline)
 
     def close(self) -> None:
         """Close every connection that nobody uses; the others are closed after use."""
-        self._closed = True
-        for idle in self._idle.values():
-            while idle:
-                with contextlib.suppress(IndexError):
-                    idle.pop().close()
+        for pool in self._pools.values():
+            pool.close()
+
+
+def _connected(server: Server, credentials: Credentials | None, connect_timeout: float, deadline: float) -> Connection:
+    until = min(deadline, time.monotonic() + connect_timeout)
+    try:
+        connection = Connection(_open(server, until))
+        try:
+            connection.life = _steps.run(greeting(server, credentials), connection.io(until))
+        except BaseException:
+            connection.close()
+            raise
+    except FAILURES as error:
+        raise failed(error, server, None, until) from None
+    return connection
 
 
 def asked(connection: Connection, request: Request, deadline: float) -> Replies:
     lost = lost_number(request, connection.life)
     if lost is not None:
         return lost
-    connection.sent = False
+    connection.sent, connection.busy = False, True
     try:
         answers: list[Any] = _steps.run(exchange(request), connection.io(deadline))
     except FAILURES as error:
         raise failed(error, request.server, connection, deadline) from None
+    connection.busy = False
     return Replies(answers, connection.life)
 
 
@@ -176,13 +147,12 @@ class BorrowingLink:
 
     def _of(self, client: Any, deadline: float) -> Connection:
         known: Connection | None = getattr(client, "_agent_gantry_state", None)
-        if known is not None and known.sock is client.sock and not known.is_stale():
+        if known is not None and known.sock is client.sock and known.pid == os.getpid() and known.is_usable():
             return known
         try:
-            if known is not None and known.sock is client.sock:
-                client.close()
-            if client.sock is None:
-                self._connect(client)
+            # Also one that somebody else has opened: it may be that of a parent process, which goes on using it.
+            client.close()
+            self._connect(client)
             connection = Connection(client.sock)
             connection.life = _steps.run(greeting(self._server, None), connection.io(deadline))
         except FAILURES as error:
@@ -198,6 +168,8 @@ class BorrowingLink:
             raise
         except Exception as error:  # noqa: BLE001
             # Its own kinds of errors; what they are does not matter, for nothing was asked yet.
+            if type(error).__name__ == "MemcacheUnexpectedCloseError":
+                raise Disconnected from None
             raise ConnectionError(type(error).__name__) from None
 
     def close(self) -> None:

@@ -104,6 +104,8 @@ def _address(name: str) -> tuple[str, int | None]:
         port = port[1:]
     else:
         host, _, port = name.partition(":")
+    if "," in name:
+        raise ValueError("several servers are given as a list, each as host, host:port or [address]:port")
     if not host or any(letter.isspace() or letter in "@/?#" for letter in host):
         raise ValueError("a server is named host, host:port or [address]:port")
     if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):

@@ -20,6 +20,7 @@ __all__ = [
     "LINE",
     "STATS",
     "VALUES",
+    "Credentials",
     "Disconnected",
     "Garbled",
     "Item",
@@ -44,6 +45,26 @@ Kind = Callable[[bytearray, int], tuple[Any, int] | None]
 _LONGEST_LINE: Final = 8192
 _ERRORS: Final = (b"ERROR", b"CLIENT_ERROR", b"SERVER_ERROR")
 _STATS: Final = b"stats\r\n"
+
+
+class Credentials(NamedTuple):
+    """Who we are, for servers that ask."""
+
+    user: str
+    password: str
+
+    def __repr__(self) -> str:
+        # Tracebacks may be shown with what was in the variables.
+        return "<Credentials>"
+
+
+class _Secret(bytes):
+    """Bytes to send that nobody else is to see."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<secret>"
 
 
 class Disconnected(Exception):
@@ -203,7 +224,7 @@ def exchange(request: Request) -> Talk:
     return answers
 
 
-def greeting(server: Server, credentials: tuple[str, str] | None) -> Talk:
+def greeting(server: Server, credentials: Credentials | None) -> Talk:
     """What is said on a new connection: who we are, if the server wants to know, and who it is.
 
     Returns:
@@ -213,7 +234,7 @@ def greeting(server: Server, credentials: tuple[str, str] | None) -> Talk:
         StoreError: The server does not let us in.
     """
     if credentials is not None:
-        yield from _log_in(*credentials)
+        yield from _log_in(credentials)
     sent = time.monotonic()
     try:
         stats, settings = yield from conversation(_STATS + b"stats settings\r\n", (STATS, STATS))
@@ -224,7 +245,7 @@ def greeting(server: Server, credentials: tuple[str, str] | None) -> Talk:
     return server.learn(stats, sent, time.monotonic(), settings)
 
 
-def _log_in(user: str, password: str) -> Talk:
+def _log_in(credentials: Credentials) -> Talk:
     try:
         yield from conversation(b"version\r\n", (LINE,))
     except Refused as refused:
@@ -233,9 +254,9 @@ def _log_in(user: str, password: str) -> Talk:
     else:
         # It would keep the password as an item that anybody can read.
         raise StoreError("memcached asks for no password: take it out of the store's URL, or start memcached with -Y")
-    words = f"{user} {password}".encode()
+    words = _Secret(" ".join(credentials).encode())
     try:
-        (line,) = yield from conversation(b"set _ 0 0 %d\r\n%b\r\n" % (len(words), words), (LINE,))
+        (line,) = yield from conversation(_Secret(b"set _ 0 0 %d\r\n%b\r\n" % (len(words), words)), (LINE,))
     except Refused:
         line = b""
     if line != b"STORED":

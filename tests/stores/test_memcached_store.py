@@ -21,6 +21,7 @@ import textwrap
 import threading
 import time
 import traceback
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -468,6 +469,21 @@ def test_what_this_process_knew_before_is_not_taken_for_what_is_there(opened, se
     assert talk.content() == {"x": 3}
 
 
+def test_store_keeps_about_as_much_as_it_says(opened, server):
+    store = opened(server)
+    talk = talk_to(store)
+    talk.write(A, **{f"key-{n}": n for n in range(10_000)})
+    talk.write(B, **{f"key-{n}": "x" * 1000 for n in range(500)})
+    store._kept.clear()
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    talk.load(A, B)
+    took = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+
+    assert took / 2 < store._kept.bytes < took * 2
+
+
 def test_limit_of_the_server_holds_whatever_it_is(opened):
     with started("memcached", "-I", "2m") as server:
         talk = talk_to(opened(server))
@@ -658,6 +674,77 @@ def test_commit_of_unknown_outcome_whose_token_is_gone_is_not_guessed_at(wire, o
     assert caught.value.committed is None
 
 
+@pytest.mark.parametrize("loss", ["crowded out", "erased", "made anew"])
+@pytest.mark.parametrize("made", ["key", "memory"])
+def test_lost_commit_that_made_what_is_gone_now_is_not_written_again(wire, opened, server, made, loss):
+    talk = talk_to(opened(wire.port, prefix := fresh_prefix()))
+    others = talk_to(opened(server, prefix))
+    if made == "key":
+        others.write(A, x=0)
+    sent = lost(talk, wire, talk.change(A, {"k": put(1)}))
+    assert others.content()["k"] == 1
+    if loss == "crowded out":
+        others.commit(A, deletes=("k",))
+        for n in range(70):
+            others.send(others.change(A, {"x": put(n)}), token=n.to_bytes(16, "big"))
+    else:
+        others.ask(Forget((A,)))
+        if loss == "made anew":
+            others.write(A, x=5)
+    before = others.content()
+
+    for _ in range(2):
+        with pytest.raises(StoreError, match="not known") as caught:
+            talk.ask(sent)
+        assert caught.value.committed is None
+
+    assert others.content() == before
+
+
+def test_lost_commit_that_made_its_key_and_cannot_have_landed_is_written(wire, opened, server):
+    talk = talk_to(opened(wire.port, prefix := fresh_prefix()))
+    others = talk_to(opened(server, prefix))
+    talk.write(A, x=0)
+    late = talk.change(A, {"k": put(1)})
+    others.write(A, y=5)
+    sent = lost(talk, wire, late)
+    assert "k" not in others.content()
+
+    assert talk.ask(sent) == Committed()
+
+    assert others.content() == {"x": 0, "y": 5, "k": 1}
+
+
+def test_lost_commit_is_doubted_as_long_as_it_may_be_sent_again(wire, opened, server, monkeypatch):
+    store = opened(wire.port, prefix := fresh_prefix())
+    talk = talk_to(store)
+    wire.lose_after = b"add"
+    sent = replace(talk.message(talk.change(A, {"k": put(1)}), token=b"t" * 16), timeout=600.0)
+    with pytest.raises(StoreUnavailableError):
+        talk.ask(sent)
+    later = time.monotonic() + 120
+    monkeypatch.setattr(memcached_module.time, "monotonic", lambda: later)
+    store._doubt(b"u" * 16, b"key", memcached_module._Doubt(0.0, None, math.inf))
+    monkeypatch.undo()
+    talk_to(opened(server, prefix)).ask(Forget((A,)))
+
+    with pytest.raises(StoreError, match="not known"):
+        talk.ask(sent)
+
+
+def test_restarted_time_whose_reply_was_lost_puts_no_doubt_on_the_write(wire, opened, server):
+    talk = talk_to(opened(wire.port, prefix := fresh_prefix()))
+    talk.commit(B, {"y": put(1, ttl=100.0, slides=True)}, touch=True)
+    both = talk.message(talk.change(A, {"x": put(1)}), talk.change(B, touch=True), token=b"t" * 16)
+    wire.lose_after = b"cas"
+    with pytest.raises(StoreUnavailableError) as caught:
+        talk.ask(both)
+    assert caught.value.committed is None
+    talk_to(opened(server, prefix)).ask(Forget((B,)))
+
+    assert talk.ask(both) == Committed()
+
+
 def test_commit_of_unknown_outcome_that_cannot_have_landed_has_moved(wire, opened, server):
     talk = talk_to(opened(wire.port, "u:"))
     talk.write(A, x=0)
@@ -829,7 +916,7 @@ def test_connection_on_which_something_unasked_comes_is_not_used_again(opened, w
     store = opened(wire.port)
     talk = talk_to(store)
     talk.write(A, x=1)
-    (connection,) = store._link._idle[next(iter(store._servers.values()))]
+    (connection,) = store._link._pools[next(iter(store._servers.values()))]._idle
     connection.sock.sendall(b"gets nothing\r\n")
     connection.is_stale()
     while not connection.is_stale():
@@ -1195,6 +1282,77 @@ def test_user_with_the_password_is_let_in_and_no_other(guarded, caplog):
         assert PASSWORD not in shown
 
 
+@contextlib.contextmanager
+def answering(*answers):
+    """The address of a server that gives each connection these answers, one to whatever comes, and closes it."""
+
+    def serve():
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            with client:
+                for answer in answers:
+                    client.recv(1000)
+                    client.sendall(answer)
+
+    with socket.create_server((HOST, 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"{HOST}:{listener.getsockname()[1]}"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def variables(error):
+    """What our own frames held when an error passed them, as something that reports errors may show it."""
+    while error is not None:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if Path(frame.f_code.co_filename).parent == Path(memcached_module.__file__).parent:
+                yield from map(repr, frame.f_locals.values())
+        error = error.__cause__ or error.__context__
+
+
+@pytest.mark.parametrize("backend", [None, "asyncio"])
+@pytest.mark.parametrize("end", ["refused", "closed"])
+def test_password_is_in_no_variable_that_a_traceback_shows(guarded, end, backend):
+    with answering(b"CLIENT_ERROR unauthenticated\r\n", b"") as closing:
+        address = guarded if end == "refused" else closing
+        store = MemcachedStore(address, user="eve", password=PASSWORD)
+        talk = talk_to(store)
+
+        with pytest.raises(StoreError) as caught:
+            talk.load() if backend is None else anyio.run(talk.aask, Load((A,)), backend=backend)
+        store.close()
+
+    shown = [*variables(caught.value)]
+    assert any("eve" in each or "redentials" in each for each in shown)
+    assert PASSWORD not in "".join(shown)
+
+
+@pytest.mark.parametrize("ask", ["talk", "loop", "client"])
+def test_server_that_only_closes_is_asked_about(ask):
+    with answering(b"") as address:
+        host, port = address.split(":")
+        client = PooledClient((host, int(port)), timeout=5, connect_timeout=5)
+        with contextlib.closing(MemcachedStore(client=client) if ask == "client" else MemcachedStore(address)) as store:
+            talk = talk_to(store)
+            with pytest.raises(StoreUnavailableError, match="while it was greeted: is it a memcached") as caught:
+                anyio.run(talk.aask, Load((A,))) if ask == "loop" else talk.load()
+
+    assert caught.value.committed is False
+
+
+def test_several_servers_in_one_text_are_refused():
+    for servers in ("a,b", ["a:1,b:2"], "[::1]:5,b"):
+        with pytest.raises(ValueError, match="list"):
+            MemcachedStore(servers)
+    assert [*MemcachedStore("/run/a,b.sock")._servers] == ["/run/a,b.sock"]
+
+
 def test_password_is_not_given_to_a_server_that_asks_for_none(server):
     store = MemcachedStore(f"{HOST}:{server.port}", user="ada", password=PASSWORD)
 
@@ -1227,6 +1385,21 @@ def test_client_of_the_user_is_used_by_all_callers_and_stays_open(server):
     assert client.set("mine", "x", noreply=False)
     assert client.get("mine") == b"x"
     assert counts(server)["total_connections"] <= before + 2
+    client.close()
+
+
+def test_connection_of_a_client_that_somebody_else_opened_is_not_used(server):
+    client = PooledClient((server.host, server.port), timeout=5, connect_timeout=5)
+    client.get("mine")
+    (theirs,) = [each.sock.getsockname() for each in client.client_pool._free_objs]
+    talk = talk_to(MemcachedStore(client=client, prefix=fresh_prefix()))
+
+    talk.write(A, x=1)
+    (ours,) = [each.sock.getsockname() for each in client.client_pool._free_objs]
+    talk.load()
+
+    assert ours != theirs
+    assert [each.sock.getsockname() for each in client.client_pool._free_objs] == [ours]
     client.close()
 
 
