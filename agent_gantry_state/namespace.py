@@ -13,6 +13,10 @@ from typing import NamedTuple
 __all__ = ["Namespace"]
 
 
+#: Digests of namespaces whose id and app are no longer than this are kept.
+_KEPT_LETTERS = 512
+
+
 class _Namespace(NamedTuple):
     scope: str
     id: str
@@ -52,7 +56,8 @@ class Namespace(_Namespace):
     @property
     def digest(self) -> bytes:
         """SHA-256 of `address`: the 32 bytes under which stores keep it."""
-        return _digest(self)
+        # Long ids are not kept: a cache of them would be without bound.
+        return _digest(self) if len(self.id) + len(self.app) <= _KEPT_LETTERS else hashlib.sha256(_address(self)).digest()
 
     def __repr__(self) -> str:
         # An id may be a person's: it is in no log and no traceback.

@@ -9,6 +9,7 @@ redis_scripts.py.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -40,6 +41,7 @@ from agent_gantry_state.stores.protocol import (
 )
 from agent_gantry_state.stores.redis_address import Address, address_from
 from agent_gantry_state.stores.redis_layout import (
+    ENTRY_BYTES,
     TAGS,
     Place,
     chosen,
@@ -63,13 +65,19 @@ from agent_gantry_state.stores.whole import applied
 
 __all__ = ["Address", "RedisStore", "from_url"]
 
+_log = logging.getLogger("agent_gantry_state")
+
 PREFIX: Final = "agent-gantry-state:"
 MAX_CONNECTIONS: Final = 50
 
 #: Seconds for which a commit that landed is remembered, so that it can be sent again.
 TOKEN_SECONDS: Final = 60.0
+#: Part of `load_timeout` that one server has to say where another one is.
+_SHARE: Final = 1 / 3
 #: Namespaces that one script looks at for a `List`, as the server does nothing else meanwhile.
 _LOOKED_AT = 1000
+#: Memories that cannot be read of which a listing tells in the log.
+_TOLD_OF: Final = 1000
 #: Hash tags that a cluster is asked for at once.
 _TAGS_AT_ONCE = 32
 
@@ -133,7 +141,7 @@ class RedisStore(RemoteStore):
         self._aclient_loop: asyncio.AbstractEventLoop | None = None
         if client is None and aclient is None:
             self._address = Address() if address is None else address
-            self._route: Route = self._address.route()
+            self._route: Route = self._address.route(load_timeout * _SHARE)
         else:
             if address is not None:
                 raise ValueError("RedisStore: an address and a client exclude each other")
@@ -148,6 +156,8 @@ class RedisStore(RemoteStore):
             self._aclient = None if aclient is None else redis_clients.alink_to(aclient)
         #: By namespace its mark, its snapshot as it was then, with what has expired since, and about how large it is.
         self._kept: Kept[Namespace, tuple[bytes, Snapshot, int]] = Kept()
+        #: Digests of the memories that listings have left out.
+        self._left_out: set[bytes] = set()
         super().__init__(connect_timeout=connect_timeout, load_timeout=load_timeout, commit_timeout=commit_timeout)
 
     def __repr__(self) -> str:
@@ -203,7 +213,7 @@ class RedisStore(RemoteStore):
                 (replies[index],) = yield from self._route.send([(tag, command)])
             if isinstance(replies[index], Refusal):
                 error = refused(replies[index])
-                if len(calls) > 1:
+                if len(calls) > 1 and script is scripts.FORGET:
                     # Of those beside it nothing is known.
                     error.committed = None
                 raise error
@@ -324,6 +334,8 @@ class RedisStore(RemoteStore):
                 # When it expires is the server's to say.
                 return
             size += len(put.packed)
+        for key in puts.keys() - snapshot.versions.keys():
+            size += len(key) + ENTRY_BYTES
         after = applied(change, snapshot, version, lambda: 0.0)
         self._kept.keep(namespace, (version + mark[len(version) :], after, size), size)
 
@@ -352,8 +364,7 @@ class RedisStore(RemoteStore):
             calls = [(group[0], [index_of(self._prefix, each) for each in group], rest) for group in groups]
             tag = tags[-1] + 1
             for last, *items in (yield from self._run(scripts.LIST, calls)):
-                pairs = iter(items)
-                found += [(listed(raw, digest), digest) for digest, raw in zip(pairs, pairs, strict=True)]
+                found += self._readable(items)
                 if last is not None:
                     # It has not come to the end of its indexes. What others found beyond it is looked for again.
                     after, tag = last, int(last[:2], 16)
@@ -361,6 +372,19 @@ class RedisStore(RemoteStore):
         page = found[: message.limit]
         more = len(found) > len(page)
         return Page(tuple([each for each, _ in page]), bytes.fromhex(page[-1][1].decode()) if more and page else None)
+
+    def _readable(self, items: Sequence[bytes]) -> list[tuple[Listed, bytes]]:
+        """What a script has listed. One memory that is damaged does not hide the others."""
+        found = []
+        pairs = iter(items)
+        for digest, raw in zip(pairs, pairs, strict=True):
+            try:
+                found.append((listed(raw, digest), digest))
+            except CorruptEntryError as error:
+                if digest not in self._left_out and len(self._left_out) < _TOLD_OF:
+                    self._left_out.add(digest)
+                    _log.warning("a memory was left out of a listing (digest %s): %s", digest.decode(), error)
+        return found
 
     def _lease(self, message: Lease) -> Steps[float]:
         place = self._place(message.namespace)

@@ -42,12 +42,16 @@ class Address:
         """How *node* lets one in."""
         return self.sentinel_access if node.watches else self.access
 
-    def route(self) -> Route:
-        """The way to it."""
+    def route(self, within: float) -> Route:
+        """The way to it.
+
+        Args:
+            within: Seconds that a server has that is asked where another one is.
+        """
         if self.cluster:
-            return ClusterRoute(self.nodes)
+            return ClusterRoute(self.nodes, within)
         if self.service is not None:
-            return SentinelRoute(self.nodes, self.service)
+            return SentinelRoute(self.nodes, self.service, within)
         return Direct(self.nodes[0])
 
 

@@ -32,6 +32,8 @@ _CODES: Final = (
     (failures.MasterDownError, "MASTERDOWN"),
     (failures.ClusterDownError, "CLUSTERDOWN"),
     (failures.TryAgainError, "TRYAGAIN"),
+    (failures.ClusterCrossSlotError, "CROSSSLOT"),
+    (failures.MovedError, "MOVED"),
 )
 
 

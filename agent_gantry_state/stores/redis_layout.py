@@ -20,9 +20,11 @@ from agent_gantry_state.stores.protocol import EMPTY, KEEP, Change, Listed, Put,
 from agent_gantry_state.stores.rows import corrupt, namespace_of, to_bytes, to_text, values_of
 
 __all__ = [
+    "ENTRY_BYTES",
     "TAGS",
     "Place",
     "chosen",
+    "damaged",
     "index_of",
     "listed",
     "mark_of",
@@ -55,6 +57,10 @@ _MARK: Final = slice(1, 17)
 _VERSION_BYTES: Final = 8
 #: By `whole` and `touch` of a change, what the script is told.
 _FLAGS: Final = {(False, False): b"", (True, False): b"w", (False, True): b"t", (True, True): b"wt"}
+#: Letters of an address above which it is not kept to be known again.
+_LONG: Final = 512
+#: About what an entry takes here beside its bytes: objects, and places in dicts.
+ENTRY_BYTES: Final = 150
 #: For errors.
 _WHERE: Final = "Redis"
 
@@ -77,13 +83,23 @@ class Place(NamedTuple):
     address: bytes
 
 
-@lru_cache(maxsize=4096)
 def place_of(prefix: bytes, namespace: Namespace) -> Place:
     """Where *namespace* is kept."""
-    digest = namespace.digest
+    if len(namespace.id) + len(namespace.app) > _LONG:
+        return _place_of(prefix, namespace)
+    return _known_place_of(prefix, namespace)
+
+
+def _place_of(prefix: bytes, namespace: Namespace) -> Place:
+    address = namespace.address
+    # Not asked of the namespace, for that keeps it: it may be a long one.
+    digest = hashlib.sha256(address).digest()
     base = _base(prefix, digest[0])
     name = digest.hex().encode()
-    return Place(digest[0], base + name, base + b"index", base + b"lease:" + name, namespace.address)
+    return Place(digest[0], base + name, base + b"index", base + b"lease:" + name, address)
+
+
+_known_place_of = lru_cache(maxsize=4096)(_place_of)
 
 
 def index_of(prefix: bytes, tag: int) -> bytes:
@@ -164,10 +180,12 @@ def _header(raw: bytes) -> _Header:
     if raw[:1] and raw[0] > LAYOUT:
         raise newer(raw[0])
     try:
-        _, head, touched, born, _, _, _, _, _, timed, owned, size = _HEADER.unpack_from(raw)
+        layout, head, touched, born, _, _, _, _, _, timed, owned, size = _HEADER.unpack_from(raw)
     except struct.error:
-        raise _damaged("a memory") from None
+        raise damaged("a memory") from None
     end = _HEADER.size + size
+    if layout != LAYOUT or len(raw) < end:
+        raise damaged("a memory")
     return _Header(head, touched, born, timed, to_text(raw[_HEADER.size : end], _WHERE) if owned else None, raw[end:])
 
 
@@ -177,13 +195,15 @@ def mark_of(flat: Sequence[bytes]) -> bytes:
 
 
 def whole(flat: Sequence[bytes], place: Place) -> tuple[Snapshot, int]:
-    """A namespace with all its keys, also those that are expired, and how long its records are.
+    """A namespace with all its keys, also those that are expired, and about how many bytes it takes here.
 
     Raises:
         CorruptEntryError: It is another one's, damaged, or of a newer layout.
     """
     header, rows = _rows(flat, place)
-    return _made(header, rows, None, None), sum([len(row[5]) for row in rows])
+    # The namespace itself is kept beside its address.
+    size = sum(map(len, flat)) + ENTRY_BYTES * len(rows) + len(place.address)
+    return _made(header, rows, None, None), size
 
 
 def chosen(flat: Sequence[bytes], place: Place, wanted: Iterable[str], names: bool, now: float) -> Snapshot:
@@ -233,7 +253,7 @@ def _rows(flat: Sequence[bytes], place: Place) -> tuple[_Header, list[_Row]]:
         except (UnicodeDecodeError, struct.error):
             rows.append(_row(field, value))
     if raw is None:
-        raise _damaged("a memory")
+        raise damaged("a memory")
     header = _header(raw)
     if header.address != place.address:
         raise _mixed_up()
@@ -284,7 +304,8 @@ def newer(layout: object) -> CorruptEntryError:
     )
 
 
-def _damaged(what: str) -> CorruptEntryError:
+def damaged(what: str) -> CorruptEntryError:
+    """The error for bytes that cannot be read."""
     return CorruptEntryError(f"{what} in Redis cannot be read: its bytes are damaged")
 
 

@@ -36,13 +36,20 @@ local function stamp(time) return struct.pack('>d', time) end
 
 _READ = """
 local HEADER = '>Bc8dc8I8dddI4I4BI4'
-local META = 25
+local HEADER_SIZE, META = 70, 25
 
-local function header(key)
+local function damaged() error('MEMORY-DAMAGED') end
+
+-- A damaged one is an error, or, if it may be one, says so.
+local function header(key, may_be)
   local raw = redis.call('HGET', key, 'h')
   if not raw then return nil end
-  local layout = string.byte(raw)
-  if layout ~= 1 then error('MEMORY-LAYOUT ' .. layout) end
+  local layout = string.byte(raw) or 0
+  if layout > 1 then error('MEMORY-LAYOUT ' .. layout) end
+  if layout == 0 or #raw < HEADER_SIZE or #raw < HEADER_SIZE + struct.unpack('>I4', raw, HEADER_SIZE - 3) then
+    if may_be then return {raw = raw, damaged = true} end
+    damaged()
+  end
   local s, size, at = {raw = raw}, 0, 0
   layout, s.head, s.touched, s.born, s.last, s.first, s.fixed, s.slide, s.forever, s.timed, s.owned, size, at =
     struct.unpack(HEADER, raw)
@@ -52,6 +59,7 @@ local function header(key)
 end
 
 local function deadline(value, touched)
+  if #value < META then damaged() end
   local kind, time = struct.unpack('>Bd', value, 17)
   if kind == 0 then return huge end
   if kind == 2 then return touched + time end
@@ -136,15 +144,19 @@ if #KEYS == stride and ARGV[5] ~= '' and ARGV[8] == '' and ARGV[12] == '0' and n
   local key = KEYS[1]
   local raw = redis.call('HGET', key, 'h')
   local puts = tonumber(ARGV[13])
-  if raw and string.byte(raw) == 1 and string.sub(raw, 2, 9) == ARGV[5] and puts > 0 and puts < 2000 then
-    local last, _, _, _, forever, timed = struct.unpack('>I8dddI4I4', raw, 26)
-    local words, at, usual = {}, 14 + 2 * ARGV[11], timed == 0
+  if raw and string.byte(raw) == 1 and #raw >= 70 and string.sub(raw, 2, 9) == ARGV[5] and puts > 0 and puts < 2000 then
+    local last, _, _, _, forever, timed, _, size = struct.unpack('>I8dddI4I4BI4', raw, 26)
+    local words, at, usual = {}, 14 + 2 * ARGV[11], timed == 0 and #raw >= 70 + size
     for i = 1, puts do
       local field, terms = 'k' .. ARGV[at], string.byte(ARGV[at + 1])
       if terms ~= 107 and terms ~= 110 then usual = false end
       if not usual then break end
       local value, position = redis.call('HGET', key, field), nil
       if value then position = string.sub(value, 9, 16) else forever = forever + 1 end
+      if value and #value < 25 then
+        usual = false
+        break
+      end
       if not value or string.byte(ARGV[at + 1], 2) == 108 then
         last = last + 1
         position = struct.pack('>I8', last)
@@ -237,8 +249,42 @@ for n = 1, #KEYS / stride do
 end
 if moved then
   local reply = {stamp(now)}
-  for n, c in ipairs(changes) do reply[n + 1] = c.s and part(c.key, c.s, c.whole, c.checks) or false end
+  for n, c in ipairs(changes) do
+    -- What has expired the asker finds out by itself, and then has to see what has not.
+    reply[n + 1] = c.s and part(c.key, c.s, c.whole or (c.gone and #c.gone > 0), c.checks) or false
+  end
   return reply
+end
+
+-- All that is read is read before anything is written, for it may be damaged.
+local stale, new = {}, {}
+for _, c in ipairs(changes) do
+  local gone = c.s and c.gone or {}
+  local function read(field)
+    if not c.s or gone[field] then return end
+    local value = c.old[field]
+    if value == nil then value = redis.call('HGET', c.key, field) end
+    if value and #value < META then damaged() end
+    c.old[field] = value and string.sub(value, 1, META)
+  end
+  for _, field in ipairs(c.deletes) do read(field) end
+  for _, put in ipairs(c.puts) do read(put[1]) end
+  if c.writes and not c.s then
+    new[c.key] = true
+    -- What Redis lets go by itself stays in the index: whoever comes new looks behind himself.
+    local digest = string.sub(c.key, -64)
+    local behind = redis.pcall('ZRANGEBYLEX', c.index, '(' .. digest, '+', 'LIMIT', 0, 2)
+    if #behind < 2 then
+      -- Behind the last one comes the first.
+      for _, other in ipairs(redis.pcall('ZRANGEBYLEX', c.index, '-', '+', 'LIMIT', 0, 2 - #behind)) do
+        behind[#behind + 1] = other
+      end
+    end
+    for _, other in ipairs(behind) do
+      local key = string.sub(c.key, 1, -65) .. other
+      if redis.pcall('HGET', key, 'h') == false then stale[#stale + 1] = {c.index, key, other} end
+    end
+  end
 end
 
 -- Unpacking has a limit.
@@ -249,6 +295,9 @@ end
 -- What may meet a key of somebody else comes first.
 for n, c in ipairs(changes) do
   if c.writes and not c.s then redis.call('ZADD', c.index, 0, string.sub(c.key, -64)) end
+end
+for _, each in ipairs(stale) do
+  if not new[each[2]] then redis.pcall('ZREM', each[1], each[3]) end
 end
 for n, c in ipairs(changes) do
   if c.writes and stride == 3 then
@@ -278,9 +327,7 @@ for n, c in ipairs(changes) do
     end
     local function there(field)
       if not c.s or gone[field] then return nil end
-      local value = c.old[field]
-      if value == nil then value = redis.call('HGET', key, field) end
-      return value
+      return c.old[field]
     end
     local removed, words = {}, {}
     for _, field in ipairs(c.deletes) do
@@ -360,19 +407,22 @@ local app, scope, owner = asked(5), asked(6), asked(7)
 local reply, found = {false}, 0
 
 local function is_asked_for(s)
+  -- Whoever asks finds out that it is damaged.
+  if s.damaged or #s.address < 8 then return true end
   local size = struct.unpack('>I8', s.address)
   if app and app ~= string.sub(s.address, 9, 8 + size) then return false end
   local rest = string.sub(s.address, 9 + size)
+  if #rest < 8 then return true end
   size = struct.unpack('>I8', rest)
   if scope and scope ~= string.sub(rest, 9, 8 + size) then return false end
   return not owner or (s.owned == 1 and owner == s.owner)
 end
 
 local function is_over(key, s)
-  if s.forever > 0 or s.timed == 0 or s.first > now then return false end
+  if s.damaged or s.forever > 0 or s.timed == 0 or s.first > now then return false end
   local all = redis.call('HGETALL', key)
   for i = 1, #all, 2 do
-    if all[i] ~= 'h' and deadline(all[i + 1], s.touched) > now then return false end
+    if all[i] ~= 'h' and (#all[i + 1] < META or deadline(all[i + 1], s.touched) > now) then return false end
   end
   return true
 end
@@ -389,7 +439,7 @@ for _, index in ipairs(KEYS) do
       end
       after, budget = digest, budget - 1
       local key = base .. digest
-      local s = header(key)
+      local s = header(key, true)
       if s and is_over(key, s) then
         redis.call('DEL', key)
         s = nil

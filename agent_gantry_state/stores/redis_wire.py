@@ -21,19 +21,31 @@ from agent_gantry_state.errors import (
     StoreTimeoutError,
     StoreUnavailableError,
 )
-from agent_gantry_state.stores.network import driver, reason
-from agent_gantry_state.stores.redis_layout import newer
+from agent_gantry_state.stores.network import driver, hang_up, reason
+from agent_gantry_state.stores.redis_layout import damaged, newer
+from agent_gantry_state.stores.rows import to_bytes
 
 with driver("redis"):
     import hiredis
 
-__all__ = ["AWire", "Access", "Command", "Node", "Refusal", "Request", "Wire", "packed", "refused", "unreachable"]
+__all__ = ["AWire", "Access", "Command", "Node", "Refusal", "Request", "Sent", "Wire", "packed", "refused", "unreachable"]
 
 #: The words of a command.
 Command = Sequence[bytes | str | int]
 
 _BUFFER_BYTES: Final = 65536
 _NOTHING: Final = object()
+
+
+class Sent(bytes):
+    """What is sent, which may be a password or somebody's data: tools that report errors show the variables of frames."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} bytes>"
+
+    __str__ = __repr__
 
 
 class Node(NamedTuple):
@@ -66,23 +78,30 @@ class Access:
     db: int = 0
     tls: ssl.SSLContext | None = field(default=None, repr=False)
 
-    def greeting(self) -> list[Command]:
-        """What is said first on a connection."""
+    def greeting(self) -> tuple[Sent, int]:
+        """What is said first on a connection, and how many replies there will be."""
         commands: list[Command] = []
         if self.password is not None:
-            user = () if self.username is None else (self.username,)
-            commands.append(("AUTH", *user, self.password))
+            user = () if self.username is None else (to_bytes(self.username),)
+            commands.append(("AUTH", *user, to_bytes(self.password)))
         if self.db:
             commands.append(("SELECT", self.db))
-        return commands
+        return packed(commands), len(commands)
 
 
 @dataclass(slots=True)
 class Request:
-    """Commands for one server; None is the one that there is. The answer is a list of replies, refusals among them."""
+    """Commands for one server. The answer is a list of replies, refusals among them.
+
+    Attributes:
+        node: The server; None is the one that there is.
+        commands: What it is told.
+        within: Seconds that it may take, within the time of the message; None for as many as that has.
+    """
 
     node: Node | None
-    commands: Sequence[Command]
+    commands: Sequence[Command] = field(repr=False)
+    within: float | None = None
 
 
 class _Garbled(EOFError):
@@ -98,41 +117,53 @@ class Refusal(Exception):
         return str(self).split(" ", 1)[0]
 
 
-def packed(commands: Sequence[Command]) -> bytes:
+def packed(commands: Sequence[Command]) -> Sent:
     """Commands as they are sent."""
     if len(commands) == 1:
-        return hiredis.pack_command(tuple(commands[0]))  # type: ignore[no-any-return, arg-type]
-    return b"".join([hiredis.pack_command(tuple(command)) for command in commands])  # type: ignore[arg-type]
+        return Sent(hiredis.pack_command(tuple(commands[0])))  # type: ignore[arg-type]
+    return Sent(b"".join([hiredis.pack_command(tuple(command)) for command in commands]))  # type: ignore[arg-type]
 
 
 class Wire:
-    """A connection for callers that may block."""
+    """A connection for callers that may block.
+
+    Attributes:
+        used: When it was last used, on the monotonic clock; set by its pool.
+    """
 
     def __init__(self, node: Node, access: Access, deadline: float) -> None:
-        left = deadline - time.monotonic()
-        if left <= 0:
+        self.used = 0.0
+        self._busy = False
+        if deadline <= time.monotonic():
             raise _late(False)
         sock = None
         try:
-            sock = socket.create_connection((node.host, node.port), left)
+            sock = _dialled(node, deadline)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if access.tls is not None:
+                sock.settimeout(max(deadline - time.monotonic(), 0.001))
                 sock = access.tls.wrap_socket(sock, server_hostname=node.host)
-        except OSError as error:
+        except BaseException as error:
             if sock is not None:
                 sock.close()
-            raise unreachable(error, node) from None
+            if isinstance(error, _NO_CONNECTION):
+                raise unreachable(error, node) from None
+            raise
         self._sock = sock
         self._reader = hiredis.Reader(protocolError=_Garbled, replyError=Refusal, notEnoughData=_NOTHING)
         self._buffer = bytearray(_BUFFER_BYTES)
-        greeting = access.greeting()
-        if greeting:
+        greeting, count = access.greeting()
+        if count:
             try:
-                _welcomed(self.exchange(packed(greeting), len(greeting), deadline))
+                _welcomed(self.exchange(greeting, count, deadline))
             except BaseException:
                 self.close()
                 raise
+
+    def is_usable(self) -> bool:
+        """Whether nothing was left half-done on it."""
+        return not self._busy
 
     def exchange(self, payload: bytes, count: int, deadline: float) -> list[Any]:
         """Send commands and read as many replies. After an error the connection has to be closed.
@@ -145,6 +176,7 @@ class Wire:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise _late(False)
+            self._busy = True
             sock.settimeout(left)
             sock.sendall(payload)
             while True:
@@ -159,6 +191,7 @@ class Wire:
                 if len(replies) >= count:
                     if len(replies) > count or reader.has_data():
                         raise _gone(None)
+                    self._busy = False
                     return replies
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -177,11 +210,13 @@ class AWire(asyncio.Protocol):
     """A connection of an asyncio event loop.
 
     Attributes:
+        used: When it was last used, on the monotonic clock; set by its pool.
         lost: Whether it is closed.
     """
 
     def __init__(self) -> None:
-        self.lost = False
+        self.used = 0.0
+        self.lost = self._busy = False
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader(protocolError=_Garbled, replyError=Refusal, notEnoughData=_NOTHING)
@@ -210,16 +245,20 @@ class AWire(asyncio.Protocol):
         connecting = loop.create_connection(make, node.host, node.port, ssl=access.tls, server_hostname=host)
         try:
             await asyncio.wait_for(connecting, left)
-            greeting = access.greeting()
-            if greeting:
-                _welcomed(await made[-1].exchange(packed(greeting), len(greeting), deadline))
+            greeting, count = access.greeting()
+            if count:
+                _welcomed(await made[-1].exchange(greeting, count, deadline))
         except BaseException as error:
             for wire in made:
                 wire.close()
-            if isinstance(error, (OSError, asyncio.TimeoutError)) and not isinstance(error, StoreError):
+            if isinstance(error, _NO_CONNECTION) and not isinstance(error, StoreError):
                 raise unreachable(error, node) from None
             raise
         return made[-1]
+
+    def is_usable(self) -> bool:
+        """Whether nothing was left half-done on it, and it is not lost."""
+        return not self._busy and not self.lost
 
     async def exchange(self, payload: bytes, count: int, deadline: float) -> list[Any]:
         """Send commands and read as many replies. After an error, or when cancelled, the connection has to be closed.
@@ -232,16 +271,18 @@ class AWire(asyncio.Protocol):
             raise _late(False)
         if self.lost or self._transport is None:
             raise _gone(False)
-        self._count, self._replies = count, []
+        self._count, self._replies, self._busy = count, [], True
         answer: asyncio.Future[list[Any]] = self._loop.create_future()
         self._answer = answer
         timer = self._loop.call_later(left, self._time_out)
         self._transport.write(payload)
         try:
-            return await answer
+            replies = await answer
         finally:
             timer.cancel()
             self._answer = None
+        self._busy = False
+        return replies
 
     def close(self) -> None:
         """Close the socket, without waiting for anything."""
@@ -250,14 +291,10 @@ class AWire(asyncio.Protocol):
             self._transport.abort()
 
     def drop(self) -> None:
-        """`close`, where the event loop may be closed; then asyncio says later that somebody forgot a transport."""
+        """End the connection from anywhere, without the help of the event loop, which may be closed."""
         self.lost = True
-        transport, self._transport = self._transport, None
-        if transport is not None:
-            with contextlib.suppress(OSError):
-                transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
-            with contextlib.suppress(RuntimeError):
-                transport.abort()
+        if self._transport is not None:
+            hang_up(self._transport, self._loop)
 
     def _time_out(self) -> None:
         self._fail(_late(None))
@@ -303,6 +340,30 @@ class AWire(asyncio.Protocol):
         self._fail(_gone(None))
 
 
+def _dialled(node: Node, until: float) -> socket.socket:
+    error: OSError | None = None
+    found = socket.getaddrinfo(node.host, node.port, type=socket.SOCK_STREAM)
+    for index, (family, kind, proto, _, address) in enumerate(found):
+        left = until - time.monotonic()
+        if left <= 0:
+            break
+        sock = None
+        try:
+            sock = socket.socket(family, kind, proto)
+            # Behind an address that never answers there may be one that does.
+            sock.settimeout(left / (len(found) - index))
+            sock.connect(address)
+        except BaseException as failed:
+            if sock is not None:
+                sock.close()
+            if not isinstance(failed, OSError):
+                raise
+            error = failed
+        else:
+            return sock
+    raise error or TimeoutError
+
+
 def _welcomed(replies: Sequence[Any]) -> None:
     for reply in replies:
         if isinstance(reply, Refusal):
@@ -312,6 +373,9 @@ def _welcomed(replies: Sequence[Any]) -> None:
 
 
 # Errors. The texts are ours: a driver's may hold what was sent.
+
+#: What comes of connecting; UnicodeError: of a name that can be no host's. In Python 3.10 asyncio has a timeout of its own.
+_NO_CONNECTION: Final = (OSError, UnicodeError, asyncio.TimeoutError)
 
 
 def _late(committed: bool | None) -> StoreTimeoutError:
@@ -327,7 +391,7 @@ def _broken(error: Exception) -> StoreError:
         return error
     if isinstance(error, _Garbled):
         return StoreError("what answers is no Redis: see the host and port of the store's URL", committed=None)
-    return _late(None) if isinstance(error, TimeoutError) else _gone(None)
+    return _late(None) if isinstance(error, (TimeoutError, asyncio.TimeoutError)) else _gone(None)
 
 
 def unreachable(error: BaseException, node: Node) -> StoreError:
@@ -343,12 +407,15 @@ def unreachable(error: BaseException, node: Node) -> StoreError:
 
 
 _LATER: Final = "call again later"
+_CLUSTER: Final = "this Redis is part of a cluster: use redis+cluster://, or a client that is a RedisCluster"
 #: By the first word of a refusal, or a part of it, what the matter is. All of them come before anything was written.
 _REFUSALS: Final[tuple[tuple[str, type[StoreError], str], ...]] = (
     ("LOADING", StoreUnavailableError, f"Redis is still reading its data from disk: {_LATER}"),
     ("BUSY", StoreUnavailableError, f"Redis is busy with a script of somebody: {_LATER}, or SCRIPT KILL it"),
     ("MASTERDOWN", StoreUnavailableError, f"this Redis is a replica that has lost its master: {_LATER}"),
     ("CLUSTERDOWN", StoreUnavailableError, f"the Redis Cluster is not whole: {_LATER}"),
+    ("MOVED", StoreError, _CLUSTER),
+    ("CROSSSLOT", StoreError, _CLUSTER),
     ("TRYAGAIN", StoreUnavailableError, f"the Redis Cluster is moving this memory: {_LATER}"),
     ("NOREPLICAS", StoreUnavailableError, f"Redis has fewer replicas than its min-replicas-to-write: {_LATER}"),
     ("READONLY", StoreUnavailableError, "this Redis is a replica, which cannot write: use the address of its master"),
@@ -363,9 +430,17 @@ _REFUSALS: Final[tuple[tuple[str, type[StoreError], str], ...]] = (
     ("invalid password", StoreError, "Redis refused the user or the password"),
     ("AUTH <password> called without", StoreError, "a password was given, and Redis has none for this user"),
     ("DB index is out of range", StoreError, "Redis has no database of that number"),
+    # Of a command that a script ran this is said in other words.
+    (
+        "ERR unknown command",
+        StoreError,
+        "this server knows no scripts; if it is a Sentinel: redis+sentinel://host:port/service",
+    ),
     ("NOPERM", StoreError, "the ACL of Redis lets this user not do that: see what the store needs in its documentation"),
 )
+#: What the scripts raise, before anything was written.
 _LAYOUT: Final = "MEMORY-LAYOUT "
+_DAMAGED: Final = "MEMORY-DAMAGED"
 
 
 def refused(refusal: Refusal) -> StateError:
@@ -373,6 +448,8 @@ def refused(refusal: Refusal) -> StateError:
     text = str(refusal)
     if _LAYOUT in text:
         return newer(text.split(_LAYOUT, 1)[1].split(" ", 1)[0].split(",", 1)[0])
+    if _DAMAGED in text:
+        return damaged("a memory")
     # Redis 6.2 puts the error of a command that a script ran behind words of its own.
     inside = text.startswith("ERR Error running script")
     for sign, kind, message in _REFUSALS:

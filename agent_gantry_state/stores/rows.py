@@ -20,10 +20,17 @@ _FORMAT: Final = codec.FORMAT[0]
 _ARRAY: Final = b"\xdd"
 
 
-@lru_cache(maxsize=4096)
 def place(namespace: Namespace) -> tuple[bytes, bytes]:
     """The digest under which a namespace is filed, and its address."""
+    # Long ids are not kept: a cache of them would be without bound.
+    return _place(namespace) if len(namespace.id) + len(namespace.app) <= 512 else _placed(namespace)
+
+
+def _placed(namespace: Namespace) -> tuple[bytes, bytes]:
     return namespace.digest, namespace.address
+
+
+_place = lru_cache(maxsize=4096)(_placed)
 
 
 # surrogatepass: whatever can be a str in Python can be an id.

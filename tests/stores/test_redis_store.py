@@ -17,6 +17,7 @@ import subprocess
 import threading
 import time
 import traceback
+import tracemalloc
 import warnings
 
 import anyio
@@ -44,7 +45,9 @@ from agent_gantry_state.bridge import bridge_to
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.protocol import Change, Commit, Committed, Forget, Lease, List, Load, Moved
 from agent_gantry_state.stores.redis import RedisStore
-from agent_gantry_state.stores.redis_wire import Refusal, refused
+from agent_gantry_state.stores.redis_layout import place_of
+from agent_gantry_state.stores.redis_routes import ClusterRoute
+from agent_gantry_state.stores.redis_wire import Node, Refusal, refused
 from agent_gantry_state.stores.urls import open_store
 from agent_gantry_state.testing import NOWHERE, A, B, Clock, StoreContract, Talk, put
 
@@ -428,12 +431,127 @@ def test_damaged_entry_is_named_and_left(talk, store, admin, value):
     assert admin.hget(hash_of(store), "kx") == value
 
 
-def test_damaged_header_is_an_error(talk, store, admin):
-    talk.write(A, x=1)
-    admin.hset(hash_of(store), "h", b"\x01short")
+def cut(raw, how):
+    """A header that is damaged."""
+    return {"empty": b"", "short": raw[:20], "owner": raw[:66] + b"\x00\x01\x00\x00" + raw[70:], "layout": b"\0" + raw[1:]}[
+        how
+    ]
 
-    with pytest.raises((CorruptEntryError, StoreError)):
-        talk.load()
+
+@pytest.mark.parametrize("how", ["empty", "short", "owner", "layout"])
+def test_damaged_header_is_an_error_that_writes_nothing(talk, store, admin, how):
+    talk.write(A, x=1)
+    late = talk.message(talk.change(A, {"x": put(2)}, whole=True), token=b"t" * 16)
+    admin.hset(hash_of(store), "h", cut(admin.hget(hash_of(store), "h"), how))
+    store._kept.clear()
+    before = admin.hgetall(hash_of(store))
+
+    for message in (late, Load((A,)), Load((A,), keys=(("x",),)), commit_of({"x": 1}, token=b"u" * 16)):
+        with pytest.raises(CorruptEntryError, match="bytes are damaged") as caught:
+            talk.ask(message)
+        assert caught.value.committed is False
+    assert admin.hgetall(hash_of(store)) == before
+    assert not list(admin.scan_iter(match=f"{hash_of(store).decode()}:*", count=1000))
+
+
+@pytest.mark.parametrize("ways", [{}, {"ttl": 50.0}, {"touch": True}])
+@pytest.mark.parametrize("deletes", [(), ("x",)])
+def test_commit_on_a_damaged_entry_writes_nothing(talk, store, admin, ways, deletes):
+    touch = ways.pop("touch", False) if ways else False
+    talk.write(A, x=1, y=1)
+    puts = {"y": put(2)} if deletes else {"x": put(2, **ways), "y": put(2)}
+    message = talk.message(talk.change(A, puts, deletes, touch=touch), talk.change(B, {"z": put(1)}), token=b"t" * 16)
+    alone = talk.message(talk.change(A, puts, deletes, touch=touch), token=b"t" * 16)
+    admin.hset(hash_of(store), "kx", admin.hget(hash_of(store), "kx")[:12])
+    before = admin.hgetall(hash_of(store))
+
+    for each in (message, alone):
+        with pytest.raises(CorruptEntryError, match="bytes are damaged") as caught:
+            talk.ask(each)
+        assert caught.value.committed is False
+    assert admin.hgetall(hash_of(store)) == before
+    assert not admin.exists(hash_of(store, B), store._place(B).listing)
+    assert not list(admin.scan_iter(match=f"{hash_of(store).decode()}:*", count=1000))
+
+
+@pytest.mark.parametrize("how", ["empty", "short", "owner", "layout", "address"])
+def test_listing_leaves_out_what_is_damaged_and_says_so_once(talk, store, admin, caplog, how):
+    talk.write(A, x=1)
+    talk.write(B, x=1)
+    raw = admin.hget(hash_of(store), "h")
+    admin.hset(hash_of(store), "h", raw[:75] if how == "address" else cut(raw, how))
+
+    for _ in range(2):
+        assert talk.names() == [B]
+        assert talk.names(app=B.app, scope=B.scope) == [B]
+        assert [listed.namespace for listed in talk.page(limit=1).listed] == [B]
+
+    assert [A.digest.hex() in record.getMessage() for record in caplog.records] == [True]
+    assert admin.hlen(hash_of(store)) == 2
+    talk.ask(Forget((A,)))
+    assert not admin.exists(hash_of(store))
+
+
+# What a new memory tidies up of the index.
+
+
+def neighbours(store):
+    """Two namespaces that stand next to each other in an index."""
+    found = {}
+    for index in range(2000):
+        namespace = Namespace("session", f"n{index}", "app")
+        found.setdefault(store._place(namespace).tag, []).append(namespace)
+    pair = next(each for each in found.values() if len(each) >= 2)
+    return sorted(pair[:2], key=lambda each: each.digest)
+
+
+def test_memory_that_is_made_again_beside_its_neighbour_is_listed(talk, store, admin):
+    one, other = neighbours(store)
+    talk.write(other, x=1)
+    admin.delete(hash_of(store, other))
+
+    talk.send(talk.change(one, {"x": put(1)}), talk.change(other, {"x": put(2)}))
+
+    assert set(talk.names()) == {one, other}
+
+
+def test_tidying_up_does_not_make_a_full_server_write():
+    for name in ("redis_6", "redis_8", "valkey"):
+        with private(name) as (server, admin), contextlib.closing(open_store(server.url)) as store:
+            talk = Talk(bridge_to(store))
+            one, other = neighbours(store)
+            talk.write(other, x=1)
+            admin.delete(hash_of(store, other))
+            admin.config_set("maxmemory", 1)
+
+            with pytest.raises(StoreError, match="out of memory"):
+                talk.send(talk.change(one, {"x": put(2)}))
+
+            admin.config_set("maxmemory", 0)
+            assert admin.zrange(store._place(one).listing, 0, -1) == [other.digest.hex().encode()]
+            talk.write(one, x=1)
+            assert admin.zrange(store._place(one).listing, 0, -1) == [one.digest.hex().encode()]
+
+
+def test_what_of_a_neighbour_cannot_be_told_is_left(talk, store, admin):
+    one, other = neighbours(store)
+    talk.write(other, x=1)
+    admin.delete(hash_of(store, other))
+    admin.set(hash_of(store, other), "somebody's")
+
+    talk.write(one, x=1)
+
+    assert admin.zcard(store._place(one).listing) == 2
+
+
+def test_long_ids_are_not_kept():
+    tracemalloc.start()
+    for index in range(200):
+        place_of(b"p:", Namespace("session", f"{index}" + "x" * 100_000))
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert kept < 2_000_000
 
 
 # Restarts, and servers that do not answer.
@@ -482,6 +600,31 @@ def sync(talk):
         return talk.ask(message)
 
     return ask
+
+
+def test_name_that_no_host_can_have_is_an_error_that_says_so():
+    store = open_store(f"redis://{'x' * 70}.example:1")
+    for ask in (store.load, lambda message: asyncio.run(store.answer(message))):
+        with pytest.raises(StoreUnavailableError, match="no connection to Redis"):
+            ask(Load((A,)))
+    store.close()
+
+
+def test_address_that_never_answers_leaves_time_for_the_next_one(monkeypatch, server):
+    with socket.socket() as deaf, contextlib.ExitStack() as stack:
+        deaf.bind(("127.0.0.2", server.port))
+        deaf.listen(0)
+        for _ in range(4):
+            # Its backlog is full after that.
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(deaf.getsockname())
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, server.port)) for host in ("127.0.0.2", "127.0.0.1")]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        store = open_store(f"redis://several:{server.port}?connect_timeout=1&prefix={new_prefix()}")
+
+        assert store.load(Load((A,))).snapshots[0].head is None
+        store.close()
 
 
 @contextlib.contextmanager
@@ -858,6 +1001,22 @@ def test_wrong_password_is_refused_and_shown_nowhere(caplog):
             store.close()
 
 
+def test_password_is_in_no_variable_of_a_frame_that_fails():
+    """Tools that report errors show those."""
+    with started("redis_8", password=True) as server:
+        wrong = open_store(server.url.replace(PASSWORD, "wr0ng-secret"))
+        for ask in (wrong.load, lambda message: asyncio.run(wrong.answer(message))):
+            with pytest.raises(StoreError) as caught:
+                ask(Load((A,)))
+            frames = [frame for frame, _ in traceback.walk_tb(caught.tb) if "stores/" in frame.f_code.co_filename]
+            assert any("redis_wire" in frame.f_code.co_filename for frame in frames)
+            names = [
+                name for frame in frames for name, value in frame.f_locals.items() if "wr0ng" in repr(value) + str(value)
+            ]
+            assert not [name for name in names if name not in ("server", "url")]
+        wrong.close()
+
+
 def test_minimal_rights_of_the_documentation_suffice():
     rights = [
         "~agent-gantry-state:*",
@@ -1061,6 +1220,110 @@ def test_commit_whose_answer_is_lost_lands_once(server, kind):
 
 
 # Clusters and Sentinels.
+
+
+def test_url_of_another_kind_of_server_is_told_so():
+    cluster, sentinel, alone = redis_cluster(), redis_sentinel(), redis_8()
+    for url, message, words in (
+        (f"redis://127.0.0.1:{cluster.port}", Load((A,)), r"use redis\+cluster://"),
+        (f"redis://127.0.0.1:{cluster.port}", Load((A, B, NOWHERE)), r"use redis\+cluster://"),
+        (f"redis://127.0.0.1:{sentinel.port}", Load((A,)), r"redis\+sentinel://"),
+        (f"redis://127.0.0.1:{sentinel.port}/1", Load((A,)), r"redis\+sentinel://"),
+        (f"redis+sentinel://127.0.0.1:{alone.port}/primary", Load((A,)), "is none: see redis://"),
+    ):
+        store = open_store(url)
+        for ask in (store.load, lambda message, store=store: asyncio.run(store.answer(message))):
+            with pytest.raises(StoreError, match=words) as caught:
+                ask(message)
+            assert (type(caught.value), caught.value.committed) == (StoreError, False)
+        store.close()
+
+
+def test_client_of_another_kind_of_server_is_told_so():
+    # Which of the three servers the client asks is as good as any: at most one has the slot.
+    told = []
+    for node in redis_cluster().nodes:
+        with redis.Redis(port=node.port) as client:
+            store = RedisStore(client=client, prefix=new_prefix())
+            with contextlib.suppress(CorruptEntryError):
+                try:
+                    store.load(Load((A,)))
+                except StoreError as error:
+                    told.append("RedisCluster" in str(error))
+    assert told == [True, True]
+
+
+def answered(steps, answers):
+    """The requests that *steps* makes, for each of which there is an answer, an error or what makes one, and its result."""
+    asked = []
+    with contextlib.suppress(StopIteration):
+        request = next(steps)
+        for answer in answers:
+            asked.append(request)
+            request = steps.throw(answer) if isinstance(answer, Exception) else steps.send(answer)
+        asked.append(request)
+    return asked
+
+
+SEEDS = tuple(Node(name, 1) for name in "abcd")
+LATE = StoreTimeoutError("late")
+
+
+def slots(*names):
+    return [[[0, 16383, [name.encode(), 1]] for name in names[:1]]]
+
+
+def test_who_answered_last_is_asked_first_and_who_did_not_last():
+    route = ClusterRoute(SEEDS[:3], 0.5)
+    command = [(0, ("PING",))]
+    asked = answered(route.send(command), [LATE, slots("b"), ["PONG"]])
+    assert [(request.node.host, request.within) for request in asked] == [("a", 0.5), ("b", 0.5), ("b", None)]
+    route._nodes = {}
+    asked = answered(route.send(command), [LATE, LATE, slots("b"), ["PONG"]])
+    assert [request.node.host for request in asked] == ["b", "c", "a", "b"]
+
+
+def test_every_server_is_asked_some_time_though_the_first_ones_stand_still():
+    route = ClusterRoute(SEEDS, 0.5)
+    first = []
+    for _ in SEEDS:
+        steps = route.send([(0, ("PING",))])
+        with pytest.raises(StoreTimeoutError):
+            first += answered(steps, [LATE] * 4)[:1]
+        first.append(route._seeds._nodes[0])
+    assert set(first) == set(SEEDS)
+
+
+def test_server_that_left_a_cluster_is_not_asked_for_ever():
+    route = ClusterRoute(SEEDS[:1], 0.5)
+    for name in "bcd":
+        route._nodes = {}
+        answered(route.send([(0, ("PING",))]), [slots(name), ["PONG"]])
+    assert [node.host for node in route._seeds._nodes] == ["a", "d"]
+
+
+def test_slot_that_moves_while_all_is_forgotten_is_not_known_alone():
+    route = ClusterRoute(SEEDS[:1], 0.5)
+    steps = route.send([(0, ("PING",))])
+    answered(steps, [slots("a")])
+    route._nodes = {}
+    request = steps.send([Refusal("MOVED 1 b:1")])
+    assert (request.commands, route._nodes) == ([("CLUSTER", "SLOTS")], {})
+
+
+def test_command_that_is_sent_in_a_circle_ends():
+    route = ClusterRoute(SEEDS[:1], 0.5)
+    steps = route.send([(0, ("PING",))])
+    next(steps)
+    steps.send(slots("a"))
+    replies = None
+    for _ in range(50):
+        try:
+            steps.send([Refusal("MOVED 1 a:1")])
+        except StopIteration as end:
+            (replies,) = end.value
+            break
+    assert "moving this memory" in str(refused(replies))
 
 
 def spaces_apart(store, count=8):
