@@ -7,6 +7,7 @@ left half-done is closed, and when a server turns out to have gone away, so are 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
@@ -139,8 +140,8 @@ class Pool(Generic[C]):
         # What is no error of ours has come from anywhere, a signal perhaps.
         if isinstance(error, StoreError) and connection.is_usable():
             self._give(connection)
-        else:
-            self._lose(connection)
+            return
+        self._lose(connection)
         if isinstance(error, StoreUnavailableError):
             self._empty()
 
@@ -188,8 +189,9 @@ class AsyncPool(Generic[A]):
             result = await work(connection)
         except BaseException as error:
             # What is no error of ours is mostly a cancellation.
-            self._give(connection, isinstance(error, StoreError) and connection.is_usable())
-            if isinstance(error, StoreUnavailableError):
+            again = isinstance(error, StoreError) and connection.is_usable()
+            self._give(connection, again)
+            if not again and isinstance(error, StoreUnavailableError):
                 self._empty()
             raise
         self._give(connection, True)
@@ -273,7 +275,9 @@ class AsyncPool(Generic[A]):
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
-                _answer(waiter, True)
+                # Of a loop that was closed over those who wait, nobody waits any more.
+                with contextlib.suppress(RuntimeError):
+                    waiter.set_result(True)
                 return
 
 

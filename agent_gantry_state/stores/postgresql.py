@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from agent_gantry_state.errors import StoreError, StoreURLError
@@ -47,7 +47,7 @@ from agent_gantry_state.stores.whole import applied
 
 with driver("postgresql"):
     import psycopg
-    from psycopg.conninfo import conninfo_to_dict, make_conninfo
+    from psycopg.conninfo import conninfo_to_dict
 
     from agent_gantry_state.stores import postgresql_link as link
     from agent_gantry_state.stores import postgresql_rows as rows
@@ -145,19 +145,23 @@ class PostgreSQLStore(RemoteStore):
         load_timeout: float = LOAD_SECONDS,
         commit_timeout: float = COMMIT_SECONDS,
     ) -> None:
+        self._schema = schema
+        given, parameters = conninfo is not None, _parameters(conninfo or "")
+        # What collects the variables of a traceback is to find no password.
+        del conninfo
+        if parameters is None:
+            raise ValueError("PostgreSQLStore: conninfo is neither a postgresql:// URL nor a connection string")
         super().__init__(connect_timeout=connect_timeout, load_timeout=load_timeout, commit_timeout=commit_timeout)
         for name, handed, method in (("pool", pool, "getconn"), ("apool", apool, "getconn")):
             if handed is not None and not callable(getattr(handed, method, None)):
                 kind = "ConnectionPool" if name == "pool" else "AsyncConnectionPool"
                 raise TypeError(f"PostgreSQLStore: {name} must be a psycopg_pool.{kind}")
-        if conninfo is None and pool is None and apool is None:
+        if not given and pool is None and apool is None:
             raise ValueError("PostgreSQLStore needs to know where to connect: give conninfo, pool or apool")
         if max_connections < 1:
             raise ValueError("PostgreSQLStore: max_connections must be at least 1")
-        self._server = (
-            None if conninfo is None else talk.Server(_parameters(conninfo), self.connect_timeout, max_connections)
-        )
-        self._schema = check_schema(schema)
+        self._server = talk.Server(parameters, self.connect_timeout, max_connections) if given else None
+        check_schema(schema)
         self._pool, self._apool = pool, apool
         self._apool_loop: asyncio.AbstractEventLoop | None = None
         self._lazy = not synchronous_commit
@@ -181,7 +185,7 @@ class PostgreSQLStore(RemoteStore):
             raise StoreError(
                 "PostgreSQLStore has a pool for one event loop only: give conninfo or pool= for callers elsewhere"
             )
-        return link.Pool(self._server)
+        return link.Own(self._server)
 
     def _aconnect(self) -> AsyncLink | None:
         loop = asyncio.get_running_loop()
@@ -191,7 +195,7 @@ class PostgreSQLStore(RemoteStore):
         # Windows' own event loop cannot wait for libpq's sockets.
         if self._server is None or (sys.platform == "win32" and isinstance(loop, asyncio.ProactorEventLoop)):
             return None
-        return link.AsyncPool(self._server)
+        return link.OwnAsync(self._server)
 
     # What is asked.
 
@@ -381,16 +385,11 @@ def _by_digest(change: Change) -> bytes:
 # The URL.
 
 
-def _parameters(conninfo: str) -> Mapping[str, str]:
-    """libpq's parameters in *conninfo*.
-
-    Raises:
-        ValueError: It cannot be read.
-    """
+def _parameters(conninfo: str) -> talk.Parameters | None:
+    """libpq's parameters in *conninfo*; None if it cannot be read: the driver's error shows what it was given."""
     with contextlib.suppress(psycopg.Error):
-        return {name: str(value) for name, value in conninfo_to_dict(conninfo).items()}
-    # Out here, where the driver's error is no context of this one: it shows what it was given, which may be a password.
-    raise ValueError("PostgreSQLStore: conninfo is neither a postgresql:// URL nor a connection string")
+        return talk.Parameters({name: str(value) for name, value in conninfo_to_dict(conninfo).items()})
+    return None
 
 
 def from_url(url: StoreURL) -> PostgreSQLStore:
@@ -404,11 +403,14 @@ def from_url(url: StoreURL) -> PostgreSQLStore:
         **dict.fromkeys(LIBPQ, text),
     }
     options = url.read(known)
+    given = talk.Parameters({name: options.pop(name) for name in [*options] if name in LIBPQ})
+    parameters = _parameters(f"postgresql://{url.parts.netloc}{url.parts.path}")
+    if parameters is None:
+        raise StoreURLError(f"{url.parts.scheme}://: libpq cannot read its user, password, hosts or database")
+    said = "libpq does not take one of its parameters"
     try:
-        parameters = dict(_parameters(f"postgresql://{url.parts.netloc}{url.parts.path}"))
-        parameters.update({name: options.pop(name) for name in [*options] if name in LIBPQ})
         with contextlib.suppress(psycopg.Error):
-            return PostgreSQLStore(make_conninfo(**parameters), **options)
+            return PostgreSQLStore(parameters.having(**given.values).text(), **options)
     except ValueError as error:
-        raise StoreURLError(f"{url.parts.scheme}://: {error}") from None
-    raise StoreURLError(f"{url.parts.scheme}://: libpq does not take one of its parameters")
+        said = str(error)
+    raise StoreURLError(f"{url.parts.scheme}://: {said}")

@@ -6,11 +6,12 @@ way nothing is known. Nothing that a statement carried is in a message: only the
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from agent_gantry_state.errors import StoreError, StoreTimeoutError, StoreUnavailableError
 
-__all__ = ["MissingSchemaError", "late", "lost", "no_connection", "refusal"]
+__all__ = ["MissingSchemaError", "crowded", "late", "lost", "no_connection", "refusal"]
 
 
 class MissingSchemaError(StoreError):
@@ -65,16 +66,26 @@ def lost(committed: bool | None) -> StoreUnavailableError:
     return StoreUnavailableError("PostgreSQL: the connection was lost before the answer came", committed=committed)
 
 
-def late(seconds: float, committed: bool | None, what: str = "the server gave no answer") -> StoreTimeoutError:
+def late(seconds: float, committed: bool | None) -> StoreTimeoutError:
     """The error for a time limit that was over."""
-    return StoreTimeoutError(f"PostgreSQL: {what} within {seconds:.3g} s", committed=committed)
+    return StoreTimeoutError(f"PostgreSQL: the server gave no answer within {seconds:.3g} s", committed=committed)
 
 
-def no_connection(words: str, secrets: tuple[str, ...]) -> StoreError:
-    """The error for a connection that could not be made."""
+def crowded(limit: int) -> StoreTimeoutError:
+    """The error for a caller who got none of the connections."""
+    return StoreTimeoutError(
+        f"PostgreSQL: none of the {limit} connections got free in time: set a greater max_connections", committed=False
+    )
+
+
+_QUOTED: Final = re.compile(' *".*"')
+
+
+def no_connection(words: str) -> StoreError:
+    """The error for a connection that could not be made, for which libpq gives no SQLSTATE."""
     said = " ".join(words.split())
-    for secret in secrets:
-        said = said.replace(secret, "***")
-    # libpq gives no SQLSTATE of what it has met while connecting.
     kind = StoreError if "authentication failed" in said or 'database "' in said else StoreUnavailableError
+    if not said.startswith("connection to server"):
+        # Of what it does not take libpq shows the value, which may be a piece of a password from a URL that was misread.
+        said = _QUOTED.sub("", said).rstrip(" :")
     return kind(f"PostgreSQL: no connection: {said or 'the server did not say why'}", committed=False)

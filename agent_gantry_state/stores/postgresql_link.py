@@ -1,7 +1,7 @@
-"""Pools of connections to PostgreSQL: one for callers that may block, and one for each asyncio event loop.
+"""How PostgreSQL is asked: by callers that may block, and by those on one asyncio event loop.
 
-They connect when somebody asks, in his time and telling him why it fails, and need no thread or task of their own, as
-psycopg's pools do. Those that a user has made are used as well.
+Connections are our own, which are made when somebody asks, in his time and telling him why it fails, and need no thread or
+task of their own, as those of psycopg's pools do; or those of a pool that a user has made.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import contextlib
 import socket
 import threading
 import time
-from collections import deque
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any
 
 from agent_gantry_state.errors import StoreError, StoreUnavailableError
 from agent_gantry_state.stores.network import driver
+from agent_gantry_state.stores.pool import AsyncPool, Pool
 from agent_gantry_state.stores.postgresql_errors import late
 from agent_gantry_state.stores.postgresql_talk import (
     IDLE,
@@ -34,83 +35,29 @@ with driver("postgresql"):
     import psycopg
     from psycopg import pq
 
-__all__ = ["AsyncPool", "Handed", "HandedAsync", "Pool"]
-
-#: Seconds for which a connection that nobody uses is kept.
-_IDLE_SECONDS: Final = 600.0
-
-
-class _Idle:
-    """The connections that nobody uses, the latest used last."""
-
-    def __init__(self) -> None:
-        self._connections: deque[Connection] = deque()
-        self.closed = False
-
-    def take(self) -> Connection | None:
-        while self._connections:
-            try:
-                connection = self._connections.pop()
-            except IndexError:
-                break
-            if connection.is_usable():
-                return connection
-            connection.pgconn.finish()
-        return None
-
-    def put(self, connection: Connection) -> None:
-        connection.used = time.monotonic()
-        self._connections.append(connection)
-        if self.closed:
-            self.clear()
-            return
-        with contextlib.suppress(IndexError):  # another thread may take one at any moment
-            if self._connections[0].used < connection.used - _IDLE_SECONDS:
-                self._connections.popleft().pgconn.finish()
-
-    def clear(self) -> None:
-        while self._connections:
-            with contextlib.suppress(IndexError):
-                self._connections.pop().pgconn.finish()
-
-    def close(self) -> None:
-        self.closed = True
-        self.clear()
+__all__ = ["Handed", "HandedAsync", "Own", "OwnAsync"]
 
 
 # For callers that may block.
 
 
-class Pool:
-    """Connections for callers that may block; any thread may use it."""
+class Own:
+    """Connections of our own."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._idle = _Idle()
-        self._slots = threading.BoundedSemaphore(server.limit)
+        self._pool = Pool(self._connect, server.limit, server.busy)
 
     def ask(self, query: Query, deadline: float, /) -> Any:
-        seconds = left(deadline)
-        if not self._slots.acquire(blocking=False) and not self._slots.acquire(timeout=left(deadline)):
-            raise self._server.busy(seconds)
-        try:
-            connection = self._idle.take() or self._connect(deadline)
-            try:
-                result = _run(connection.asked(query), connection.pgconn.socket, deadline)
-            except BaseException as error:
-                if not isinstance(error, StoreError) or not connection.is_reusable():
-                    connection.pgconn.finish()
-                    if isinstance(error, StoreError) and error.transient:
-                        self._idle.clear()
-                else:
-                    self._idle.put(connection)
-                raise
-            self._idle.put(connection)
-            return result
-        finally:
-            self._slots.release()
+        return _accepted(self._pool.use(lambda connection: self._answer(connection, query, deadline), deadline))
 
-    def _connect(self, deadline: float) -> Any:
+    def _answer(self, connection: Connection, query: Query, deadline: float) -> Any:
+        try:
+            return _run(connection.asked(query), connection.pgconn.socket, deadline)
+        except StoreError as error:
+            return connection.passed(error)
+
+    def _connect(self, deadline: float) -> Connection:
         connecting = self._server.connecting(min(deadline, time.monotonic() + self._server.connect_timeout))
         try:
             request = next(connecting)
@@ -118,12 +65,18 @@ class Pool:
                 of, what, until = request
                 request = connecting.send(_resolved(of, until) if isinstance(of, str) else is_ready(of, what, left(until)))
         except StopIteration as stop:
-            return stop.value
+            return stop.value  # type: ignore[no-any-return]
         finally:
             connecting.close()
 
     def close(self) -> None:
-        self._idle.close()
+        self._pool.close()
+
+
+def _accepted(answer: Any) -> Any:
+    if isinstance(answer, StoreError):
+        raise answer
+    return answer
 
 
 def _run(waits: Waits, fileno: int, deadline: float) -> Any:
@@ -139,17 +92,30 @@ def _run(waits: Waits, fileno: int, deadline: float) -> Any:
 
 
 def _resolved(host: str, deadline: float) -> list[Any]:
-    """What getaddrinfo says of *host*, in a thread, for nothing else bounds how long that takes."""
-    found: list[Any] = []
+    answers: list[list[Any]] = []
     done = threading.Event()
 
-    def resolve() -> None:
-        with contextlib.suppress(OSError):
-            found.extend(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
+    def found(answer: list[Any]) -> None:
+        answers.append(answer)
         done.set()
 
+    _resolve(host, found)
+    return answers[0] if done.wait(left(deadline)) else []
+
+
+def _resolve(host: str, found: Callable[[list[Any]], object]) -> None:
+    """Pass what getaddrinfo says of *host* to *found*, in a thread: nothing bounds how long that takes, and nobody waits for
+    that thread at the end of the program, or of its event loop, as he would for one of a pool.
+    """
+
+    def resolve() -> None:
+        answer: list[Any] = []
+        # That it cannot be a name at all is a ValueError.
+        with contextlib.suppress(OSError, ValueError):
+            answer = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        found(answer)
+
     threading.Thread(target=resolve, name="agent-gantry-state-resolve", daemon=True).start()
-    return found if done.wait(left(deadline)) else []
 
 
 class Handed:
@@ -192,91 +158,55 @@ def _ours(connection: Any) -> pq.abc.PGconn:
 # For callers on an asyncio event loop.
 
 
-class AsyncPool:
-    """Connections for the callers on the event loop on which it is made."""
+class OwnAsync:
+    """Connections of our own, for the event loop on which this is made."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._loop = asyncio.get_running_loop()
-        self._idle = _Idle()
-        self._busy: set[Connection] = set()
-        self._free = server.limit
-        self._waiting: deque[asyncio.Future[bool]] = deque()
+        self._pool = AsyncPool(self._connect, server.limit, server.busy)
 
     async def ask(self, query: Query, deadline: float, /) -> Any:
-        if self._free:
-            self._free -= 1
-        else:
-            await self._turn(deadline)
+        return _accepted(await self._pool.use(lambda connection: self._answer(connection, query, deadline), deadline))
+
+    async def _answer(self, connection: Connection, query: Query, deadline: float) -> Any:
         try:
-            connection = self._idle.take() or await self._connect(deadline)
-            pgconn = connection.pgconn
-            self._busy.add(connection)
-            try:
-                result = await _wait_on_loop(connection.asked(query), pgconn.socket, deadline)
-            except BaseException as error:
-                if not isinstance(error, StoreError) or not connection.is_reusable():
-                    pgconn.finish()
-                    if isinstance(error, StoreError) and error.transient:
-                        self._idle.clear()
-                else:
-                    self._idle.put(connection)
-                raise
-            finally:
-                self._busy.discard(connection)
-            self._idle.put(connection)
-            return result
-        finally:
-            self._release()
+            return await _wait_on_loop(connection.asked(query), connection.pgconn.socket, deadline)
+        except StoreError as error:
+            return connection.passed(error)
 
-    async def _turn(self, deadline: float) -> None:
-        turn: asyncio.Future[bool] = self._loop.create_future()
-        self._waiting.append(turn)
-        seconds = left(deadline)
-        try:
-            if await _in_time(turn, deadline):
-                return
-        except BaseException:
-            if turn.done() and not turn.cancelled() and turn.result():
-                self._release()
-            raise
-        raise self._server.busy(seconds)
-
-    def _release(self) -> None:
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(True)
-                return
-        self._free += 1
-
-    async def _connect(self, deadline: float) -> Any:
+    async def _connect(self, deadline: float) -> Connection:
         connecting = self._server.connecting(min(deadline, time.monotonic() + self._server.connect_timeout))
         try:
             request = next(connecting)
             while True:
                 of, what, until = request
                 request = connecting.send(
-                    await (self._resolved(of, until) if isinstance(of, str) else _ready_on_loop(of, what, until))
+                    await (_resolved_on_loop(of, until) if isinstance(of, str) else _ready_on_loop(of, what, until))
                 )
         except StopIteration as stop:
-            return stop.value
+            return stop.value  # type: ignore[no-any-return]
         finally:
             connecting.close()
 
-    async def _resolved(self, host: str, deadline: float) -> list[Any]:
-        try:
-            return await asyncio.wait_for(self._loop.getaddrinfo(host, None, type=socket.SOCK_STREAM), left(deadline))
-        except (OSError, asyncio.TimeoutError):
-            return []
-
     async def close(self) -> None:
-        self._idle.close()
+        self._pool.close()
 
     def drop(self) -> None:
-        self._idle.close()
-        for connection in self._busy:
-            connection.pgconn.finish()
+        self._pool.drop()
+
+
+async def _resolved_on_loop(host: str, deadline: float) -> list[Any]:
+    loop = asyncio.get_running_loop()
+    answers: list[list[Any]] = []
+    done: asyncio.Future[bool] = loop.create_future()
+
+    def found(answer: list[Any]) -> None:
+        answers.append(answer)
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(_set, done, True)
+
+    _resolve(host, found)
+    return answers[0] if await _in_time(done, deadline) else []
 
 
 class HandedAsync:

@@ -7,9 +7,11 @@ long as the network does.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import random
 import select
+import socket
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
@@ -18,14 +20,26 @@ from typing import Any, Final
 
 from agent_gantry_state.errors import StoreError
 from agent_gantry_state.stores.network import driver
-from agent_gantry_state.stores.postgresql_errors import late, lost, no_connection, refusal
+from agent_gantry_state.stores.postgresql_errors import crowded, lost, no_connection, refusal
 
 with driver("postgresql"):
     import psycopg
     from psycopg import pq
     from psycopg.conninfo import make_conninfo
 
-__all__ = ["IDLE", "READ", "WRITE", "Connection", "Query", "Server", "Waits", "exchange", "is_ready", "left"]
+__all__ = [
+    "IDLE",
+    "READ",
+    "WRITE",
+    "Connection",
+    "Parameters",
+    "Query",
+    "Server",
+    "Waits",
+    "exchange",
+    "is_ready",
+    "left",
+]
 
 #: What a socket has to be ready for: to be read, to be written, or either.
 READ, WRITE = 1, 2
@@ -62,6 +76,34 @@ class Query:
     name: bytes = b""
 
 
+class Parameters:
+    """libpq's. No mapping, and shown by nothing: what collects the variables of a traceback finds no password here."""
+
+    __slots__ = ("values",)
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self.values = {name: value for name, value in values.items() if value}
+
+    def __repr__(self) -> str:
+        return "<Parameters>"
+
+    def get(self, name: str) -> str:
+        """One of them; "" if it is not there."""
+        return self.values.get(name, "")
+
+    def having(self, **others: str) -> Parameters:
+        """These, with others in their place."""
+        return Parameters({**self.values, **others})
+
+    def text(self) -> str:
+        """They as a connection string.
+
+        Raises:
+            psycopg.Error: libpq does not take them.
+        """
+        return make_conninfo(**self.values)
+
+
 @dataclass(frozen=True)
 class Server:
     """Where to connect.
@@ -72,21 +114,18 @@ class Server:
         limit: How many connections there may be at once.
     """
 
-    parameters: Mapping[str, str]
+    parameters: Parameters
     connect_timeout: float
     limit: int
 
-    def __repr__(self) -> str:
-        return "<Server>"
-
-    def hosts(self) -> list[dict[str, str]]:
+    def hosts(self) -> list[Parameters]:
         """Parameters for each of the hosts, to be tried in this order."""
-        names = self.parameters.get("host", "").split(",")
-        ports = self.parameters.get("port", "").split(",")
+        names = self.parameters.get("host").split(",")
+        ports = self.parameters.get("port").split(",")
         hosts = []
         for index, name in enumerate(names):
             port = ports[index] if len(ports) == len(names) else ports[0]
-            hosts.append({**self.parameters, "host": name, "port": port})
+            hosts.append(self.parameters.having(host=name, port=port))
         if self.parameters.get("load_balance_hosts") == "random":
             random.shuffle(hosts)
         return hosts
@@ -102,10 +141,10 @@ class Server:
         hosts = self.hosts()
         for index, host in enumerate(hosts):
             ways = [host]
-            if not _is_address(host["host"]) and "hostaddr" not in host:
+            if not _is_address(host.get("host")) and not host.get("hostaddr"):
                 until = time.monotonic() + left(deadline) / (len(hosts) - index)
-                found = yield host["host"], 0, until
-                ways = [{**host, "hostaddr": str(address)} for address in dict.fromkeys([info[4][0] for info in found])]
+                found = yield host.get("host"), 0, until
+                ways = [host.having(hostaddr=str(address)) for address in dict.fromkeys([info[4][0] for info in found])]
                 failure = failure if ways else "the name of the host could not be resolved"
             for number, way in enumerate(ways):
                 # A host that is silent leaves time for the others.
@@ -116,17 +155,15 @@ class Server:
                     failure = str(error)
                 except psycopg.Error:
                     failure = "libpq does not take these parameters"
-        secrets = [self.parameters.get(name) for name in ("password", "sslpassword")]
-        raise no_connection(failure, tuple([secret for secret in secrets if secret]))
+        raise no_connection(failure)
 
-    def busy(self, seconds: float) -> StoreError:
+    def busy(self) -> StoreError:
         """The error for a connection that did not get free."""
-        return late(seconds, False, f"none of the {self.limit} connections got free")
+        return crowded(self.limit)
 
 
-def _connecting(parameters: Mapping[str, str], deadline: float) -> Generator[Any, bool, pq.abc.PGconn]:
-    given = {name: value for name, value in parameters.items() if value}
-    pgconn = pq.PGconn.connect_start(make_conninfo(**given).encode())
+def _connecting(parameters: Parameters, deadline: float) -> Generator[Any, bool, pq.abc.PGconn]:
+    pgconn = pq.PGconn.connect_start(parameters.text().encode())
     made = False
     try:
         while not made:
@@ -246,21 +283,42 @@ class Connection:
                 self.prepared = None
         return (yield from exchange(self.pgconn, query, None))
 
+    def passed(self, error: StoreError) -> StoreError:
+        """*error*, if the server has refused something and said so; this connection and others are then as good as before.
+
+        Raises:
+            StoreError: It is something else.
+        """
+        if self._is_idle():
+            return error
+        raise error
+
     def is_usable(self) -> bool:
-        """Whether nothing has come on it while it was idle; a server that goes away says so."""
+        """Whether nothing is under way, and nothing has come while it was idle; a server that goes away says so."""
         pgconn = self.pgconn
         try:
             if not is_ready(pgconn.socket, READ, 0.0):
-                return True
+                return self._is_idle()
             pgconn.consume_input()
+            # What is left to come is of no statement: a notice, or the announcement of a changed setting.
+            return self._is_idle() and not pgconn.is_busy() and not is_ready(pgconn.socket, READ, 0.0)
         except (psycopg.Error, OSError, ValueError):
             return False
-        # What is left to come is of no statement: a notice, or the announcement of a changed setting.
-        return pgconn.status != _BAD and not pgconn.is_busy() and not is_ready(pgconn.socket, READ, 0.0)
 
-    def is_reusable(self) -> bool:
-        """Whether another statement can be asked on it."""
-        return self.pgconn.status != _BAD and self.pgconn.transaction_status == IDLE
+    def _is_idle(self) -> bool:
+        return self.pgconn.transaction_status == IDLE and self.pgconn.status != _BAD
+
+    def close(self) -> None:
+        """Close it, also in the middle of a statement."""
+        self.pgconn.finish()
+
+    def drop(self) -> None:
+        """End it, and leave its socket open: an event loop that may run again may be watching it."""
+        with (
+            contextlib.suppress(psycopg.Error, OSError),
+            socket.fromfd(self.pgconn.socket, socket.AF_INET, socket.SOCK_STREAM) as same,
+        ):
+            same.shutdown(socket.SHUT_RDWR)
 
 
 if hasattr(select, "poll"):

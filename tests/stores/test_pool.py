@@ -182,6 +182,17 @@ def test_server_that_has_gone_away_leaves_no_idle_connection(made_pool):
     assert it.use() is it.made[2]
 
 
+def test_refusal_that_will_pass_leaves_idle_connections_alone(made_pool):
+    it = made_pool(limit=2)
+    it.use()
+
+    with pytest.raises(StoreUnavailableError):
+        it.use(failing(StoreUnavailableError("a deadlock; the connection is in order")))
+
+    assert it.use() is it.made[0]
+    assert not it.made[0].closed
+
+
 def test_connection_that_could_not_be_made_takes_no_room(made_pool):
     fails = [True]
 

@@ -908,7 +908,7 @@ def test_url_that_libpq_cannot_read_shows_no_password():
 def test_parameters_of_libpq_are_passed_on():
     store = open_store("postgresql://ada:p%40ss@h1:5,h2:6/db?sslmode=require&application_name=me&target_session_attrs=any")
 
-    assert store._server.parameters == {
+    assert store._server.parameters.values == {
         "user": "ada",
         "password": "p@ss",
         "host": "h1,h2",
