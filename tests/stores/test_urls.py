@@ -175,7 +175,7 @@ def test_converter_without_a_name_can_be_used():
 def test_times_have_to_be_positive_and_finite(value):
     with pytest.raises(ValueError, match="SQLiteStore: commit_timeout"):
         check_timeouts(SQLiteStore.__new__(SQLiteStore), load_timeout=1.0, commit_timeout=value)
-    with pytest.raises(ValueError, match="^$"):
+    with pytest.raises(ValueError, match=r"^$"):
         seconds(str(value))
 
 
