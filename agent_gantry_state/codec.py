@@ -19,6 +19,7 @@ from typing import Any, Final
 import ormsgpack
 
 from agent_gantry_state.errors import CorruptEntryError, UnstorableValueError
+from agent_gantry_state.wellformed import is_wellformed
 
 __all__ = ["END", "FORMAT", "IMMUTABLE", "decode", "encode", "pack", "repack", "shortened", "unpack"]
 
@@ -27,6 +28,9 @@ FORMAT = b"\x01"
 
 #: Types whose instances are the same after a round trip and cannot be changed in place, so that they can be shared.
 IMMUTABLE = frozenset({str, int, float, bool, type(None), bytes})
+
+#: Whether the decoder may fail in memory over lengths that are damaged.
+_CHECKED_FIRST: Final = tuple(map(int, ormsgpack.__version__.split(".")[:2])) < (1, 13)
 
 #: What a reader puts behind records, encoded, to see that they end where they should.
 END: Final = b"\xa4\x00END"
@@ -119,12 +123,27 @@ def unpack(packed: bytes) -> Any:
         CorruptEntryError: These are no such bytes.
     """
     try:
+        if _CHECKED_FIRST:
+            _check_lengths(packed)
         return _unpackb(packed, ext_hook=_decode_extension)
     except CorruptEntryError:
         raise
     except Exception:  # noqa: BLE001
         # From None: an error of the decoder may carry the bytes that it stumbled over.
         raise CorruptEntryError("a stored entry cannot be read: its bytes are damaged") from None
+
+
+def _check_lengths(packed: bytes) -> None:
+    # Only where one of these bytes is, a length can be said that no memory is large enough for.
+    if (0xDD in packed or 0xDF in packed) and not is_wellformed(packed):
+        raise CorruptEntryError("a stored entry cannot be read: its bytes are damaged")
+
+
+def _unpack_plain(packed: bytes) -> Any:
+    """Decode what has no extensions in it."""
+    if _CHECKED_FIRST:
+        _check_lengths(packed)
+    return _unpackb(packed)
 
 
 def encode(value: Any) -> bytes:
@@ -398,11 +417,11 @@ def _decode_extension(code: int, data: Any) -> Any:
 
 
 def _nested_items(data: bytes) -> Iterator[Any]:
-    return map(unpack, _unpackb(data))
+    return map(unpack, _unpack_plain(data))
 
 
 def _decode_clock(kind: Any, data: bytes) -> Any:
-    fold, text, microseconds = _unpackb(data)
+    fold, text, microseconds = _unpack_plain(data)
     zone = None if microseconds is None else dt.timezone(dt.timedelta(microseconds=microseconds))
     return kind.fromisoformat(text).replace(fold=fold, tzinfo=zone)
 
@@ -424,10 +443,10 @@ _DECODERS: dict[int, Callable[[bytes], Any]] = {
     _DATETIME: lambda data: _decode_clock(dt.datetime, data),
     _DATE: lambda data: dt.date.fromisoformat(data.decode()),
     _TIME: lambda data: _decode_clock(dt.time, data),
-    _TIMEDELTA: lambda data: dt.timedelta(*_unpackb(data)),
+    _TIMEDELTA: lambda data: dt.timedelta(*_unpack_plain(data)),
     _DECIMAL: lambda data: decimal.Decimal(data.decode()),
     _UUID: lambda data: uuid.UUID(bytes=data),
-    _PAIRS: lambda data: {unpack(key): unpack(item) for key, item in _unpackb(data)},
+    _PAIRS: lambda data: {unpack(key): unpack(item) for key, item in _unpack_plain(data)},
     _STR: lambda data: data.decode("utf-8", "surrogatepass"),
     _PATH: _decode_path,
 }

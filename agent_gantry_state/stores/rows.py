@@ -16,8 +16,6 @@ from agent_gantry_state.namespace import Namespace
 __all__ = ["corrupt", "namespace_of", "place", "to_bytes", "to_owner", "to_text", "values_of"]
 
 _FORMAT: Final = codec.FORMAT[0]
-#: How MessagePack begins an array, before its length.
-_ARRAY: Final = b"\xdd"
 
 
 def place(namespace: Namespace) -> tuple[bytes, bytes]:
@@ -112,8 +110,7 @@ def _decoded(names: Sequence[str], records: Sequence[Any], where: str) -> Sequen
     """
     try:
         if not [record for record in records if record[0] != _FORMAT]:
-            size = (2 * len(records) + 1).to_bytes(4, "big")
-            both = codec.unpack(b"".join((_ARRAY, size, *records, codec.END)))
+            both = codec.unpack(b"".join((_array(2 * len(records) + 1), *records, codec.END)))
             # Bytes that are too few or too many would shift what comes behind them.
             if both[:-1:2] == [_FORMAT] * len(records) and codec.pack(both[-1]) == codec.END:
                 return both[1:-1:2]  # type: ignore[no-any-return]
@@ -126,6 +123,11 @@ def _decoded(names: Sequence[str], records: Sequence[Any], where: str) -> Sequen
         except (CorruptEntryError, TypeError):
             raise corrupt(name, where) from None
     return values
+
+
+def _array(length: int) -> bytes:
+    """How MessagePack begins an array."""
+    return b"\xdc" + length.to_bytes(2, "big") if length < 1 << 16 else b"\xdd" + length.to_bytes(4, "big")
 
 
 def corrupt(key: str, where: str) -> CorruptEntryError:
