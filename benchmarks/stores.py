@@ -466,7 +466,8 @@ def many_callers(subject: Subject, gantry: Gantry, size: int, rounds: int, block
 
     async def rounds_of_all() -> dict[str, Rounds]:
         found = {"store": Rounds(), "tool": Rounds()}
-        number = max(1, min(len(VALUES) - 1, int(block_ns / await block(by_driver, 1) / len(callers))))
+        # Two at least: a block that writes what the one before has written changes nothing.
+        number = max(2, min(len(VALUES) - 1, int(block_ns / await block(by_driver, 1) / len(callers))))
         for name, work in (("store", by_store), ("tool", by_tool)):
             times = found[name]
             for round in range(rounds + 1):
