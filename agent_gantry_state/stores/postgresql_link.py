@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from agent_gantry_state.errors import StoreError, StoreUnavailableError
+from agent_gantry_state.errors import StoreUnavailableError
 from agent_gantry_state.stores.network import driver
 from agent_gantry_state.stores.pool import AsyncPool, Pool
 from agent_gantry_state.stores.postgresql_errors import late
@@ -49,13 +49,7 @@ class Own:
         self._pool = Pool(self._connect, server.limit, server.busy)
 
     def ask(self, query: Query, deadline: float, /) -> Any:
-        return _accepted(self._pool.use(lambda connection: self._answer(connection, query, deadline), deadline))
-
-    def _answer(self, connection: Connection, query: Query, deadline: float) -> Any:
-        try:
-            return _run(connection.asked(query), connection.pgconn.socket, deadline)
-        except StoreError as error:
-            return connection.passed(error)
+        return self._pool.use(lambda connection: _run(connection.asked(query), connection.pgconn.socket, deadline), deadline)
 
     def _connect(self, deadline: float) -> Connection:
         connecting = self._server.connecting(min(deadline, time.monotonic() + self._server.connect_timeout))
@@ -71,12 +65,6 @@ class Own:
 
     def close(self) -> None:
         self._pool.close()
-
-
-def _accepted(answer: Any) -> Any:
-    if isinstance(answer, StoreError):
-        raise answer
-    return answer
 
 
 def _run(waits: Waits, fileno: int, deadline: float) -> Any:
@@ -166,13 +154,9 @@ class OwnAsync:
         self._pool = AsyncPool(self._connect, server.limit, server.busy)
 
     async def ask(self, query: Query, deadline: float, /) -> Any:
-        return _accepted(await self._pool.use(lambda connection: self._answer(connection, query, deadline), deadline))
-
-    async def _answer(self, connection: Connection, query: Query, deadline: float) -> Any:
-        try:
-            return await _wait_on_loop(connection.asked(query), connection.pgconn.socket, deadline)
-        except StoreError as error:
-            return connection.passed(error)
+        return await self._pool.use(
+            lambda connection: _wait_on_loop(connection.asked(query), connection.pgconn.socket, deadline), deadline
+        )
 
     async def _connect(self, deadline: float) -> Connection:
         connecting = self._server.connecting(min(deadline, time.monotonic() + self._server.connect_timeout))

@@ -283,16 +283,6 @@ class Connection:
                 self.prepared = None
         return (yield from exchange(self.pgconn, query, None))
 
-    def passed(self, error: StoreError) -> StoreError:
-        """*error*, if the server has refused something and said so; this connection and others are then as good as before.
-
-        Raises:
-            StoreError: It is something else.
-        """
-        if self._is_idle():
-            return error
-        raise error
-
     def is_usable(self) -> bool:
         """Whether nothing is under way, and nothing has come while it was idle; a server that goes away says so."""
         pgconn = self.pgconn
