@@ -130,13 +130,13 @@ def unpack(packed: bytes) -> Any:
         raise
     except Exception:  # noqa: BLE001
         # From None: an error of the decoder may carry the bytes that it stumbled over.
-        raise CorruptEntryError("a stored entry cannot be read: its bytes are damaged") from None
+        raise _damaged() from None
 
 
 def _check_lengths(packed: bytes) -> None:
     # Only where one of these bytes is, a length can be said that no memory is large enough for.
     if (0xDD in packed or 0xDF in packed) and not is_wellformed(packed):
-        raise CorruptEntryError("a stored entry cannot be read: its bytes are damaged")
+        raise _damaged()
 
 
 def _unpack_plain(packed: bytes) -> Any:
@@ -144,6 +144,10 @@ def _unpack_plain(packed: bytes) -> Any:
     if _CHECKED_FIRST:
         _check_lengths(packed)
     return _unpackb(packed)
+
+
+def _damaged() -> CorruptEntryError:
+    return CorruptEntryError("a stored entry cannot be read: its bytes are damaged")
 
 
 def encode(value: Any) -> bytes:
@@ -164,7 +168,7 @@ def decode(record: bytes) -> Any:
     # The decoder leaves alone what comes behind a value, as it does where a length was damaged: so that it has to be this.
     both = unpack(_PAIR + body(record) + END)
     if both[1] != _END:
-        raise CorruptEntryError("a stored entry cannot be read: its bytes are damaged")
+        raise _damaged()
     return both[0]
 
 

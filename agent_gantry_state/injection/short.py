@@ -230,11 +230,11 @@ def _finish_short(plan: Plan, memory: Memory, identity: Any, settings: Settings)
     if plain is not None:
         if not plain:
             return
-        # What a namespace begins with is written with its first key; what is only read is refused.
-        is_bound = base.head is not None and not memory._terms.read_only
-        is_bound = is_bound and (base.owner is not None or not memory._terms.owned)
+        terms = memory._terms
+        # What a namespace begins with, and its owner, are written with its first key; what is only read is refused.
+        is_plain = base.head is not None and not terms.read_only and (base.owner is not None or not terms.owned)
         slot = _slots(plan, identity).get(plan.key)
-        if is_bound and slot is not None and store.assign(slot, base.head, plain, new_version()):
+        if is_plain and slot is not None and store.assign(slot, base.head, plain, new_version()):
             return
     finish_one(memory, identity, settings.bridge, store.commit)
 

@@ -12,7 +12,7 @@ from typing import Final
 from agent_gantry_state.errors import CorruptEntryError
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.stores.protocol import Snapshot
-from agent_gantry_state.stores.whole import Image, read_image, write_image
+from agent_gantry_state.stores.whole import Image, damaged, read_image, write_image
 
 __all__ = ["NO_TOKENS", "TOKEN_SECONDS", "dropped_until", "has_token", "read_item", "with_token", "write_item"]
 
@@ -56,7 +56,7 @@ def read_item(data: bytes, namespace: Namespace) -> tuple[Snapshot, bytes]:
     end = _HEAD.size + length
     tokens = data[_HEAD.size : end]
     if layout != _LAYOUT or zlib.crc32(tokens) != checksum or (length - _TIME.size) % _ENTRY_BYTES:
-        raise CorruptEntryError("a memory cannot be read: its bytes are damaged")
+        raise damaged()
     return read_image(data[end:], namespace).snapshot, tokens
 
 

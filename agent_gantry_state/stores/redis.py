@@ -17,7 +17,7 @@ from agent_gantry_state.errors import CorruptEntryError, NotAtomicError, StoreEr
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.steps import Steps
 from agent_gantry_state.stores import redis_scripts as scripts
-from agent_gantry_state.stores.kept import Kept
+from agent_gantry_state.stores.kept import KEY_BYTES, Kept
 from agent_gantry_state.stores.network import CONNECT_SECONDS, TIMEOUTS, AsyncLink, Link, RemoteStore
 from agent_gantry_state.stores.options import Option, count
 from agent_gantry_state.stores.protocol import (
@@ -41,7 +41,6 @@ from agent_gantry_state.stores.protocol import (
 )
 from agent_gantry_state.stores.redis_address import Address, address_from
 from agent_gantry_state.stores.redis_layout import (
-    ENTRY_BYTES,
     TAGS,
     Place,
     chosen,
@@ -335,7 +334,7 @@ class RedisStore(RemoteStore):
                 return
             size += len(put.packed)
         for key in puts.keys() - snapshot.versions.keys():
-            size += len(key) + ENTRY_BYTES
+            size += len(key) + KEY_BYTES
         after = applied(change, snapshot, version, lambda: 0.0)
         self._kept.keep(namespace, (version + mark[len(version) :], after, size), size)
 

@@ -16,11 +16,11 @@ from typing import Any, Final, NamedTuple
 
 from agent_gantry_state.errors import CorruptEntryError
 from agent_gantry_state.namespace import Namespace
+from agent_gantry_state.stores.kept import KEY_BYTES
 from agent_gantry_state.stores.protocol import EMPTY, KEEP, Change, Listed, Put, Snapshot
 from agent_gantry_state.stores.rows import corrupt, namespace_of, to_bytes, to_text, values_of
 
 __all__ = [
-    "ENTRY_BYTES",
     "TAGS",
     "Place",
     "chosen",
@@ -59,8 +59,6 @@ _VERSION_BYTES: Final = 8
 _FLAGS: Final = {(False, False): b"", (True, False): b"w", (False, True): b"t", (True, True): b"wt"}
 #: Letters of an address above which it is not kept to be known again.
 _LONG: Final = 512
-#: About what an entry takes here beside its bytes: objects, and places in dicts.
-ENTRY_BYTES: Final = 150
 #: For errors.
 _WHERE: Final = "Redis"
 
@@ -202,7 +200,7 @@ def whole(flat: Sequence[bytes], place: Place) -> tuple[Snapshot, int]:
     """
     header, rows = _rows(flat, place)
     # The namespace itself is kept beside its address.
-    size = sum(map(len, flat)) + ENTRY_BYTES * len(rows) + len(place.address)
+    size = sum(map(len, flat)) + KEY_BYTES * len(rows) + len(place.address)
     return _made(header, rows, None, None), size
 
 

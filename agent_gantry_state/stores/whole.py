@@ -15,7 +15,7 @@ from agent_gantry_state.errors import CorruptEntryError, StateError
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.stores.protocol import KEEP, UNSHARED, Change, Put, Snapshot
 
-__all__ = ["Image", "applied", "chosen", "is_moved", "read_image", "write_image"]
+__all__ = ["Image", "applied", "chosen", "damaged", "is_moved", "read_image", "write_image"]
 
 
 def chosen(snapshot: Snapshot, keys: tuple[str, ...], names: bool) -> Snapshot:
@@ -159,11 +159,11 @@ def read_image(data: bytes, namespace: Namespace | None = None) -> Image:
             f"{_LAYOUT[0]}): upgrade the package; nothing was changed in it"
         )
     if layout != _LAYOUT or zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "big") != checksum:
-        raise _damaged()
+        raise damaged()
     try:
         image = _image(*codec.unpack(body))
     except (StateError, TypeError, ValueError, ArithmeticError):
-        raise _damaged() from None
+        raise damaged() from None
     if namespace is not None and image.namespace != namespace:
         raise CorruptEntryError("a memory cannot be read: what is stored in its place is another one's")
     return image
@@ -230,5 +230,6 @@ def _are_times(mapping: Any, values: dict[str, Any]) -> bool:
     )
 
 
-def _damaged() -> CorruptEntryError:
+def damaged() -> CorruptEntryError:
+    """The error of a memory whose bytes are not what was written."""
     return CorruptEntryError("a memory cannot be read: its bytes are damaged")
