@@ -19,7 +19,7 @@ from typing import Any, Final
 from agent_gantry_state.errors import StoreError, StoreURLError
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.steps import Steps
-from agent_gantry_state.stores.kept import Kept
+from agent_gantry_state.stores.kept import KEY_BYTES, Kept
 from agent_gantry_state.stores.network import CONNECT_SECONDS, TIMEOUTS, AsyncLink, Link, RemoteStore, driver
 from agent_gantry_state.stores.options import count, flag, text
 from agent_gantry_state.stores.postgresql_errors import MissingSchemaError
@@ -331,7 +331,7 @@ class PostgreSQLStore(RemoteStore):
         if kept is None or kept[0] != change.head:
             return
         _, _, snapshot, size = kept
-        size += sum([len(put.packed) for put in change.puts.values()])
+        size += sum([len(put.packed) + KEY_BYTES for put in change.puts.values()])
         self._keep(change.namespace, applied(change, snapshot.live(now), version, lambda: now), size)
 
     def _forget(self, message: Forget) -> Steps[None]:

@@ -12,6 +12,7 @@ from typing import Any, Final
 from agent_gantry_state.errors import CorruptEntryError
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.stores import postgresql_wire as wire
+from agent_gantry_state.stores.kept import KEY_BYTES
 from agent_gantry_state.stores.protocol import EMPTY, KEEP, Change, Put, Snapshot
 from agent_gantry_state.stores.rows import place, to_bytes, to_owner, to_text, values_of
 
@@ -81,7 +82,7 @@ def chosen(result: Any, namespaces: Sequence[Namespace], whole: Sequence[bool]) 
 
 
 def made(result: Any, start: int, end: int, namespace: Namespace, until: float | None = None) -> tuple[Snapshot, int]:
-    """The namespace of which the rows from *start* up to *end* tell, and the size of its records."""
+    """The namespace of which the rows from *start* up to *end* tell, and what it takes to keep it."""
     get = result.get_value
     if get(start, RECORD) != place(namespace)[1]:
         raise _mixed_up()
@@ -120,7 +121,8 @@ def made(result: Any, start: int, end: int, namespace: Namespace, until: float |
         get(start, _BORN),
         until,
     )
-    return snapshot, sum([len(record) for record in records])
+    size = sum([len(name) + len(record) for name, record in zip(names, records, strict=True)]) + KEY_BYTES * len(names)
+    return snapshot, size
 
 
 # Writing.

@@ -38,6 +38,7 @@ from agent_gantry_state import (
     StoreURLError,
 )
 from agent_gantry_state.bridge import bridge_to
+from agent_gantry_state.stores.kept import KEY_BYTES
 from agent_gantry_state.stores.postgresql import PostgreSQLStore
 from agent_gantry_state.stores.protocol import Change, Commit, Committed, Forget, Lease, Load, Release
 from agent_gantry_state.stores.urls import open_store
@@ -986,3 +987,13 @@ def test_cancelled_or_late_request_gives_no_pool_a_connection_in_the_middle(prox
             await store.aclose()
 
     asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_many_small_keys_count_for_what_is_kept_of_them(store):
+    talk = Talk(bridge_to(store))
+    talk.write(A, **{f"key-{n}": n for n in range(1_000)})
+    store._kept.clear()
+
+    talk.load(A)
+
+    assert store._kept.bytes > 1_000 * KEY_BYTES
