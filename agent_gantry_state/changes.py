@@ -8,12 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 from agent_gantry_state import codec
+from agent_gantry_state.codec import shortened
+from agent_gantry_state.compartments import FIRST_OPEN, is_reserved, known_as
 from agent_gantry_state.errors import UnstorableValueError
 from agent_gantry_state.memory import EXPIRY, Changes, Extra, Inherited, Memory, Terms
 from agent_gantry_state.merge import ABSENT
 from agent_gantry_state.stores.protocol import KEEP, UNSHARED, Put
 
-__all__ = ["changes_of", "is_due", "pack_at", "plain_changes", "refuse_key", "touches"]
+__all__ = ["changes_of", "is_due", "pack_at", "plain_changes", "refuse_key", "refuse_reserved", "touches"]
 
 #: A sliding time to live is restarted only when this part of it has gone.
 TOUCH_AFTER = 0.1
@@ -52,6 +54,8 @@ def plain_changes(memory: Memory) -> dict[str, Any] | None:
         if kind not in _EQUAL_IS_SAME or type(key) is not str:
             return None
         if old is ABSENT:
+            if key < FIRST_OPEN:
+                return None
             expected += 1
         elif kind is type(old) and value == old:
             continue
@@ -133,6 +137,8 @@ def _put(memory: Memory, key: str, value: Any, old: Any, extra: Extra | None, te
     """The put for a key that is in the memory, None if it is as it was loaded."""
     refuse_key(key)
     base = memory._base
+    if not terms.bare:
+        refuse_reserved(key)
     kind = type(value)
     packed: bytes | None = None
     if kind in codec.IMMUTABLE:
@@ -171,6 +177,20 @@ def refuse_key(key: Any) -> None:
         )
 
 
+def refuse_reserved(key: str) -> None:
+    """Refuse a key that would belong to a compartment.
+
+    Raises:
+        UnstorableValueError: It would.
+    """
+    if is_reserved(key):
+        path = f"memory[{shortened(repr(key))}]"
+        raise UnstorableValueError(
+            f'{path} cannot be stored: keys that begin with "\\0" are reserved, so let it begin with something else',
+            path=path,
+        )
+
+
 def _find_hidden(memory: Memory, puts: dict[str, Put], deletes: list[str]) -> None:
     """Find what was written or deleted behind the class's back: whatever is not the very object that was loaded."""
     base, touched = memory._base, memory._touched
@@ -195,7 +215,7 @@ def pack_at(value: Any, key: str) -> bytes:
     try:
         return codec.pack(value)
     except UnstorableValueError as error:
-        path = f"memory[{key!r}]"
+        path = f"memory[{known_as(key)!r}]"
         codec.check(value, path)
         raise UnstorableValueError(f"{path}: {error}", path=path) from None
 

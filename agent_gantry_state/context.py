@@ -47,7 +47,7 @@ class _Context:
             MissingIdentityError: No session is known here.
         """
         namespace = self._session or self._locate("session")
-        return self._unit.held[namespace].memory
+        return self._unit.held[namespace].seen()
 
     @property
     def identity(self) -> Identity:
@@ -64,7 +64,7 @@ class _Context:
         namespace = self._locate(scope)
         yield from self._unit.hold({namespace: Want.of(self._terms(scope, namespace), self._identity)})
         refuse_ended(self._unit, "context")
-        return self._unit.held[namespace].memory
+        return self._unit.held[namespace].seen()
 
 
 class ExecutionContext(_Context):

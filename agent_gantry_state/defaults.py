@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from agent_gantry_state import codec
-from agent_gantry_state.changes import pack_at, refuse_key
+from agent_gantry_state.changes import pack_at, refuse_key, refuse_reserved
 from agent_gantry_state.codec import shortened
 from agent_gantry_state.errors import DeclarationError, UnstorableValueError
 from agent_gantry_state.stores.protocol import Snapshot
@@ -52,6 +52,7 @@ def _snapshot(what: str, default: Any, keys: tuple[str, ...] | None) -> Snapshot
     for key, value in default.items():
         try:
             refuse_key(key)
+            refuse_reserved(key)
             encoded = pack_at(value, key)
         except UnstorableValueError as error:
             raise DeclarationError(f"{what}: {error}") from error

@@ -16,6 +16,7 @@ __all__ = [
     "DeclarationError",
     "EvictionWarning",
     "ExclusiveTimeoutError",
+    "FurtherScopeError",
     "InjectedArgumentError",
     "MemoryConflictError",
     "MemoryErasedError",
@@ -189,6 +190,20 @@ class ReadOnlyMemoryError(StateError, TypeError):
     Attributes:
         key: A key that it wrote.
         scope: The scope of the memory.
+    """
+
+    def __init__(self, message: str, *, key: str, scope: str) -> None:
+        super().__init__(message)
+        self.key = key
+        self.scope = scope
+
+
+class FurtherScopeError(StateError):
+    """A call deleted a key that only a further scope of its layers holds; nothing of the call was written.
+
+    Attributes:
+        key: The key.
+        scope: The scope that holds it.
     """
 
     def __init__(self, message: str, *, key: str, scope: str) -> None:

@@ -7,7 +7,7 @@ agent-gantry's own class in `integrations` is the other.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal, TypeVar, overload
 
@@ -15,6 +15,7 @@ from typing_extensions import ParamSpec, Self
 
 from agent_gantry_state.blocks import Independent, MemoryBlock, Override, SessionBlock
 from agent_gantry_state.bridge import Bridge
+from agent_gantry_state.compartments import is_reserved
 from agent_gantry_state.defaults import default_of
 from agent_gantry_state.errors import DeclarationError
 from agent_gantry_state.events import Callback, observers_of
@@ -112,7 +113,7 @@ class Stateful:
     def with_memory(
         self,
         *,
-        scope: str = "session",
+        scope: str | Sequence[str] = "session",
         into: str = "memory",
         name: str | None = None,
         ttl: float | _Unset | None = _UNSET,
@@ -123,6 +124,7 @@ class Stateful:
         isolation: Literal["snapshot", "serializable"] = "snapshot",
         exclusive: bool = False,
         keys: Iterable[str] | None = None,
+        private: bool = False,
         read_only: bool = False,
         default: Mapping[str, Any] | None = None,
         default_factory: Callable[[], Mapping[str, Any]] | None = None,
@@ -131,7 +133,7 @@ class Stateful:
         self,
         fn: Callable[..., Any] | None = None,
         *,
-        scope: str = "session",
+        scope: str | Sequence[str] = "session",
         into: str = "memory",
         name: str | None = None,
         ttl: float | _Unset | None = _UNSET,
@@ -142,6 +144,7 @@ class Stateful:
         isolation: Literal["snapshot", "serializable"] = "snapshot",
         exclusive: bool = False,
         keys: Iterable[str] | None = None,
+        private: bool = False,
         read_only: bool = False,
         default: Mapping[str, Any] | None = None,
         default_factory: Callable[[], Mapping[str, Any]] | None = None,
@@ -151,7 +154,8 @@ class Stateful:
         Args:
             fn: The function, when used without parentheses.
             scope: Who shares the memory: ``tool``, ``session``, ``conversation``, ``user``, ``global``, or any other name,
-                which is the identity key of that name.
+                which is the identity key of that name. Several of them are layers: a read falls through from the first to
+                the next, a write goes to the first.
             into: Name of the parameter that gets the memory and is hidden from everybody else.
             name: Name of the tool, under which its own memory (scope ``tool``) is filed; by default the name under which
                 it was registered, or its qualified name. Memories are found again only under the same name.
@@ -168,6 +172,8 @@ class Stateful:
             exclusive: Whether calls wait until no other has the memory to itself, at most 60 seconds: within a process in
                 the order of the calls, between processes by a lease in the store. Implies "serializable".
             keys: The only keys to load and to write; what else is in the memory is not seen. By default all.
+            private: Whether the memory is this tool's own compartment of it, which no other tool sees. It is erased with the
+                rest, and belongs to the same owner.
             read_only: Whether a write to the memory is an error, and nothing of the call is written.
             default: What the memory begins with where there is none yet. It is written with the first change of it, and
                 merged with what another call makes of the same.
@@ -195,6 +201,7 @@ class Stateful:
             retries,
             isolation,
             exclusive,
+            private,
             read_only,
             default,
             default_factory,
@@ -290,7 +297,7 @@ class Stateful:
         self,
         kind: Kind,
         fn: Callable[..., Any] | None,
-        scope: str,
+        scope: str | Sequence[str],
         into: str,
         name: str | None,
         keys: Iterable[str] | None,
@@ -301,14 +308,15 @@ class Stateful:
         retries: int = 20,
         isolation: str = "snapshot",
         exclusive: bool = False,
+        private: bool = False,
         read_only: bool = False,
         default: Mapping[str, Any] | None = None,
         default_factory: Callable[[], Mapping[str, Any]] | None = None,
     ) -> Any:
         wiring = self._wiring
-        wiring.check_scope(scope)
         where = f"with_{kind}"
-        usual = wiring.terms(scope)
+        nearest, *further = _scopes(wiring, where, scope)
+        usual = wiring.terms(nearest)
         chosen = usual.ttl if isinstance(ttl, _Unset) else KEEP if ttl is None else ttl
         if chosen is not KEEP:
             check_ttl(where, chosen)  # type: ignore[arg-type]
@@ -326,6 +334,8 @@ class Stateful:
             raise DeclarationError(f'{where}: isolation must be "snapshot" or "serializable", not {isolation!r}')
         if not isinstance(exclusive, bool):
             raise DeclarationError(f"{where}: exclusive must be True or False, not {type(exclusive).__name__}")
+        if not isinstance(private, bool):
+            raise DeclarationError(f"{where}: private must be True or False, not {type(private).__name__}")
         if not isinstance(read_only, bool):
             raise DeclarationError(f"{where}: read_only must be True or False, not {type(read_only).__name__}")
         if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
@@ -351,7 +361,9 @@ class Stateful:
             read_only=read_only,
             default=default_of(where, default, default_factory, named),
         )
-        declaration = Declaration(scope, into, terms, name, retries if on_conflict == "retry" else 0, kind)
+        declaration = Declaration(
+            nearest, into, terms, name, retries if on_conflict == "retry" else 0, kind, tuple(further), private
+        )
         decorator = MemoryDecorator(wiring, declaration, self._refuse_decoration)
         return decorator if fn is None else decorator(fn)
 
@@ -564,7 +576,28 @@ def _key_names(where: str, keys: Any) -> tuple[str, ...]:
     names = tuple(keys) if isinstance(keys, Iterable) and not isinstance(keys, (str, bytes)) else ()
     if not names or not all(isinstance(key, str) for key in names):
         raise DeclarationError(f'{where}: keys must be one or more names, keys=("cwd",)')
+    for key in names:
+        if is_reserved(key):
+            raise DeclarationError(f'{where}: keys names {key!r}, but keys that begin with "\\0" are reserved')
     return names
+
+
+def _scopes(wiring: Wiring, where: str, scope: Any) -> tuple[str, ...]:
+    """The scopes that a decorator names, the nearest first.
+
+    Raises:
+        DeclarationError: They are no names, or none, or one is there twice.
+    """
+    if where == "with_memory" and isinstance(scope, (tuple, list)):
+        if not scope:
+            raise DeclarationError(f'{where}: scope must name at least one scope, scope=("session", "user")')
+    else:
+        scope = (scope,)
+    for position, name in enumerate(scope):
+        wiring.check_scope(name)
+        if name in scope[:position]:
+            raise DeclarationError(f"{where}: scope names {name!r} twice")
+    return tuple(scope)
 
 
 def _stated(

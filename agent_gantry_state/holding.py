@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from agent_gantry_state.changes import changes_of, is_due, touches
-from agent_gantry_state.codec import shortened
-from agent_gantry_state.errors import ReadOnlyMemoryError, SessionOwnerError, UndeclaredKeyError
+from agent_gantry_state.changes import is_due, touches
+from agent_gantry_state.compartments import has_reserved
+from agent_gantry_state.errors import SessionOwnerError
 from agent_gantry_state.memory import Changes, Memory, Terms, open_memory
-from agent_gantry_state.savepoint import apply_changes, refresh
+from agent_gantry_state.merge import Merge
+from agent_gantry_state.savepoint import apply_changes
 from agent_gantry_state.scopes import Identity
 from agent_gantry_state.stores.protocol import Change
+from agent_gantry_state.views import View, flush, read_only, undeclared
 
-__all__ = ["Held", "Want", "change_of", "read_only", "refuse_owner"]
+__all__ = ["Held", "Want", "change_of", "refuse_owner"]
 
 
 class Want(NamedTuple):
@@ -25,6 +28,8 @@ class Want(NamedTuple):
         adopts: Whether the caller takes over what is nobody's.
         keys: Which keys to load; None: all.
         nested: Whether it is only wanted for a call inside.
+        whole: Whether the namespace must be unchanged when the call commits.
+        checked: Keys that must be.
     """
 
     terms: Terms
@@ -32,18 +37,47 @@ class Want(NamedTuple):
     adopts: bool = False
     keys: tuple[str, ...] | None = None
     nested: bool = False
+    whole: bool = False
+    checked: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, terms: Terms, identity: Identity | None, keys: tuple[str, ...] | None = None) -> Want:
         """What a caller wants of a namespace with these terms."""
-        keys = terms.keys if keys is None else keys
-        if not terms.owned:
-            return cls(terms, None, False, keys)
-        return cls(terms, "", False, keys) if identity is None else cls(terms, identity.owner, identity.adopt, keys)
+        owner, adopts = ("", False) if identity is None else (identity.owner, identity.adopt)
+        kept = terms.serializable or terms.exclusive
+        return cls(
+            terms,
+            owner if terms.owned else None,
+            adopts and terms.owned,
+            terms.keys if keys is None else keys,
+            whole=kept and terms.keys is None,
+            checked=terms.keys or () if kept else (),
+        )
+
+    def unseen(self) -> Want:
+        """The same where no body sees the memory itself: for views of it, which have terms of their own."""
+        terms = self.terms
+        bare = Terms(
+            terms.scope,
+            exclusive=terms.exclusive,
+            owned=terms.owned,
+            reruns=terms.reruns,
+            bare=True,
+        )
+        return self._replace(terms=bare)
 
     def for_nested(self) -> Want:
         """The same for the call around it, which holds it only for the one inside."""
-        return self._replace(terms=Terms(self.terms.scope, owned=self.terms.owned), nested=True)
+        terms = Terms(self.terms.scope, owned=self.terms.owned, bare=True)
+        return self._replace(terms=terms, whole=False, checked=(), nested=True)
+
+    def beside(self, view: Want) -> Want:
+        """This, of a memory that a body sees, in a call that has a view of the same namespace as well."""
+        mine, both = self.terms, self.joined(view)
+        terms = replace(
+            mine, exclusive=both.terms.exclusive, owned=both.terms.owned, reruns=both.terms.reruns, bare=mine.bare
+        )
+        return both._replace(terms=terms)
 
     def joined(self, other: Want) -> Want:
         """This for a call that wants the same namespace twice."""
@@ -51,7 +85,12 @@ class Want(NamedTuple):
         keys = tuple(dict.fromkeys((*(self.keys or ()), *(other.keys or ())))) if both else None
         owner = self.owner if self.owner is not None else other.owner
         return self._replace(
-            terms=self.terms.joined(other.terms), keys=keys, owner=owner, adopts=self.adopts or other.adopts
+            terms=self.terms.joined(other.terms),
+            keys=keys,
+            owner=owner,
+            adopts=self.adopts or other.adopts,
+            whole=self.whole or other.whole,
+            checked=(*self.checked, *other.checked),
         )
 
 
@@ -65,22 +104,26 @@ class Held:
         origin: Where the memory was loaded from the call around this one: what that one holds.
         whole: Whether the namespace must be unchanged when the unit commits.
         checked: Keys that must be.
-        view: What the body of a call with ``keys=`` sees, when others have asked for more: then `memory` has all.
+        view: What the body sees of it, where that is not `memory` itself: of all that is there the keys that it named, or
+            those that belong to no compartment.
+        views: All views of the unit; shared with what else it holds.
+        bases: For keys that the namespace does not have, the encoded value of a further scope, or of a default, from which
+            the body made what it writes.
         born: Head of the namespace's first commit, as far as it is known after the unit has landed.
     """
 
-    __slots__ = ("_undeclared", "_written", "born", "checked", "keys", "memory", "origin", "view", "want", "whole")
+    __slots__ = ("bases", "born", "checked", "keys", "memory", "origin", "view", "views", "want", "whole")
 
-    def __init__(self, memory: Memory, want: Want, origin: Held | None = None) -> None:
+    def __init__(self, memory: Memory, want: Want, origin: Held | None = None, views: list[View] | None = None) -> None:
         self.memory = memory
         self.want = want
         self.keys = None if want.keys is None else set(want.keys)
         self.origin = origin
         self.whole = False
         self.checked: set[str] = set()
-        self.view: Memory | None = None
-        self._undeclared: set[str] = set()
-        self._written: Changes | None = None
+        self.view: View | None = None
+        self.views: list[View] = [] if views is None else views
+        self.bases: dict[str, bytes] = {}
         self.born: bytes | None = None
 
     def has(self, keys: tuple[str, ...] | None) -> bool:
@@ -97,88 +140,83 @@ class Held:
         """Head of the namespace's first commit, if that was made by a call around this one."""
         return self.born or (None if self.origin is None else self.origin.committed_born())
 
+    def seen(self) -> Memory:
+        """What a body that asks for the namespace gets."""
+        if self.view is None and not self.memory._terms.bare and self._is_more():
+            self.split()
+        return self.memory if self.view is None else self.view.memory
+
+    def _is_more(self) -> bool:
+        """Whether there is more in the memory than such a body may see, or another view writes to it."""
+        keys = self.want.terms.keys
+        if keys is not None and (self.keys is None or not self.keys.issubset(keys)):
+            return True
+        return self.memory._base.reserved or any(view.held is self for view in self.views) or has_reserved(self.memory)
+
     def split(self) -> None:
-        """Go on with a memory that may have all keys, of which the body goes on to see those that it named."""
-        view = self.memory
-        assert view._namespace is not None  # noqa: S101 - a unit opens its memories with one
-        self.view = view
-        self.memory = open_memory(view._namespace, view._base, view._now, self.want.for_nested().terms)
+        """Go on with a memory that may have all keys, of which the body goes on to see those that it may."""
+        seen, terms = self.memory, self.want.terms
+        assert seen._namespace is not None  # noqa: S101 - a unit opens its memories with one
+        self.memory = open_memory(seen._namespace, seen._base, seen._now, self.want.unseen().terms)
+        self.view = View((self,), terms, memory=seen)
+        self.views.append(self.view)
         self.flush()
+        self.view.show()
 
     def flush(self) -> None:
-        """Bring what the body changed in its view into the memory."""
-        view = self.view
-        if view is None:
-            return
-        changes = changes_of(view)
-        if changes is None and not is_due(view):
-            return
-        if self.want.terms.read_only and changes is not None:
-            # Nothing of it goes on: the call is refused when it ends, unless it has taken it back by then.
-            self._written = changes
-            return
-        self._written = None
-        self._note_undeclared(changes)
-        self.apply(view, change_of(view, changes), changes)
+        """Bring what the body changed in its views into what its unit holds."""
+        if self.views:
+            flush(self.views)
 
-    def apply(self, inner: Memory, change: Change, changes: Changes | None) -> None:
-        """Make the changes of another memory of the namespace in this one, and show the body those that it may see."""
-        if self.want.terms.read_only and self.view is None:
-            # What a call inside writes is not written by this one's body.
+    def take_up(
+        self,
+        change: Change,
+        added: Mapping[str, Any],
+        timed: Collection[str],
+        merges: Mapping[str, Merge],
+        bases: Mapping[str, bytes],
+    ) -> None:
+        """Make the changes of another memory of the namespace in this one; what is shown has been flushed.
+
+        Args:
+            change: What to write and to delete.
+            added: For keys that were only added to, what was added.
+            timed: Keys that were given a time to live of their own.
+            merges: How the other one merges keys.
+            bases: What it made keys from that the namespace does not have.
+        """
+        if self.view is None and not self.memory._terms.bare and (self.want.terms.read_only or has_reserved(change.puts)):
+            # What a call inside writes is not written by this one's body, and its compartments are not seen by it.
             self.split()
         memory = self.memory
-        apply_changes(memory, inner, change, {} if changes is None else changes[2])
-        merges = inner._terms.merges
+        for key, base in bases.items():
+            if key not in memory._base.values:
+                self.bases.setdefault(key, base)
+        apply_changes(memory, change, added, timed, self.bases)
         if not merges.keys() <= memory._terms.merges.keys():
             memory._terms = replace(memory._terms, merges={**merges, **memory._terms.merges})
-        if self.view is not None:
-            # What it wrote beside its keys stays in sight: it may yet take it back.
-            keys = self.want.terms.keys
-            refresh(self.view, memory, (*(memory if keys is None else keys), *self._undeclared))
 
-    def _refuse_written(self, changes: Changes | None) -> None:
-        if changes is not None:
-            raise read_only(self.want.terms.scope, changes)
-        if self._written is not None:
-            raise read_only(self.want.terms.scope, self._written)
-
-    def _note_undeclared(self, changes: Changes | None) -> None:
-        keys = self.want.terms.keys
-        if changes is not None and keys is not None:
-            self._undeclared.update(key for key in (*changes[0], *changes[1]) if key not in keys)
-
-    def refuse_undeclared(self, changes: Changes | None) -> None:
-        """Refuse to commit if the body wrote what the decorator says it does not write.
+    def refuse(self, changes: Changes | None) -> None:
+        """Refuse to commit if a body did what its decorator says it does not do.
 
         Raises:
+            FurtherScopeError: It deleted a key that only a further scope holds.
             ReadOnlyMemoryError: It wrote to a memory that is only to be read.
             UndeclaredKeyError: It wrote a key that the decorator does not name.
         """
-        if self.want.terms.read_only:
-            self._refuse_written(changes if self.view is None else None)
-        if self.view is None:
-            self._note_undeclared(changes)
-        # One that the body took back is no write.
-        undeclared = [key for key in (*changes[0], *changes[1]) if key in self._undeclared] if changes else []
-        if undeclared:
-            scope = self.want.terms.scope
-            raise UndeclaredKeyError(
-                f"{scope} memory: key {shortened(repr(undeclared[0]))} is not one of those that the tool says it uses, "
-                "so that nothing was written; add it, with_memory(keys=(...))",
-                key=undeclared[0],
-                scope=scope,
-            )
-
-
-def read_only(scope: str, changes: Changes) -> ReadOnlyMemoryError:
-    """The error of a call that wrote to a memory which is only to be read."""
-    key = next(iter((*changes[0], *changes[1])))
-    return ReadOnlyMemoryError(
-        f"{scope} memory: it is read-only for this tool, which wrote key {shortened(repr(key))}, so that nothing was "
-        "written; leave out read_only=True, or leave it as it is",
-        key=key,
-        scope=scope,
-    )
+        written = () if changes is None else (*changes[0], *changes[1])
+        for view in self.views:
+            if view.held is self:
+                view.refuse(written)
+        terms = self.want.terms
+        if self.view is not None or changes is None:
+            return
+        if terms.read_only:
+            raise read_only(terms.scope, changes)
+        if terms.keys is not None:
+            for key in written:
+                if key not in terms.keys:
+                    raise undeclared(terms.scope, key)
 
 
 def refuse_owner(want: Want, there: str | None) -> None:

@@ -46,6 +46,7 @@ class Terms:
         reruns: Whether the body runs again after a conflict, so that one harms nobody.
         read_only: Whether a write is an error.
         default: Makes what is found where there is no namespace; None: nothing is.
+        bare: Whether no body sees the memory itself, so that it may hold the keys of compartments.
     """
 
     scope: str
@@ -59,6 +60,7 @@ class Terms:
     reruns: bool = False
     read_only: bool = False
     default: Callable[[], Snapshot] | None = None
+    bare: bool = False
 
     def joined(self, other: Terms) -> Terms:
         """These terms for a memory that another declaration asks for as well."""
@@ -73,6 +75,7 @@ class Terms:
             reruns=self.reruns or other.reruns,
             read_only=self.read_only and other.read_only,
             default=self.default or other.default,
+            bare=self.bare and other.bare,
         )
 
 
@@ -247,6 +250,22 @@ class Memory(dict[str, Any]):
         deadline = self._base.deadline(key)
         return None if deadline is None else deadline - self._now
 
+    def origin(self, key: str) -> str | None:
+        """Which scope the value of *key* comes from: the one that would be written to, unless the memory is in layers.
+
+        Returns:
+            The name of the scope; None where it is what ``default=`` says and no scope holds it.
+
+        Raises:
+            KeyError: *key* is not in this memory.
+        """
+        if key not in self:
+            raise KeyError(key)
+        base = self._base
+        if key in base.values and key not in base.versions and key not in self._touched:
+            return None
+        return self._terms.scope
+
     def add(self, key: str, n: Any = 1) -> Any:
         """Add to a number, also while other calls add to it: all additions count.
 
@@ -314,12 +333,14 @@ def ttl_of(memory: Memory, key: str) -> tuple[Ttl, bool]:
     return (None if extra is not None and key in extra.removed else KEEP), False
 
 
-def open_memory(namespace: Namespace, snapshot: Snapshot, now: float, terms: Terms) -> Memory:
-    """Make the working copy of *snapshot* for one call."""
+def open_memory(
+    namespace: Namespace, snapshot: Snapshot, now: float, terms: Terms, kind: type[Memory] | None = None
+) -> Memory:
+    """Make the working copy of *snapshot* for one call, an instance of *kind*."""
     if terms.default is not None and snapshot.head is None and not snapshot.values:
         # As if it had been loaded, though no key of it is there: so it is merged with what others make of the same.
         snapshot = terms.default()
-    memory: Memory = _new(Memory)
+    memory: Memory = _new(kind or Memory)
     _update(memory, snapshot.values)
     if snapshot.packed:
         for key, packed in snapshot.packed.items():

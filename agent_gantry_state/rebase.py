@@ -5,13 +5,15 @@ The merge always starts from what the call had loaded and what it made of that, 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from agent_gantry_state import codec, merge
 from agent_gantry_state.changes import pack_at
 from agent_gantry_state.codec import shortened
+from agent_gantry_state.compartments import all_known_as
 from agent_gantry_state.errors import MemoryConflictError, MemoryErasedError, UnstorableValueError
 from agent_gantry_state.memory import Changes, Memory
 from agent_gantry_state.merge import ABSENT, Conflict
@@ -48,6 +50,7 @@ class Rebase:
 
     __slots__ = (
         "base",
+        "bases",
         "born",
         "causes",
         "change",
@@ -71,6 +74,7 @@ class Rebase:
         checked: Collection[str] = (),
         born: bytes | None = None,
         contents: bool = False,
+        bases: Mapping[str, bytes] = MappingProxyType({}),
     ) -> None:
         self.terms = memory._terms
         self.base = memory._base
@@ -81,6 +85,7 @@ class Rebase:
         self.checked = checked
         self.born = born
         self.contents = contents
+        self.bases = bases
         #: What is there now, to be compared with what was seen: versions, or for one that saw contents those.
         self.versions = _contents(current) if contents else current.versions
         self.conflicts: list[str] = []
@@ -162,12 +167,12 @@ class Rebase:
     def _merge(self, key: str) -> Put | Any:
         """What to write for a key that moved: a put, ABSENT to delete it, None to leave theirs."""
         assert self.changes is not None  # noqa: S101 - a change without changes checks nothing
-        base = self.base.value(key) if key in self.base.values else ABSENT
+        base = self._base_of(key)
         theirs = self.current.value(key) if key in self.current.values else ABSENT
         put = self.changes[0].get(key)
         ours = ABSENT if put is None else _value(put)
         if put is not None and key in self.changes[2]:
-            merged: Any = _add(theirs, self.changes[2][key])
+            merged: Any = _add(base if theirs is ABSENT and key in self.bases else theirs, self.changes[2][key])
         elif theirs is ABSENT and ours is ABSENT:
             return None
         elif key in self.terms.merges and not (_unchanged(base, ours) or _unchanged(base, theirs)):
@@ -184,6 +189,12 @@ class Rebase:
         # A key that moved keeps the place that the other call gave it.
         ttl, slides = (self.terms.ttl, self.terms.slides) if put is None else (put.ttl, put.slides)
         return Put(shared, packed, ttl, slides, False)
+
+    def _base_of(self, key: str) -> Any:
+        """What the call made its value from, as a private copy."""
+        if key in self.base.values:
+            return self.base.value(key)
+        return codec.unpack(self.bases[key]) if key in self.bases else ABSENT
 
 
 def _contents(snapshot: Snapshot) -> dict[str, bytes]:
@@ -214,6 +225,7 @@ def conflict(by_scope: dict[str, list[str]], serializable: bool) -> MemoryConfli
         by_scope: For each scope the keys that stand in the way, as far as they are known.
         serializable: Whether it was what the call read that had to stay as it was: then no merge would have helped.
     """
+    by_scope = {scope: all_known_as(keys) for scope, keys in by_scope.items()}
     known = {scope: keys for scope, keys in by_scope.items() if keys}
     where = "; ".join(f"{scope} memory: {_named(keys)}" for scope, keys in known.items())
     where = where or f"{' and '.join(by_scope)} memory"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from agent_gantry_state import codec
@@ -12,7 +13,7 @@ from agent_gantry_state.memory import EXPIRY, Inherited, Memory, extra_of, ttl_o
 from agent_gantry_state.merge import graft
 from agent_gantry_state.stores.protocol import KEEP, UNSHARED, Change, Snapshot, Ttl
 
-__all__ = ["apply_changes", "extend_memory", "refresh", "snapshot_of", "was_deleted"]
+__all__ = ["apply_changes", "extend_memory", "snapshot_of", "was_deleted"]
 
 _set = dict.__setitem__
 
@@ -99,16 +100,22 @@ def extend_memory(memory: Memory, snapshot: Snapshot, known: Collection[str], fr
         dict.update(memory, ordered)
 
 
-def apply_changes(memory: Memory, inner: Memory, change: Change, added: Mapping[str, Any]) -> None:
+def apply_changes(
+    memory: Memory,
+    change: Change,
+    added: Mapping[str, Any],
+    timed: Collection[str] = (),
+    bases: Mapping[str, bytes] = MappingProxyType({}),
+) -> None:
     """Make the changes of a nested call in the memory of the call around it, inside the containers that are there.
 
     Args:
         memory: The memory of the call around it.
-        inner: That of the nested call.
         change: What to write and to delete.
         added: For keys that the nested call only added to, what it added.
+        timed: Keys to which the nested call itself gave a time to live.
+        bases: For keys that the memory need not have, what they were where the nested call has them from.
     """
-    own = {} if inner._extra is None else inner._extra.ttls
     for key in change.deletes:
         memory.pop(key, None)
     for key, put in change.puts.items():
@@ -122,6 +129,8 @@ def apply_changes(memory: Memory, inner: Memory, change: Change, added: Mapping[
             ttl = None, False
         assigned = False
         if key in added:
+            if key not in memory and key in bases:
+                _set(memory, key, codec.unpack(bases[key]))
             memory.add(key, added[key])
         elif key in memory and pack_at(memory[key], key) == put.packed:
             # Only its time is new: what the call around added to it stays an addition.
@@ -136,28 +145,13 @@ def apply_changes(memory: Memory, inner: Memory, change: Change, added: Mapping[
         if put.ttl is KEEP and key in extra.ttls:
             continue
         # Where the call around has a time of its own for what it writes, that holds for what it writes after this one.
-        if assigned and key not in own and memory._terms.ttl is not KEEP:
+        if assigned and key not in timed and memory._terms.ttl is not KEEP:
             extra.ttls.pop(key, None)
             memory._touched[key] = Inherited(*ttl)
         else:
             extra.ttls[key] = ttl
     if change.touch:
         extra_of(memory).touches = True
-
-
-def refresh(memory: Memory, source: Memory, keys: Iterable[str]) -> None:
-    """Show some keys of *source* in a memory that has nothing else and no changes of its own, inside its containers."""
-    base = snapshot_of(source, keys)
-    for key in list(memory):
-        if key not in base.values:
-            dict.pop(memory, key)
-    for key in base.values:
-        if memory._base.versions.get(key) != base.versions[key]:
-            value = base.value(key)
-            _set(memory, key, graft(memory[key], value) if key in memory else value)
-    memory._base = base
-    memory._touched = {}
-    memory._extra = None
 
 
 def was_deleted(memory: Memory, key: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from agent_gantry_state.changes import refuse_reserved
 from agent_gantry_state.errors import CallEndedError, UnstorableValueError
 from agent_gantry_state.holding import Want
 from agent_gantry_state.memory import Memory
@@ -53,10 +54,13 @@ class _Keys:
                 raise UnstorableValueError(
                     f"session keys are str, not {type(key).__name__}; use str(key)", path=f"session[<{type(key).__name__}>]"
                 )
+            refuse_reserved(key)
         yield from self._unit.hold({self._namespace: self._want._replace(keys=keys)})
         # The call may have ended while this was loaded.
         refuse_ended(self._unit, "session")
-        return self._unit.held[self._namespace].memory
+        held = self._unit.held[self._namespace]
+        held.flush()
+        return held.memory
 
     def _get(self, key: str, default: Any) -> Steps[Any]:
         memory = yield from self._load(key)
@@ -65,16 +69,20 @@ class _Keys:
     def _set(self, key: str, value: Any, ttl: Ttl) -> Steps[None]:
         memory = yield from self._load(key)
         memory.set(key, value, ttl)
+        self._unit.show()
 
     def _delete(self, key: str) -> Steps[bool]:
         memory = yield from self._load(key)
         there = key in memory
         memory.pop(key, None)
+        self._unit.show()
         return there
 
     def _add(self, key: str, n: Any) -> Steps[Any]:
         memory = yield from self._load(key)
-        return memory.add(key, n)
+        total = memory.add(key, n)
+        self._unit.show()
+        return total
 
     def _names(self) -> Steps[list[str]]:
         refuse_ended(self._unit, "session")

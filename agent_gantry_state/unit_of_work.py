@@ -13,15 +13,16 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from agent_gantry_state.bridge import on_event_loop
 from agent_gantry_state.changes import changes_of, is_due
+from agent_gantry_state.compartments import is_reserved, known_as
 from agent_gantry_state.errors import MemoryConflictError, OrphanedCallError, StoreTimeoutError
 from agent_gantry_state.events import Observers
-from agent_gantry_state.holding import Held, Want, change_of, read_only, refuse_owner
-from agent_gantry_state.memory import Changes, Memory, open_memory
+from agent_gantry_state.holding import Held, Want, change_of, refuse_owner
+from agent_gantry_state.memory import Changes, Memory, Terms, open_memory
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.rebase import Rebase, conflict, erased, is_erased
 from agent_gantry_state.savepoint import extend_memory, snapshot_of, was_deleted
@@ -30,6 +31,7 @@ from agent_gantry_state.sending import sent
 from agent_gantry_state.steps import Pause, Steps
 from agent_gantry_state.stores.protocol import Change, Commit, Committed, Load, Loaded, Moved, Snapshot
 from agent_gantry_state.turns import EXCLUSIVE_SECONDS, Grant, Turn, Turns, give_back, leased, released, turns_of
+from agent_gantry_state.views import View, read_only, show
 
 __all__ = ["NESTING", "State", "UnitOfWork", "finish_one", "new_version", "orphan"]
 
@@ -108,6 +110,7 @@ class UnitOfWork:
         "_token",
         "_turns",
         "_version",
+        "_views",
         "_wants",
         "_watch",
         "bridge",
@@ -127,6 +130,7 @@ class UnitOfWork:
         self.bridge = bridge
         self.outer = outer
         self.held: dict[Namespace, Held] = {}
+        self._views: list[View] = []
         self.state = State.OPEN
         #: Queues of its nested calls.
         self.inner: Turns | None = None
@@ -141,7 +145,7 @@ class UnitOfWork:
         """The unit of a memory that was opened without one, from a store that answers at once."""
         unit = cls({}, bridge)
         assert memory._namespace is not None  # noqa: S101 - it was opened with one
-        unit.held[memory._namespace] = Held(memory, want)
+        unit.held[memory._namespace] = Held(memory, want, None, unit._views)
         return unit
 
     def watched(self, observers: Observers | None, tool: str | None) -> UnitOfWork:
@@ -184,7 +188,7 @@ class UnitOfWork:
             for namespace in sorted(exclusive, key=lambda each: each.digest):
                 yield from self._take_turn(namespace, deadline)
         yield from self.hold(self._wants)
-        return tuple([self.held[namespace].memory for namespace in self._wants])
+        return tuple([self.held[namespace].seen() for namespace in self._wants])
 
     def hold(self, wants: Mapping[Namespace, Want]) -> Steps[None]:
         """Have memories of these namespaces, loading what was not loaded before from one snapshot.
@@ -199,10 +203,11 @@ class UnitOfWork:
             held = self.held.get(namespace)
             if held is not None:
                 refuse_owner(want, held.owner)
-                if held.want.nested and not want.nested:
-                    # The body asks for what a call inside has used before.
-                    held.want = want
+                if held.want.terms.bare and not want.terms.bare:
+                    # The body asks for what a call inside, or a view, has used before.
+                    held.want = want.beside(held.want)
                     held.memory._terms = want.terms.joined(held.memory._terms)
+                    held.seen()
             if held is None or not held.has(want.keys):
                 missing[namespace] = want
         if missing:
@@ -228,13 +233,15 @@ class UnitOfWork:
                         snapshot = snapshot_of(origin.memory, want.keys)
                         self._take(namespace, want, snapshot, origin.memory._now, origin)
         for namespace, want in wants.items():
-            if want.terms.serializable or want.terms.exclusive:
-                self._keep(self.held[namespace], want.terms.keys)
+            if want.whole or want.checked:
+                held = self.held[namespace]
+                held.whole = held.whole or want.whole
+                held.checked.update(want.checked)
 
     def _take(self, namespace: Namespace, want: Want, snapshot: Snapshot, now: float, origin: Held | None) -> None:
         held = self.held.get(namespace)
         if held is None:
-            self.held[namespace] = Held(open_memory(namespace, snapshot, now, want.terms), want, origin)
+            self.held[namespace] = Held(open_memory(namespace, snapshot, now, want.terms), want, origin, self._views)
         elif not held.has(want.keys):
             if held.want.terms.keys is not None and held.view is None:
                 held.split()
@@ -244,30 +251,37 @@ class UnitOfWork:
             extend_memory(held.memory, snapshot, held.keys, want.keys)
             held.keys = None if want.keys is None else held.keys.union(want.keys)
 
-    @staticmethod
-    def _keep(held: Held, keys: tuple[str, ...] | None) -> None:
-        if keys is None:
-            held.whole = True
-        else:
-            held.checked.update(keys)
+    def look(self, namespaces: Sequence[Namespace], terms: Terms, prefix: str) -> Memory:
+        """Make a view for the body of namespaces that were loaded and that nobody has changed yet, the nearest first."""
+        near = self.held[namespaces[0]]
+        if near.view is None and not near.memory._terms.bare:
+            near.split()
+        view = View([self.held[namespace] for namespace in namespaces], terms, prefix)
+        self._views.append(view)
+        return view.memory
+
+    def show(self) -> None:
+        """Show in the body's views what was written to what they show; they have been flushed."""
+        show(self._views)
 
     def names(self, namespace: Namespace, want: Want) -> Steps[list[str]]:
         """The keys of a namespace, as this call sees it, without loading their values. *want* asks for no keys."""
         yield from self.hold({namespace: want})
         held = self.held[namespace]
+        held.flush()
         if held.keys is None:
-            return list(held.memory)
+            return [key for key in held.memory if not is_reserved(key)]
         host = self.host()
         if host is None:
             loaded: Loaded = yield Load((namespace,), ((),), self.bridge.load_timeout, names=True)
             refuse_owner(want, loaded.snapshots[0].owner)
-            there = list(loaded.snapshots[0].versions)
+            there = [key for key in loaded.snapshots[0].versions if not is_reserved(key)]
         else:
             there = yield from host.names(namespace, want.for_nested())
         memory, known = held.memory, held.keys
         # What was deleted and made again goes last, as in a dict.
         kept = {key: None for key in there if key not in known or (key in memory and not was_deleted(memory, key))}
-        return [*kept, *(key for key in memory if key not in kept)]
+        return [*kept, *(key for key in memory if key not in kept and not is_reserved(key))]
 
     # Taking turns.
 
@@ -398,7 +412,7 @@ class UnitOfWork:
         changed: dict[str, list[str]] = {}
         for held, changes in self._made:
             if changes is not None:
-                changed.setdefault(held.want.terms.scope, []).extend((*changes[0], *changes[1]))
+                changed.setdefault(held.want.terms.scope, []).extend(map(known_as, (*changes[0], *changes[1])))
         return changed
 
     def _let_go(self) -> None:
@@ -450,7 +464,7 @@ class UnitOfWork:
             held.flush()
             memory = held.memory
             changes = changes_of(memory)
-            held.refuse_undeclared(changes)
+            held.refuse(changes)
             if changes is not None or is_due(memory):
                 writes = True
             elif held.whole and memory._base.head == b"":
@@ -491,6 +505,7 @@ class UnitOfWork:
                 checked=held.checked,
                 born=held.committed_born(),
                 contents=by_content and held.origin is not None,
+                bases=held.bases,
             )
             rebased = rebase.run()
             scope = held.want.terms.scope
@@ -535,6 +550,7 @@ class UnitOfWork:
                     return Moved(tuple(current), now)
                 for (held, changes), change in zip(inner._made, commit.changes, strict=True):
                     self._absorb(held, changes, change)
+                show(self._views)
             for namespace, held in inner.held.items():
                 mine = self.held[namespace]
                 mine.whole = mine.whole or held.whole
@@ -543,7 +559,14 @@ class UnitOfWork:
 
     def _absorb(self, held: Held, changes: Changes | None, change: Change) -> None:
         mine = self.held[change.namespace]
-        mine.apply(held.memory, change, changes)
+        extra = held.memory._extra
+        mine.take_up(
+            change,
+            {} if changes is None else changes[2],
+            () if extra is None else extra.ttls,
+            held.memory._terms.merges,
+            held.bases,
+        )
         if (change.puts or change.deletes) and (mine.want.nested or held.want.adopts):
             mine.want = mine.want._replace(owner=held.want.owner, adopts=held.want.adopts, nested=False)
 

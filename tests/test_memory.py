@@ -379,7 +379,7 @@ def test_a_key_that_is_no_str_refuses_the_whole_call(gantry, key, write):
     assert stored(gantry) == {}
 
 
-@pytest.mark.parametrize("key", ["", "\ud800", "a" * 10_000, "__class__", "\0", "ключ"])
+@pytest.mark.parametrize("key", ["", "\ud800", "a" * 10_000, "__class__", "a\0", "ключ"])
 def test_any_str_is_a_key(gantry, key):
     doing(gantry)(lambda memory: memory.update({key: 1, key + "list": [1]}))
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from agent_gantry_state.compartments import prefix_of
 from agent_gantry_state.context import ExecutionContext, SyncExecutionContext
 from agent_gantry_state.errors import DeclarationError, InjectedArgumentError, MissingIdentityError
 from agent_gantry_state.holding import Want
@@ -49,6 +50,8 @@ class Declaration:
         name: Name of the tool, if it says one.
         retries: How often the body may run again after a conflict.
         kind: What the parameter gets: the memory itself, a context, or the keys of the memory one by one.
+        further: Scopes behind that one, through which reads fall, the nearest first.
+        private: Whether the memory is the tool's own compartment of it.
     """
 
     scope: str
@@ -57,6 +60,23 @@ class Declaration:
     name: str | None = None
     retries: int = 0
     kind: Kind = "memory"
+    further: tuple[str, ...] = ()
+    private: bool = False
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """All of its scopes, the nearest first."""
+        return (self.scope, *self.further)
+
+    @property
+    def is_view(self) -> bool:
+        """Whether the parameter gets something else than what is in one namespace."""
+        return bool(self.further or self.private)
+
+    @property
+    def is_filed_by_name(self) -> bool:
+        """Whether where the memory is found depends on the tool's name."""
+        return self.private or "tool" in self.scopes
 
     @property
     def decorator(self) -> str:
@@ -70,12 +90,12 @@ class Opened:
     Attributes:
         unit: Its unit of work.
         identity: Who calls.
-        namespaces: For each declaration its namespace; None for a context whose session is not known.
+        namespaces: For each declaration its namespaces, the nearest first; none for a context whose session is not known.
     """
 
     __slots__ = ("identity", "namespaces", "unit")
 
-    def __init__(self, unit: UnitOfWork, identity: Identity | None, namespaces: tuple[Namespace | None, ...]) -> None:
+    def __init__(self, unit: UnitOfWork, identity: Identity | None, namespaces: tuple[tuple[Namespace, ...], ...]) -> None:
         self.unit = unit
         self.identity = identity
         self.namespaces = namespaces
@@ -233,7 +253,7 @@ class Plan:
             self._claimed = False
             self._impersonal.clear()
             self.slots.clear()
-        if any(declaration.scope == "tool" for declaration in self.declarations):
+        if any(declaration.is_filed_by_name for declaration in self.declarations):
             self._claim()
 
     def _claim(self) -> None:
@@ -299,18 +319,21 @@ class Plan:
         """
         identity = settings.identity if entered is None else entered.identity
         wants: dict[Namespace, Want] = {}
-        namespaces: list[Namespace | None] = []
+        namespaces: list[tuple[Namespace, ...]] = []
         beside: list[tuple[Namespace, Terms]] = []
         for declaration in self.declarations:
             terms, keys = declaration.terms, None
+            if declaration.is_view:
+                namespaces.append(self._want_layers(declaration, settings, identity, wants))
+                continue
             try:
                 namespace = self.locate(declaration.scope, settings, identity)
             except MissingIdentityError:
                 if declaration.kind != "context":
                     raise
-                namespaces.append(None)
+                namespaces.append(())
                 continue
-            namespaces.append(namespace)
+            namespaces.append((namespace,))
             terms = self.wiring.owned(terms, namespace)
             if declaration.kind == "session":
                 # Nothing is loaded before it is asked for; but who wants it to itself has to wait for it.
@@ -318,9 +341,7 @@ class Plan:
                 if not terms.exclusive:
                     continue
                 keys = ()
-            want = Want.of(terms, identity, keys)
-            there = wants.get(namespace)
-            wants[namespace] = want if there is None else there.joined(want)
+            _add(wants, namespace, Want.of(terms, identity, keys))
         for namespace, terms in beside:
             if (there := wants.get(namespace)) is not None:
                 wants[namespace] = there._replace(terms=replace(there.terms.joined(terms), keys=there.terms.keys))
@@ -329,11 +350,44 @@ class Plan:
             unit.watched(settings.observers, self.name)
         return Opened(unit, identity, tuple(namespaces))
 
+    def _want_layers(
+        self, declaration: Declaration, settings: Settings, identity: Identity | None, wants: dict[Namespace, Want]
+    ) -> tuple[Namespace, ...]:
+        """Want the namespaces of a view; they are given, the nearest first, each once."""
+        wiring, terms = self.wiring, declaration.terms
+        namespaces = dict.fromkeys([self.locate(scope, settings, identity) for scope in declaration.scopes])
+        prefix = self._prefix(declaration)
+        keys = None if terms.keys is None else tuple([prefix + key for key in terms.keys])
+        for depth, namespace in enumerate(namespaces):
+            own = wiring.terms(namespace.scope)
+            # What is read restarts the time of a scope that slides; what is written goes by the view's own terms.
+            bare = Terms(
+                terms.scope if depth == 0 else own.scope,
+                slides=depth > 0 and own.slides,
+                keys=keys,
+                serializable=terms.serializable,
+                exclusive=terms.exclusive,
+                owned=own.owned or (depth == 0 and terms.owned),
+                reruns=terms.reruns,
+                bare=True,
+            )
+            # Which keys may be written is the view's business.
+            _add(wants, namespace, Want.of(bare, identity)._replace(terms=replace(bare, keys=None)))
+        return tuple(namespaces)
+
+    def _prefix(self, declaration: Declaration) -> str:
+        if not declaration.private:
+            return ""
+        if not self._claimed:
+            self._claim()
+        return prefix_of(self.name)
+
     def given(self, opened: Opened, settings: Settings) -> tuple[Any, ...]:
         """What each declaration gives the function, in a call whose unit has begun."""
         unit, identity = opened.unit, opened.identity
         given: list[Any] = []
-        for declaration, namespace in zip(self.declarations, opened.namespaces, strict=True):
+        for declaration, namespaces in zip(self.declarations, opened.namespaces, strict=True):
+            namespace = namespaces[0] if namespaces else None
             if declaration.kind == "context":
                 locate = functools.partial(self.locate, settings=settings, identity=identity)
                 context = self.flavour("context")
@@ -345,8 +399,10 @@ class Plan:
                 given.append(
                     self.flavour("session")(unit, namespace, Want.of(self.wiring.owned(terms, namespace), identity, ()))
                 )
+            elif declaration.is_view:
+                given.append(unit.look(namespaces, terms, self._prefix(declaration)))
             else:
-                given.append(unit.held[namespace].memory)
+                given.append(unit.held[namespace].seen())
         return tuple(given)
 
     def _usual_terms(self, scope: str, namespace: Namespace) -> Terms:
@@ -363,6 +419,16 @@ class Plan:
             else:
                 args = (*args[: index - shift], given[declaration], *args[index - shift :])
         return args
+
+
+def _add(wants: dict[Namespace, Want], namespace: Namespace, want: Want) -> None:
+    there = wants.get(namespace)
+    if there is None:
+        wants[namespace] = want
+    elif there.terms.bare is want.terms.bare:
+        wants[namespace] = there.joined(want)
+    else:
+        wants[namespace] = want.beside(there) if there.terms.bare else there.beside(want)
 
 
 def stateful_parameters(fn: Any) -> dict[str, Kind]:

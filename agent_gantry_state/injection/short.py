@@ -57,7 +57,13 @@ def _is_common(plan: Plan) -> bool:
         return False
     declaration = plan.declarations[0]
     terms = declaration.terms
-    if declaration.kind != "memory" or terms.keys is not None or terms.serializable or terms.exclusive:
+    if (
+        declaration.kind != "memory"
+        or declaration.is_view
+        or terms.keys is not None
+        or terms.serializable
+        or terms.exclusive
+    ):
         return False
     # There may be no identity for a scope that is nobody's.
     return not (terms.owned and plan.is_impersonal)
@@ -81,12 +87,7 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
             slot = _NOWHERE
         # The snapshot first: if the slot is in the store after that, this is what stood there.
         snapshot = slot.snapshot
-        if (
-            slot.home is settings.home
-            and snapshot.first_expiry == inf
-            and not slides
-            and (not owned or snapshot.owner == identity.owner)
-        ):
+        if slot.home is settings.home and snapshot.plain and not slides and (not owned or snapshot.owner == identity.owner):
             slot.used = True
             # What `open_memory` does: a frame more is felt here.
             memory: Any = new(Memory)
@@ -154,12 +155,7 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
             slot = _NOWHERE
         # The snapshot first: if the slot is in the store after that, this is what stood there.
         snapshot = slot.snapshot
-        if (
-            slot.home is settings.home
-            and snapshot.first_expiry == inf
-            and not slides
-            and (not owned or snapshot.owner == identity.owner)
-        ):
+        if slot.home is settings.home and snapshot.plain and not slides and (not owned or snapshot.owner == identity.owner):
             slot.used = True
             # What `open_memory` does: a frame more is felt here.
             memory: Any = new(Memory)
@@ -260,7 +256,7 @@ def _beginner(plan: Plan) -> Callable[[Settings, Any], Memory | None]:
             return None
         namespace = plan.locate(scope, settings, None if impersonal else identity)
         snapshot = store.snapshot(namespace)
-        if owned and snapshot.owner is not None and snapshot.owner != identity.owner:
+        if snapshot.reserved or (owned and snapshot.owner is not None and snapshot.owner != identity.owner):
             return None
         if slides or snapshot.first_expiry != inf:
             # The next call has to ask the store as well.

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from agent_gantry_state import codec
+from agent_gantry_state.compartments import has_reserved
 from agent_gantry_state.namespace import Namespace
 
 __all__ = [
@@ -107,7 +108,8 @@ class Snapshot:
     Values that cannot be changed in place stand in `values` themselves, containers stand there as None and in `packed` as
     bytes (without the format byte): a working copy is then one C-level dict copy and a decode of each container.
     `born` is the head of its first commit: one that was erased and made anew is another one. A snapshot of some keys only
-    says in `until` when the last of all keys expires (infinite if never); else that is None.
+    says in `until` when the last of all keys expires (infinite if never); else that is None. `reserved` says whether some of
+    its keys belong to compartments, `plain` that none does and that none expires.
     """
 
     __slots__ = (
@@ -117,6 +119,8 @@ class Snapshot:
         "head",
         "owner",
         "packed",
+        "plain",
+        "reserved",
         "slides",
         "touched",
         "until",
@@ -136,6 +140,7 @@ class Snapshot:
         touched: float = 0.0,
         born: bytes | None = None,
         until: float | None = None,
+        reserved: bool | None = None,
     ) -> None:
         self.born = born
         self.until = until
@@ -148,6 +153,8 @@ class Snapshot:
         self.slides = slides
         self.touched = touched
         self.first_expiry = self._first_expiry() if expires_at or slides else math.inf
+        self.reserved = has_reserved(values) if reserved is None else reserved
+        self.plain = not self.reserved and self.first_expiry == math.inf
 
     def _first_expiry(self) -> float:
         return min(*self.expires_at.values(), *(self.touched + ttl for ttl in self.slides.values()), math.inf)
@@ -193,6 +200,7 @@ class Snapshot:
         after.values, after.packed, after.versions, after.head = values, self.packed, versions, head
         after.owner, after.expires_at, after.slides = self.owner, self.expires_at, self.slides
         after.touched, after.born, after.first_expiry, after.until = self.touched, self.born, math.inf, None
+        after.reserved, after.plain = self.reserved, self.plain
         return after
 
     def deadline(self, key: str) -> float | None:
@@ -231,6 +239,7 @@ class Snapshot:
             self.touched,
             self.born,
             self.until,
+            self.reserved,
         )
 
 

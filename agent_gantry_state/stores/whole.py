@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from agent_gantry_state import codec
+from agent_gantry_state.compartments import FIRST_OPEN
 from agent_gantry_state.errors import CorruptEntryError, StateError
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.stores.protocol import KEEP, UNSHARED, Change, Put, Snapshot
@@ -36,6 +37,7 @@ def chosen(snapshot: Snapshot, keys: tuple[str, ...], names: bool) -> Snapshot:
         snapshot.touched,
         snapshot.born,
         snapshot.last_expiry(),
+        snapshot.reserved and None,
     )
 
 
@@ -51,6 +53,7 @@ def applied(change: Change, snapshot: Snapshot, version: bytes, now: Callable[[]
     """The snapshot that follows *snapshot*."""
     values, versions, packed = snapshot.values.copy(), snapshot.versions.copy(), snapshot.packed
     expires_at, slides = snapshot.expires_at, snapshot.slides
+    reserved: bool | None = snapshot.reserved
     if packed or expires_at or slides or change.deletes:
         packed, expires_at, slides = packed.copy(), expires_at.copy(), slides.copy()
         for key in change.deletes:
@@ -61,6 +64,8 @@ def applied(change: Change, snapshot: Snapshot, version: bytes, now: Callable[[]
         touched = now()
     head = version if change.puts or change.deletes or change.owner is not None else snapshot.head
     for key, put in change.puts.items():
+        if key < FIRST_OPEN:
+            reserved = None
         if put.last:
             values.pop(key, None)
             versions.pop(key, None)
@@ -87,6 +92,8 @@ def applied(change: Change, snapshot: Snapshot, version: bytes, now: Callable[[]
         slides,
         touched,
         snapshot.born or head,
+        None,
+        reserved,
     )
 
 

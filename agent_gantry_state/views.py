@@ -1,0 +1,403 @@
+"""Views: memories that a body is given in place of a namespace's own.
+
+A view shows a compartment of a namespace, some of its keys, or several namespaces laid over each other. What is written to
+it goes to the nearest namespace whenever somebody else is about to look there, merged as a stranger's changes would be; and
+what others have written there meanwhile is shown in it, inside the containers that the body may hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from agent_gantry_state import codec
+from agent_gantry_state.changes import changes_of, is_due, pack_at, touches
+from agent_gantry_state.codec import shortened
+from agent_gantry_state.compartments import is_reserved
+from agent_gantry_state.errors import FurtherScopeError, ReadOnlyMemoryError, UndeclaredKeyError
+from agent_gantry_state.memory import Changes, Inherited, Memory, Terms, open_memory
+from agent_gantry_state.merge import graft
+from agent_gantry_state.rebase import Rebase, conflict
+from agent_gantry_state.savepoint import snapshot_of, was_deleted
+from agent_gantry_state.stores.protocol import KEEP, Change, Snapshot
+
+if TYPE_CHECKING:
+    from agent_gantry_state.holding import Held
+
+__all__ = ["Layered", "View", "flush", "read_only", "undeclared"]
+
+#: In `Memory._touched`, a key that was deleted from the nearest scope, so that the next one's shows.
+_REVEALED: Final = Inherited(KEEP, False)
+#: Stands for the head, and for the version of every key, of what a view shows: it is compared by content.
+_SEEN: Final = b"seen"
+_set = dict.__setitem__
+_MISSING: Final = object()
+
+
+class _Below(NamedTuple):
+    """What the scopes behind the nearest one hold for a key."""
+
+    scope: str
+    value: Any
+    packed: bytes | None
+    deadline: float | None
+
+    def copy(self) -> Any:
+        return self.value if self.packed is None else codec.unpack(self.packed)
+
+    @property
+    def content(self) -> bytes:
+        return codec.pack(self.value) if self.packed is None else self.packed
+
+
+class Layered(Memory):
+    """A memory of several scopes: reads fall through to the next, writes go to the nearest."""
+
+    __slots__ = ("_below",)
+
+    _below: dict[str, _Below]
+
+    def __delitem__(self, key: str) -> None:
+        near = self._is_near(key)
+        super().__delitem__(key)
+        self._reveal(key, near)
+
+    def pop(self, key: str, *default: Any) -> Any:
+        """Delete *key* and return its value, or *default*; what a further scope holds for it shows then."""
+        near = self._is_near(key)
+        value = super().pop(key, *default)
+        self._reveal(key, near)
+        return value
+
+    def popitem(self) -> tuple[str, Any]:
+        """Delete the last key and return it with its value; what a further scope holds for it shows then."""
+        key = next(reversed(self), _MISSING)
+        near = key is not _MISSING and self._is_near(key)  # type: ignore[arg-type]
+        item = super().popitem()
+        self._reveal(item[0], near)
+        return item
+
+    def clear(self) -> None:
+        """Delete the keys of the nearest scope; what further ones hold stays, and shows."""
+        for key in [key for key in self if self._is_near(key)]:
+            del self[key]
+
+    def ttl(self, key: str) -> float | None:
+        """Seconds that *key* has left in the scope from which it shows, as `Memory.ttl`."""
+        if key not in self or not self._is_below(key):
+            return super().ttl(key)
+        deadline = self._below[key].deadline
+        return None if deadline is None else deadline - self._now
+
+    def origin(self, key: str) -> str | None:
+        """Which scope the value of *key* comes from, as `Memory.origin`; one that was assigned comes from the nearest."""
+        return self._below[key].scope if key in self and self._is_below(key) else super().origin(key)
+
+    def _is_below(self, key: str) -> bool:
+        """Whether what shows is a further scope's."""
+        touched = self._touched.get(key, _MISSING)
+        if key not in self._below:
+            return False
+        return touched is _REVEALED or (touched is _MISSING and key not in self._base.versions)
+
+    def _is_near(self, key: str) -> bool:
+        return key in self and not self._is_below(key)
+
+    def _reveal(self, key: str, near: bool) -> None:
+        if near and key in self._below:
+            _set(self, key, self._below[key].copy())
+            self._touched[key] = _REVEALED
+
+
+codec.store_as_dict(Layered, dict)
+
+
+class View:
+    """What a body sees of namespaces that its unit of work holds.
+
+    Args:
+        layers: What is held of the namespaces, the nearest first: that is where writes go.
+        terms: How the memory behaves.
+        prefix: What the keys of its compartment begin with; "" for the keys that are in none.
+        memory: A memory that a body has already, opened from the nearest namespace; None: one is made.
+    """
+
+    __slots__ = ("_cut", "_layers", "_prefix", "_undeclared", "_written", "memory", "terms")
+
+    def __init__(self, layers: Sequence[Held], terms: Terms, prefix: str = "", memory: Memory | None = None) -> None:
+        self._layers = tuple(layers)
+        self._prefix = prefix
+        self.terms = terms
+        # Keys that were deleted though only a further scope holds them, and what was written against the terms: neither goes
+        # on, but the body may yet take it back.
+        self._cut: set[str] = set()
+        self._undeclared: set[str] = set()
+        self._written: Changes | None = None
+        near = self.held.memory
+        assert near._namespace is not None  # noqa: S101 - a unit opens its memories with one
+        if memory is None:
+            kind = Layered if len(self._layers) > 1 else Memory
+            # Nobody has seen what is held yet, so that it is as it was loaded.
+            base, below = self._stand([held.memory._base for held in self._layers])
+            memory = open_memory(near._namespace, base, near._now, terms, kind)
+            if isinstance(memory, Layered):
+                memory._below = below
+        self.memory = memory
+
+    @property
+    def held(self) -> Held:
+        """Where its writes go."""
+        return self._layers[0]
+
+    def shows(self, held: Held) -> bool:
+        """Whether it shows something of a namespace."""
+        return held in self._layers
+
+    # From what is held to what is shown.
+
+    def _key(self, stored: str) -> str | None:
+        """A key as the body knows it; None: it does not see that one."""
+        if self._prefix:
+            if not stored.startswith(self._prefix):
+                return None
+            key = stored[len(self._prefix) :]
+        elif is_reserved(stored):
+            return None
+        else:
+            key = stored
+        keys = self.terms.keys
+        return key if keys is None or key in keys or key in self._undeclared else None
+
+    def _stand(self, snapshots: Sequence[Snapshot]) -> tuple[Snapshot, dict[str, _Below]]:
+        """What there is to see, and for keys what further scopes hold."""
+        values: dict[str, Any] = {}
+        packed: dict[str, bytes] = {}
+        versions: dict[str, bytes] = {}
+        expires_at: dict[str, float] = {}
+        slides: dict[str, float] = {}
+        below: dict[str, _Below] = {}
+        near = snapshots[0]
+        now = self.held.memory._now
+        for held, snapshot in zip(reversed(self._layers), reversed(snapshots), strict=True):
+            for stored, value in snapshot.values.items():
+                key = self._key(stored)
+                if key is None:
+                    continue
+                encoded = snapshot.packed.get(stored)
+                values[key] = value
+                if encoded is not None:
+                    packed[key] = encoded
+                else:
+                    packed.pop(key, None)
+                if snapshot is near:
+                    versions[key] = _SEEN
+                    self._cut.discard(key)
+                    if stored in near.expires_at:
+                        expires_at[key] = near.expires_at[stored]
+                    elif stored in near.slides:
+                        slides[key] = near.slides[stored]
+                else:
+                    left = held.memory.ttl(stored)
+                    deadline = None if left is None else now + left
+                    below[key] = _Below(held.want.terms.scope, value, encoded, deadline)
+        for key in self._cut:
+            values.pop(key, None)
+            packed.pop(key, None)
+        head = _SEEN if values else None
+        born = near.born
+        return (
+            Snapshot(values, packed, versions, head, None, expires_at, slides, near.touched, born, None, False),
+            below,
+        )
+
+    def show(self) -> None:
+        """Show what is held now, inside the containers that are there. What the body has changed must have been flushed."""
+        if self._written is not None:
+            # That is nowhere but here.
+            return
+        memory = self.memory
+        base, below = self._stand([snapshot_of(held.memory) for held in self._layers])
+        for key in list(memory):
+            if key not in base.values:
+                dict.pop(memory, key)
+        for key in base.values:
+            if key not in memory:
+                _set(memory, key, base.value(key))
+            elif pack_at(memory[key], key) != _content(base, key):
+                _set(memory, key, graft(memory[key], base.value(key)))
+        memory._base = base
+        memory._touched = {}
+        memory._extra = None
+        if isinstance(memory, Layered):
+            memory._below = below
+
+    # From what the body wrote to what is held.
+
+    def flush(self) -> bool:
+        """Bring what the body changed into what is held; whether there was anything.
+
+        Raises:
+            MemoryConflictError: Two memories of one body changed the same, and it cannot be merged.
+            UnstorableValueError: It cannot be stored.
+        """
+        memory = self.memory
+        changes = self._changes()
+        if self.terms.read_only and changes is not None:
+            self._written = changes
+            return False
+        self._written = None
+        if changes is None and not is_due(memory):
+            return False
+        self._note_undeclared(changes)
+        change = self._change(changes)
+        base, prefix = memory._base, self._prefix
+        # What the body took a value from that the namespace itself does not have: what a merge starts from.
+        bases = {prefix + key: _content(base, key) for key in change.puts if key in base.values and key not in base.versions}
+        added = {} if changes is None else {prefix + key: n for key, n in changes[2].items()}
+        timed = () if memory._extra is None else [prefix + key for key in memory._extra.ttls]
+        merges = {prefix + key: merge for key, merge in self.terms.merges.items()}
+        change.puts = {prefix + key: put for key, put in change.puts.items()}
+        change.deletes = [prefix + key for key in change.deletes]
+        self.held.take_up(change, added, timed, merges, bases)
+        return True
+
+    def _changes(self) -> Changes | None:
+        """What the body changed in the nearest namespace."""
+        memory = self.memory
+        changes = changes_of(memory)
+        below = memory._below if isinstance(memory, Layered) else {}
+        if changes is None or not (below or self._cut):
+            return changes
+        puts, deletes, added = changes
+        near = memory._base.versions
+        own = () if memory._extra is None else memory._extra.ttls
+        for key in [*deletes]:
+            if key not in near:
+                deletes.remove(key)
+            if key in below:
+                self._cut.add(key)
+        for key, put in [*puts.items()]:
+            self._cut.discard(key)
+            if key not in below or key in own or (key in near and not was_deleted(memory, key)):
+                continue
+            if put.packed == below[key].content:
+                # As the further scope has it: what was seen, or shows again.
+                del puts[key]
+                added.pop(key, None)
+                if key in near:
+                    deletes.append(key)
+        return changes if puts or deletes else None
+
+    def _change(self, changes: Changes | None) -> Change:
+        """The body's changes, made again on top of what has been written to what is held since it was shown."""
+        memory, prefix = self.memory, self._prefix
+        base, namespace = memory._base, memory._namespace
+        assert namespace is not None  # noqa: S101 - it was opened with one
+        puts, deletes = ({}, []) if changes is None else changes[:2]
+        checks = {key: _content(base, key) if key in base.versions else None for key in (*puts, *deletes)}
+        change = Change(namespace, base.head, puts, deletes, checks, False, touches(memory))
+        there = snapshot_of(self.held.memory, [prefix + key for key in checks])
+        if prefix:
+            there = _stripped(there, len(prefix))
+        if all(there.versions.get(key) == seen for key, seen in checks.items()):
+            return change
+        rebase = Rebase(memory, changes, change, there, memory._now, born=there.born)
+        change = rebase.run()
+        if rebase.conflicts:
+            raise conflict({self.terms.scope: rebase.conflicts}, False) from (rebase.causes[0] if rebase.causes else None)
+        return change
+
+    # What the terms say against it.
+
+    def _note_undeclared(self, changes: Changes | None) -> None:
+        keys = self.terms.keys
+        if changes is not None and keys is not None:
+            self._undeclared.update(key for key in (*changes[0], *changes[1]) if key not in keys)
+
+    def refuse(self, stored: Iterable[str]) -> None:
+        """Refuse to commit what the body must not do; *stored* are the keys that the unit writes or deletes.
+
+        Raises:
+            FurtherScopeError: It deleted a key that only a further scope holds.
+            ReadOnlyMemoryError: It wrote to a memory that is only to be read.
+            UndeclaredKeyError: It wrote a key that the decorator does not name.
+        """
+        scope = self.terms.scope
+        if self._written is not None:
+            raise read_only(scope, self._written)
+        for key in stored:
+            # One that the body took back is no write.
+            if self._undeclared and (known := self._key(key)) in self._undeclared:
+                raise undeclared(scope, known)
+        if self._cut:
+            key = min(self._cut)
+            holder = self._holder(key)
+            raise FurtherScopeError(
+                f"{scope} memory: key {shortened(repr(key))} was deleted, but it is the {holder} scope that holds it, "
+                f"further out than this tool writes, so that nothing was written; delete it with scope={holder!r}, "
+                "or assign another value, which then stands before it",
+                key=key,
+                scope=holder,
+            )
+
+    def _holder(self, key: str) -> str:
+        memory = self.memory
+        assert isinstance(memory, Layered)  # noqa: S101 - no other memory has anything further out
+        return memory._below[key].scope
+
+
+def _stripped(snapshot: Snapshot, length: int) -> Snapshot:
+    def cut(mapping: Mapping[str, Any]) -> dict[str, Any]:
+        return {key[length:]: value for key, value in mapping.items()}
+
+    return Snapshot(
+        cut(snapshot.values),
+        cut(snapshot.packed),
+        cut(snapshot.versions),
+        snapshot.head,
+        snapshot.owner,
+        cut(snapshot.expires_at),
+        cut(snapshot.slides),
+        snapshot.touched,
+        snapshot.born,
+        snapshot.until,
+    )
+
+
+def _content(snapshot: Snapshot, key: str) -> bytes:
+    packed = snapshot.packed.get(key)
+    return codec.pack(snapshot.values[key]) if packed is None else packed
+
+
+def flush(views: Sequence[View]) -> None:
+    """Bring what a body changed in its views into what its unit holds, and show it in all of them."""
+    flushed = [view.flush() for view in views]
+    if any(flushed):
+        show(views)
+
+
+def show(views: Sequence[View]) -> None:
+    """Show in all views what is held now."""
+    for view in views:
+        view.show()
+
+
+def read_only(scope: str, changes: Changes) -> ReadOnlyMemoryError:
+    """The error of a call that wrote to a memory which is only to be read."""
+    key = next(iter((*changes[0], *changes[1])))
+    return ReadOnlyMemoryError(
+        f"{scope} memory: it is read-only for this tool, which wrote key {shortened(repr(key))}, so that nothing was "
+        "written; leave out read_only=True, or leave it as it is",
+        key=key,
+        scope=scope,
+    )
+
+
+def undeclared(scope: str, key: str) -> UndeclaredKeyError:
+    """The error of a call that wrote a key which its decorator does not name."""
+    return UndeclaredKeyError(
+        f"{scope} memory: key {shortened(repr(key))} is not one of those that the tool says it uses, "
+        "so that nothing was written; add it, with_memory(keys=(...))",
+        key=key,
+        scope=scope,
+    )
