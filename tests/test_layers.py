@@ -260,7 +260,7 @@ def test_deleting_a_key_that_only_a_further_scope_holds_is_refused_at_commit(gan
         assert "a" not in memory
         memory["b"] = 2
 
-    with pytest.raises(FurtherScopeError, match="'a'.*user") as caught:
+    with pytest.raises(FurtherScopeError, match=r"'a'.*user") as caught:
         doing(gantry)(both)
 
     assert (caught.value.key, caught.value.scope, caught.value.committed) == ("a", "user", False)
@@ -483,7 +483,7 @@ def test_keys_hold_for_every_layer(gantry):
 def test_read_only_layers_refuse_a_write_and_name_the_key(gantry):
     put(gantry, "user", a=[1])
 
-    with pytest.raises(ReadOnlyMemoryError, match="read-only.*'a'"):
+    with pytest.raises(ReadOnlyMemoryError, match=r"read-only.*'a'"):
         doing(gantry, read_only=True)(lambda memory: memory["a"].append(2))
 
     assert stored(gantry, "session") == {}
