@@ -26,6 +26,7 @@ __all__ = [
     "longest",
     "max",
     "min",
+    "newest",
     "ours",
     "theirs",
     "three_way",
@@ -221,6 +222,35 @@ def union(base: Any, theirs: Any, ours: Any) -> Any:
     if kind is dict:
         return {**theirs, **ours}
     return kind({codec.pack(item): item for item in (*theirs, *ours)}.values())
+
+
+def newest(count: int) -> Merge:
+    """Make a merge for lists that calls append to and cut at the beginning: theirs, then what ours appended, cut again.
+
+    Args:
+        count: How many items to keep.
+
+    Raises:
+        ValueError: *count* is not positive.
+    """
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ValueError(f"merge.newest: count must be an int of at least 1, not {count!r}")
+
+    def merge(base: Any, theirs: Any, ours: Any) -> Any:
+        before, there, here = ([] if side is ABSENT else side for side in (base, theirs, ours))
+        for side in (before, there, here):
+            if type(side) is not list:
+                raise Conflict(f"merge.newest needs lists, not {type(side).__name__}")
+        return (there + here[_overlap(before, here) :])[-count:]
+
+    return merge
+
+
+def _overlap(before: list[Any], after: list[Any]) -> int:
+    """With how many of the last items of *before* *after* begins: those that were there and were not cut."""
+    old, new = [codec.pack(item) for item in before], [codec.pack(item) for item in after]
+    longest_first = range(builtins.min(len(old), len(new)), 0, -1)
+    return next((length for length in longest_first if old[-length:] == new[:length]), 0)
 
 
 def ours(base: Any, theirs: Any, ours: Any) -> Any:

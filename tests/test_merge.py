@@ -270,6 +270,13 @@ def test_reordering_a_dict_is_a_change():
         (merge.union, {}, {"a": 1, "b": 1}, {"b": 2, "c": 2}, {"a": 1, "b": 2, "c": 2}),
         (merge.union, [1], ABSENT, [2], [2]),
         (merge.union, [1], [2], ABSENT, [2]),
+        (merge.newest(3), [1, 2, 3], [2, 3, 4], [2, 3, 5], [3, 4, 5]),
+        (merge.newest(3), [1, 2, 3], [2, 3, 1], [3, 2, 3], [1, 2, 3]),
+        (merge.newest(3), [1, 1, 1], [1, 1, 1], [1, 1, True], [1, 1, True]),
+        (merge.newest(9), [1, 2], [1, 2, 3], [1, 2, 4], [1, 2, 3, 4]),
+        (merge.newest(2), [1], [7, 8], [5, 6], [5, 6]),
+        (merge.newest(2), ABSENT, ["t"], ["o"], ["t", "o"]),
+        (merge.newest(2), ["b"], ABSENT, ["b", "o"], ["o"]),
         (merge.ours, 1, 2, 3, 3),
         (merge.ours, 1, 2, ABSENT, ABSENT),
         (merge.ours, 1, ABSENT, 3, 3),
@@ -287,6 +294,18 @@ def test_a_declared_merge_keeps_what_it_says(function, base, theirs, ours, expec
 
     assert packed(merged) == packed(expected)
     assert [packed(side) for side in (base, theirs, ours)] == before
+
+
+@pytest.mark.parametrize("count", [0, -1, True, 1.5, "3"])
+def test_newest_keeps_at_least_one_item(count):
+    with pytest.raises(ValueError, match="at least 1"):
+        merge.newest(count)
+
+
+@pytest.mark.parametrize("sides", [({}, [1], [2]), ([], "t", [2]), ([], [1], (2,))])
+def test_newest_of_what_is_no_list_is_a_conflict(sides):
+    with pytest.raises(merge.Conflict, match="lists"):
+        merge.newest(3)(*sides)
 
 
 @pytest.mark.parametrize(
