@@ -389,9 +389,9 @@ def _conversion(kind: type) -> str:
     if issubclass(kind, tuple) and hasattr(kind, "_asdict"):
         return "convert it with value._asdict() or tuple(value)"
     if hasattr(kind, "model_dump"):
-        return "convert it with value.model_dump()"
+        return "convert it with value.model_dump(), or annotate the memory's parameter with a model that has it as a field"
     if hasattr(kind, "__dataclass_fields__"):
-        return "convert it with dataclasses.asdict(value)"
+        return "convert it with dataclasses.asdict(value), or annotate the memory's parameter with a dataclass that has it as a field"
     if hasattr(kind, "tolist"):
         return "convert it with value.tolist()"
     for base in (str, bytes, int, float, list, tuple, set, frozenset, decimal.Decimal, uuid.UUID):
