@@ -246,14 +246,16 @@ def _of_typed_dict(cls: Any, hint: Any, extras: tuple[Any, ...], where: str) -> 
             required.add(name)
         if typing_extensions.ReadOnly in qualifiers:
             constant.add(name)
-    if sys.version_info < (3, 12) and type(cls).__module__ == "typing":
+    old = sys.version_info < (3, 12) and type(cls).__module__ == "typing"
+    if hint is cls and (old or constant):
         hint = _for_pydantic(cls, hints, required)
     frozen = bool(hints) and constant == set(hints)
     return StateClass(cls, _annotated(hint, extras), "dict", tuple(hints), frozenset(required), {}, frozen, False)
 
 
 def _for_pydantic(cls: Any, hints: Mapping[str, Any], required: set[str]) -> Any:
-    # pydantic takes no TypedDict of typing before Python 3.12, for what that one does not know of its keys; we do.
+    # pydantic takes no TypedDict of typing before Python 3.12, for what that one does not know of its keys: we do. And it
+    # warns of ReadOnly, which it does not enforce: where all keys are, we do.
     keys = {name: _bare(hint) for name, hint in hints.items()}
     # Any: checkers want the keys of a TypedDict written down.
     make: Any = typing_extensions.TypedDict

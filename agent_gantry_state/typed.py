@@ -200,7 +200,17 @@ class Shape:
                     raise UnstorableValueError(
                         f"{self.scope} memory: the serializer of {name} gives {_key(key)}, which is none of its fields"
                     )
-        return {key: _plain(value) for key, value in dumped.items()}
+        plain: dict[str, Any] = {}
+        for key, value in dumped.items():
+            try:
+                plain[key] = _plain(value)
+            except RecursionError:
+                path = f"memory[{key!r}]"
+                raise UnstorableValueError(
+                    f"{shortened(path)} holds a container that contains itself, or is nested too deeply; store it flatter",
+                    path=path,
+                ) from None
+        return plain
 
     def update(self, state: Any, values: Mapping[str, Any], names: Iterable[str] | None = None) -> None:
         """Bring what others wrote into an instance that a body holds, in place, down to its parts.
@@ -338,7 +348,7 @@ _TEXTS = (
 
 
 def _plain(value: Any) -> Any:
-    """*value* as the codec stores it, where pydantic makes it again of that."""
+    """*value* as the codec stores it, where pydantic makes it again of that; shares no container with it."""
     kind = type(value)
     if kind in _LEAVES:
         return value
@@ -346,7 +356,7 @@ def _plain(value: Any) -> Any:
         return _plain(value.value)
     if isinstance(value, Mapping):
         if kind is dict and _LEAVES.issuperset(map(type, value)) and _LEAVES.issuperset(map(type, value.values())):
-            return value
+            return dict(value)
         return {_plain(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, collections.deque)):
         return [_plain(item) for item in value]
