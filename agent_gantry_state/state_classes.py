@@ -37,7 +37,6 @@ class StateClass:
         kind: ``"model"``, ``"dataclass"`` or ``"dict"``.
         fields: Names of what is stored.
         required: Those that have no default of their own.
-        aliases: Names of fields by their aliases, as errors may call them.
         frozen: Whether nothing in it may be assigned.
         extra: Whether it takes keys that it does not name.
     """
@@ -47,7 +46,6 @@ class StateClass:
     kind: typing.Literal["model", "dataclass", "dict"]
     fields: tuple[str, ...]
     required: frozenset[str]
-    aliases: Mapping[str, str]
     frozen: bool
     extra: bool
 
@@ -176,10 +174,10 @@ def _of_model(cls: Any, hint: Any, where: str) -> StateClass:
     if issubclass(cls, RootModel):
         raise DeclarationError(f"{where}: {cls.__name__} is a RootModel, but a memory has keys: use a BaseModel with fields")
     fields = cls.model_fields
-    aliases = dict(_aliases(fields))
+    aliased = any(field.validation_alias or field.alias for field in fields.values())
     config = cls.model_config
     by_name = config.get("populate_by_name") or config.get("validate_by_name")
-    if aliases and not by_name and getattr(cls, "__pydantic_custom_init__", False):
+    if aliased and not by_name and getattr(cls, "__pydantic_custom_init__", False):
         raise DeclarationError(
             f"{where}: {cls.__name__} has aliases and an __init__ of its own, which would not take what is stored by "
             "the names of the fields: set populate_by_name=True in its model_config"
@@ -193,7 +191,6 @@ def _of_model(cls: Any, hint: Any, where: str) -> StateClass:
         "model",
         tuple(name for name in fields if name not in excluded),
         frozenset(required),
-        aliases,
         bool(config.get("frozen")) or _all_frozen(fields),
         config.get("extra") == "allow",
     )
@@ -224,7 +221,7 @@ def _of_dataclass(cls: Any, hint: Any, where: str) -> StateClass:
     _refuse_excluded(where, cls, required & excluded)
     stored = tuple(name for name in names if name not in excluded)
     frozen = cls.__dataclass_params__.frozen or _all_frozen(known)
-    return StateClass(cls, hint, "dataclass", stored, frozenset(required), dict(_aliases(known)), frozen, False)
+    return StateClass(cls, hint, "dataclass", stored, frozenset(required), frozen, False)
 
 
 def _of_typed_dict(cls: Any, hint: Any, extras: tuple[Any, ...], where: str) -> StateClass:
@@ -250,7 +247,7 @@ def _of_typed_dict(cls: Any, hint: Any, extras: tuple[Any, ...], where: str) -> 
     if hint is cls and (old or constant):
         hint = _for_pydantic(cls, hints, required)
     frozen = bool(hints) and constant == set(hints)
-    return StateClass(cls, _annotated(hint, extras), "dict", tuple(hints), frozenset(required), {}, frozen, False)
+    return StateClass(cls, _annotated(hint, extras), "dict", tuple(hints), frozenset(required), frozen, False)
 
 
 def _for_pydantic(cls: Any, hints: Mapping[str, Any], required: set[str]) -> Any:
@@ -299,12 +296,3 @@ def _refuse_excluded(where: str, cls: Any, names: set[str]) -> None:
 
 def _all_frozen(fields: Mapping[str, Any]) -> bool:
     return bool(fields) and all(field.frozen for field in fields.values())
-
-
-def _aliases(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for name, field in fields.items():
-        alias = field.validation_alias if field.validation_alias is not None else field.alias
-        for choice in getattr(alias, "choices", None) or [alias]:
-            first = choice.path[0] if hasattr(choice, "path") else choice
-            if isinstance(first, str) and first not in fields:
-                yield first, name

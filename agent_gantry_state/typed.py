@@ -7,11 +7,6 @@ know are never touched. No message holds a value, and no error has one of pydant
 
 from __future__ import annotations
 
-import collections
-import dataclasses
-import enum
-import ipaddress
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +19,7 @@ from agent_gantry_state.errors import (
     UnstorableValueError,
 )
 from agent_gantry_state.state_classes import StateClass, state_class
+from agent_gantry_state.state_values import covers, grafted, plain, set_fields
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -200,17 +196,17 @@ class Shape:
                     raise UnstorableValueError(
                         f"{self.scope} memory: the serializer of {name} gives {_key(key)}, which is none of its fields"
                     )
-        plain: dict[str, Any] = {}
+        stored: dict[str, Any] = {}
         for key, value in dumped.items():
             try:
-                plain[key] = _plain(value)
+                stored[key] = plain(value)
             except RecursionError:
                 path = f"memory[{key!r}]"
                 raise UnstorableValueError(
                     f"{shortened(path)} holds a container that contains itself, or is nested too deeply; store it flatter",
                     path=path,
                 ) from None
-        return plain
+        return stored
 
     def update(self, state: Any, values: Mapping[str, Any], names: Iterable[str] | None = None) -> None:
         """Bring what others wrote into an instance that a body holds, in place, down to its parts.
@@ -231,11 +227,11 @@ class Shape:
                 if chosen is not None and name not in chosen:
                     continue
                 if name in fresh:
-                    state[name] = _grafted(state[name], fresh[name], seen) if name in state else fresh[name]
+                    state[name] = grafted(state[name], fresh[name], seen) if name in state else fresh[name]
                 else:
                     state.pop(name, None)
         else:
-            _set_fields(state, fresh, self.fields, chosen, seen)
+            set_fields(state, fresh, self.fields, chosen, seen)
 
     def _refuse_unknown(self, state: Mapping[Any, Any]) -> None:
         for key in state:
@@ -278,7 +274,7 @@ class Shape:
         state, others = self._tried(known, False)
         if others is None:
             dumped, failed = self._dumped(state, None)
-            if not failed and _covers(_plain(dumped), known):
+            if not failed and covers(plain(dumped), known):
                 return state
         raise self._invalid(what, problems)
 
@@ -303,7 +299,6 @@ class Shape:
         kind = error["type"]
         told = f"{error['msg']} ({kind})" if kind in _SPEAKING else kind
         field, *path = error["loc"] or ("",)
-        field = self._declared.aliases.get(field, field) if field not in self.fields else field
         if not isinstance(field, str) or field not in self.fields:
             return "", f"as a whole: {told}"
         at = "".join(shortened(f"[{step!r}]") for step in path[:6])
@@ -323,128 +318,3 @@ class Shape:
 
 def _key(key: Any) -> str:
     return shortened(repr(key)) if type(key) in codec.IMMUTABLE else f"of type {type(key).__name__}"
-
-
-# Plain values.
-
-
-_LEAVES = codec.IMMUTABLE
-# Past what a subclass makes of itself.
-_BASES: dict[type, Callable[[Any], Any]] = {
-    str: str.__str__,
-    int: int.__int__,
-    float: float.__float__,
-    bytes: lambda value: bytes(memoryview(value)),
-    bytearray: lambda value: bytes(memoryview(value)),
-}
-_TEXTS = (
-    ipaddress.IPv4Address,
-    ipaddress.IPv6Address,
-    ipaddress.IPv4Interface,
-    ipaddress.IPv6Interface,
-    ipaddress.IPv4Network,
-    ipaddress.IPv6Network,
-)
-
-
-def _plain(value: Any) -> Any:
-    """*value* as the codec stores it, where pydantic makes it again of that; shares no container with it."""
-    kind = type(value)
-    if kind in _LEAVES:
-        return value
-    if isinstance(value, enum.Enum):
-        return _plain(value.value)
-    if isinstance(value, Mapping):
-        if kind is dict and _LEAVES.issuperset(map(type, value)) and _LEAVES.issuperset(map(type, value.values())):
-            return dict(value)
-        return {_plain(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, collections.deque)):
-        return [_plain(item) for item in value]
-    for container in (tuple, set, frozenset):
-        if isinstance(value, container):
-            return container(map(_plain, value))
-    for base, exact in _BASES.items():
-        if isinstance(value, base):
-            return exact(value)
-    if isinstance(value, _TEXTS) or _is_url(kind):
-        return str(value)
-    if isinstance(value, re.Pattern):
-        return value.pattern
-    return value
-
-
-def _is_url(kind: type) -> bool:
-    # By name, for a look at its module would import it; hosts and schemes of an URL are all text.
-    return any(each.__module__ in ("pydantic.networks", "pydantic_core") for each in kind.__mro__) and hasattr(
-        kind, "scheme"
-    )
-
-
-def _covers(dumped: Any, stored: Any) -> bool:
-    """Whether all that is stored, as far as the class knows it, came through unconverted."""
-    if type(dumped) is not type(stored):
-        return False
-    if type(dumped) is dict:
-        return all(_covers(dumped[key], value) for key, value in stored.items() if key in dumped)
-    if type(dumped) in (list, tuple):
-        return len(dumped) == len(stored) and all(map(_covers, dumped, stored))
-    return codec.pack(dumped) == codec.pack(stored)
-
-
-# In place.
-
-
-def _set_fields(state: Any, fresh: Any, fields: Iterable[str], chosen: frozenset[str] | None, seen: set[int]) -> None:
-    """Set fields past what the class says on assignment: they have been validated, and a frozen one is no less stale."""
-    for name in fields:
-        if (chosen is None or name in chosen) and hasattr(fresh, name):
-            new = getattr(fresh, name)
-            value = _grafted(getattr(state, name), new, seen) if hasattr(state, name) else new
-            object.__setattr__(state, name, value)
-    if not hasattr(state, "__pydantic_fields_set__"):
-        return
-    given: set[str] = state.__pydantic_fields_set__
-    touched = set(type(fresh).model_fields) if chosen is None else set(chosen)
-    given.difference_update(touched)
-    given.update(touched & fresh.__pydantic_fields_set__)
-    extra, ours = fresh.__pydantic_extra__, state.__pydantic_extra__
-    if extra is None or ours is None:
-        return
-    for name in {*ours, *extra}:
-        if chosen is None or name in chosen:
-            if name in extra:
-                ours[name] = _grafted(ours[name], extra[name], seen) if name in ours else extra[name]
-                given.add(name)
-            else:
-                del ours[name]
-                given.discard(name)
-
-
-def _grafted(old: Any, new: Any, seen: set[int]) -> Any:
-    """*old*, made equal to *new* in place where that can be, else *new*, so that variables which hold a part stay alive."""
-    kind = type(old)
-    if old is new or kind is not type(new) or id(old) in seen:
-        return new
-    if kind is dict:
-        seen.add(id(old))
-        kept = {key: _grafted(old[key], value, seen) if key in old else value for key, value in new.items()}
-        old.clear()
-        old.update(kept)
-    elif kind is list:
-        seen.add(id(old))
-        items = [_grafted(one, other, seen) for one, other in zip(old, new, strict=False)]
-        old[:] = items + new[len(old) :]
-    elif kind is set:
-        seen.add(id(old))
-        kept_members = set(new)
-        old.clear()
-        old.update(kept_members)
-    elif dataclasses.is_dataclass(kind) and not kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        seen.add(id(old))
-        _set_fields(old, new, [field.name for field in dataclasses.fields(kind)], None, seen)
-    elif hasattr(kind, "model_fields") and not kind.model_config.get("frozen"):
-        seen.add(id(old))
-        _set_fields(old, new, kind.model_fields, None, seen)
-    else:
-        return new
-    return old

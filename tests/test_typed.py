@@ -309,6 +309,7 @@ def test_a_field_without_a_default_is_refused_and_told_to_give_it_one(cls):
     assert "with_memory(default={'volume': ...})" in message
     assert ("mark it NotRequired" in message) is typing_extensions.is_typeddict(cls)
     assert "name" not in message.replace(cls.__name__, "")
+    assert refusal(cls, default={"name": "x"}) == message
 
 
 @pytest.mark.parametrize("cls", NEEDY)
@@ -503,6 +504,16 @@ def test_an_error_names_the_field_not_its_alias(field):
         shape(Aliased).load({field: "secret"})
 
     assert caught.value.fields == (field,)
+
+
+def test_an_error_of_an_aliased_field_that_is_missing_names_the_field():
+    class Needs(BaseModel):
+        n: int = Field(validation_alias=AliasChoices("nn", AliasPath("mm", 0)))
+
+    with pytest.raises(MemoryValidationError) as caught:
+        shape(Needs, default_factory=dict).load({})
+
+    assert caught.value.fields == ("n",)
 
 
 def test_an_init_that_would_lose_aliased_fields_is_refused():
@@ -910,6 +921,10 @@ def test_a_dump_shares_nothing_with_the_state():
     state.free["b"] = 3
 
     assert values["free"] == {"a": [1]}
+    flat = Everything(free={"a": 1})
+    values = EVERY.dump(flat)
+    flat.free["b"] = 2
+    assert values["free"] == {"a": 1}
 
 
 def test_changes_in_place_are_seen_at_any_depth():
