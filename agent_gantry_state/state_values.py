@@ -34,7 +34,10 @@ _TEXTS = (
 
 
 def plain(value: Any) -> Any:
-    """*value* as the codec stores it, where pydantic makes it again of that."""
+    """*value* as the codec stores it, where pydantic makes it again of that.
+
+    A bounded deque and a pattern with flags are left for the codec to refuse: they would come back without.
+    """
     kind = type(value)
     if kind in _LEAVES:
         return value
@@ -44,7 +47,7 @@ def plain(value: Any) -> Any:
         if kind is dict and _LEAVES.issuperset(map(type, value)) and _LEAVES.issuperset(map(type, value.values())):
             return value
         return {plain(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, collections.deque)):
+    if isinstance(value, list) or (isinstance(value, collections.deque) and value.maxlen is None):
         return [plain(item) for item in value]
     for container in (tuple, set, frozenset):
         if isinstance(value, container):
@@ -54,7 +57,7 @@ def plain(value: Any) -> Any:
             return exact(value)
     if isinstance(value, _TEXTS) or _is_url(kind):
         return str(value)
-    if isinstance(value, re.Pattern):
+    if isinstance(value, re.Pattern) and re.compile(value.pattern) == value:
         return value.pattern
     return value
 

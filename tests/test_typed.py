@@ -391,12 +391,17 @@ def test_what_is_no_stored_field_is_refused_or_left_alone():
     class Excluding(BaseModel):
         secret: str = Field(exclude=True)
 
+    @pydantic.dataclasses.dataclass
+    class ExcludingDataclass:
+        secret: str = Field(exclude=True)
+
     assert "'seed' of WithInitVar is an InitVar" in refusal(WithInitVar)
     assert "'total' of WithoutInit has init=False" in refusal(WithoutInit)
     assert shape(WithClassVar).fields == ("n",)
     assert "'secret' of Excluding has exclude=True, so that it is not stored: give it a default" in refusal(
         Excluding, default={"secret": "x"}
     )
+    assert "'secret' of ExcludingDataclass has exclude=True" in refusal(ExcludingDataclass, default={"secret": "x"})
 
 
 def test_private_computed_and_excluded_are_not_stored():
@@ -794,6 +799,32 @@ def test_a_secret_is_left_for_the_codec_to_refuse_and_never_shown():
     assert caught.value.path == "['password']"
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "kind"),
+    [("history", collections.deque([1], maxlen=2), "deque"), ("pattern", re.compile("a", re.IGNORECASE), "Pattern")],
+)
+def test_what_would_come_back_without_a_part_of_it_is_left_for_the_codec_to_refuse(field, value, kind):
+    values = EVERY.dump(Everything(**{field: value}))
+
+    with pytest.raises(UnstorableValueError, match=f"of type {kind}"):
+        codec.encode(values)
+
+
+def test_what_a_subclass_makes_of_itself_is_not_what_is_stored():
+    class Loud(str):
+        def __str__(self):
+            return "wrong"
+
+    class Wrong(int):
+        def __int__(self):
+            return -1
+
+    values = EVERY.dump(Everything(free=[Loud("a"), Wrong(1)]))
+
+    assert values["free"] == ["a", 1]
+    assert [type(each) for each in values["free"]] == [str, int]
+
+
 def test_a_set_of_models_which_has_no_stored_form_names_its_field():
     class Member(BaseModel, frozen=True):
         n: int = 0
@@ -1095,8 +1126,13 @@ def test_an_update_runs_no_assignment_rules_and_reaches_frozen_parts():
     class Part(BaseModel, frozen=True):
         n: int = 0
 
+    @dataclasses.dataclass(frozen=True)
+    class Piece:
+        n: int = 0
+
     class Whole(BaseModel):
         model_config = ConfigDict(validate_assignment=True)
+        piece: Piece = Piece()
         low: int = 0
         high: int = 1
         part: Part = Part()
@@ -1108,11 +1144,12 @@ def test_an_update_runs_no_assignment_rules_and_reaches_frozen_parts():
 
     found = shape(Whole, names=locals())
     state = found.load({})
-    part = state.part
+    part, piece = state.part, state.piece
 
-    found.update(state, {"low": 5, "high": 6, "part": {"n": 1}})
+    found.update(state, {"low": 5, "high": 6, "part": {"n": 1}, "piece": {"n": 1}})
 
-    assert (state.low, state.high, state.part.n, part.n) == (5, 6, 1, 0)
+    assert (state.low, state.high) == (5, 6)
+    assert (state.part.n, part.n, state.piece.n, piece.n) == (1, 0, 1, 0)
 
 
 def test_a_part_that_stands_twice_becomes_two():
