@@ -71,11 +71,10 @@ def _is_url(kind: type) -> bool:
 
 def covers(dumped: Any, stored: Any) -> bool:
     """Whether all that is stored, as far as the class knows it, came through unconverted."""
-    if type(dumped) is not type(stored):
-        return False
-    if type(dumped) is dict:
+    kind = type(dumped)
+    if kind is dict and type(stored) is dict:
         return all(covers(dumped[key], value) for key, value in stored.items() if key in dumped)
-    if type(dumped) in (list, tuple):
+    if kind in (list, tuple) and type(stored) is kind:
         return len(dumped) == len(stored) and all(map(covers, dumped, stored))
     return codec.pack(dumped) == codec.pack(stored)
 
