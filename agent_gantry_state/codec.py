@@ -378,6 +378,9 @@ def shortened(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:40]}...{text[-10:]}"
 
 
+_ANNOTATE: Final = "or annotate the memory's parameter with a model or dataclass that has it as a field"
+
+
 def _conversion(kind: type) -> str:
     """What to write instead, for the types that people try. Looks at the type alone: the value may be hostile."""
     if kind in (bytearray, memoryview):
@@ -389,9 +392,9 @@ def _conversion(kind: type) -> str:
     if issubclass(kind, tuple) and hasattr(kind, "_asdict"):
         return "convert it with value._asdict() or tuple(value)"
     if hasattr(kind, "model_dump"):
-        return "convert it with value.model_dump()"
+        return f"convert it with value.model_dump(), {_ANNOTATE}"
     if hasattr(kind, "__dataclass_fields__"):
-        return "convert it with dataclasses.asdict(value)"
+        return f"convert it with dataclasses.asdict(value), {_ANNOTATE}"
     if hasattr(kind, "tolist"):
         return "convert it with value.tolist()"
     for base in (str, bytes, int, float, list, tuple, set, frozenset, decimal.Decimal, uuid.UUID):

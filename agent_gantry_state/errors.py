@@ -21,6 +21,7 @@ __all__ = [
     "MemoryConflictError",
     "MemoryErasedError",
     "MemoryTooLargeError",
+    "MemoryValidationError",
     "MissingDriverError",
     "MissingIdentityError",
     "NotAtomicError",
@@ -210,6 +211,22 @@ class FurtherScopeError(StateError):
         super().__init__(message)
         self.key = key
         self.scope = scope
+
+
+class MemoryValidationError(StateError, ValueError):
+    """What is in a memory does not fit the class that its parameter is annotated with; nothing of the call was written.
+
+    Attributes:
+        scope: The scope of the memory.
+        fields: The fields that do not fit; none where only the whole does not.
+        problem: What is wrong with them.
+    """
+
+    def __init__(self, message: str, *, scope: str, fields: Iterable[str], problem: str) -> None:
+        super().__init__(message)
+        self.scope = scope
+        self.fields = tuple(fields)
+        self.problem = problem
 
 
 class CallEndedError(StateError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from pydantic import BaseModel
+
 from agent_gantry_state import (
     AgentGantry,
     ExecutionContext,
@@ -123,6 +125,23 @@ def keys(memory: Memory) -> None: ...
 gantry.with_memory("session")  # E
 gantry.with_memory(5)  # E
 gantry.with_memory()(5)  # E
+
+# A memory of a class of one's own.
+
+
+class Prefs(BaseModel):
+    volume: int = 3
+
+
+@gantry.with_memory
+def of_a_model(text: str, memory: Prefs) -> str:
+    memory.volume = "loud"  # E
+    memory["volume"] = 3  # E
+    return memory.other  # E
+
+
+number_of_a_model: int = of_a_model("a")  # E
+of_a_model.__wrapped__("a", {})  # E
 
 # Generators.
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
-from typing import Any
+from typing import Annotated, Any
 
-from typing_extensions import assert_type
+from pydantic import BaseModel
+from typing_extensions import TypedDict, assert_type
 
 from agent_gantry_state import (
     AgentGantry,
@@ -19,6 +21,7 @@ from agent_gantry_state import (
     Memory,
     MemoryConflictError,
     MemoryErasedError,
+    MemoryValidationError,
     Namespace,
     OrphanedCallError,
     Request,
@@ -137,6 +140,59 @@ def of_a_list(memory: Memory) -> str:
 
 
 assert_type(alone(), str)
+
+
+# A memory of a class of one's own.
+
+
+class Prefs(BaseModel):
+    volume: int = 3
+    names: list[str] = []
+
+
+@dataclasses.dataclass
+class Basket:
+    items: list[str] = dataclasses.field(default_factory=list)
+
+
+class Notes(TypedDict, total=False):
+    last: str
+
+
+@gantry.with_memory(scope="user")
+def of_a_model(text: str, memory: Prefs) -> str:
+    memory.volume += 1
+    memory.names.append(text)
+    return text
+
+
+@gantry.with_memory
+async def of_a_dataclass(text: str, memory: Basket) -> int:
+    memory.items.append(text)
+    return len(memory.items)
+
+
+@gantry.with_memory(into="notes", default={"last": ""})
+def of_a_typed_dict(text: str, notes: Notes) -> str:
+    before = notes.get("last", "")
+    notes["last"] = text
+    return before
+
+
+@gantry.with_memory(scope="user", into="prefs")
+@gantry.with_memory
+def of_several(text: str, memory: Annotated[Basket, "said"], prefs: Prefs | None = None) -> str:
+    return text
+
+
+assert_type(of_a_model("a"), str)
+assert_type(of_a_model.__wrapped__("a", Prefs()), str)
+assert_type(of_a_typed_dict("a"), str)
+assert_type(of_several("a"), str)
+
+
+async def call_of_a_dataclass() -> None:
+    assert_type(await of_a_dataclass("a"), int)
 
 
 # Generators.
@@ -420,6 +476,8 @@ except InjectedArgumentError as injected:
     assert_type(injected.parameter, str)
 except MemoryConflictError as conflict:
     assert_type(conflict.keys, tuple[str, ...])
+except MemoryValidationError as invalid:
+    assert_type(invalid.fields, tuple[str, ...])
 except UndeclaredKeyError as undeclared:
     assert_type((undeclared.key, undeclared.scope), tuple[str, str])
 except (SessionOwnerError, MemoryErasedError, ExclusiveTimeoutError) as of_a_scope:
