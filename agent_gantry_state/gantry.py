@@ -362,7 +362,16 @@ class Stateful:
             default=default_of(where, default, default_factory, named),
         )
         declaration = Declaration(
-            nearest, into, terms, name, retries if on_conflict == "retry" else 0, kind, tuple(further), private
+            nearest,
+            into,
+            terms,
+            name,
+            retries if on_conflict == "retry" else 0,
+            kind,
+            tuple(further),
+            private,
+            default,
+            default_factory,
         )
         decorator = MemoryDecorator(wiring, declaration, self._refuse_decoration)
         return decorator if fn is None else decorator(fn)

@@ -31,6 +31,8 @@ from agent_gantry_state.sending import sent
 from agent_gantry_state.steps import Pause, Steps
 from agent_gantry_state.stores.protocol import Change, Commit, Committed, Load, Loaded, Moved, Snapshot
 from agent_gantry_state.turns import EXCLUSIVE_SECONDS, Grant, Turn, Turns, give_back, leased, released, turns_of
+from agent_gantry_state.typed import Shape
+from agent_gantry_state.typed_view import TypedView
 from agent_gantry_state.views import View, read_only, show
 
 __all__ = ["NESTING", "State", "UnitOfWork", "finish_one", "new_version", "orphan"]
@@ -251,14 +253,25 @@ class UnitOfWork:
             extend_memory(held.memory, snapshot, held.keys, want.keys)
             held.keys = None if want.keys is None else held.keys.union(want.keys)
 
-    def look(self, namespaces: Sequence[Namespace], terms: Terms, prefix: str) -> Memory:
-        """Make a view for the body of namespaces that were loaded and that nobody has changed yet, the nearest first."""
+    def look(self, namespaces: Sequence[Namespace], terms: Terms, prefix: str, shape: Shape | None) -> Any:
+        """Make a view of namespaces that were loaded and that nobody has changed yet, and give what the body gets.
+
+        Args:
+            namespaces: The nearest first.
+            terms: How the memory behaves.
+            prefix: What the keys of its compartment begin with.
+            shape: The class of which it is an instance; None: it is a memory.
+
+        Raises:
+            MemoryValidationError: What is stored does not fit that.
+        """
         near = self.held[namespaces[0]]
         if near.view is None and not near.memory._terms.bare:
             near.split()
-        view = View([self.held[namespace] for namespace in namespaces], terms, prefix)
+        layers = [self.held[namespace] for namespace in namespaces]
+        view = View(layers, terms, prefix) if shape is None else TypedView(layers, terms, prefix, shape)
         self._views.append(view)
-        return view.memory
+        return view.given
 
     def show(self) -> None:
         """Show in the body's views what was written to what they show; they have been flushed."""
@@ -517,6 +530,10 @@ class UnitOfWork:
                 conflicts.setdefault(scope, []).extend(rebase.conflicts)
                 causes.extend(rebase.causes)
             pending.append(rebased)
+            for view in self._views:
+                if view.held is held and (unfit := view.unfit(rebased, snapshot)) is not None:
+                    conflicts.setdefault(scope, []).extend(unfit.fields)
+                    causes.append(unfit)
         if conflicts:
             raise conflict(conflicts, strict) from (causes[0] if causes else None)
         self._pending = pending

@@ -14,7 +14,7 @@ from agent_gantry_state import codec
 from agent_gantry_state.changes import changes_of, is_due, pack_at, touches
 from agent_gantry_state.codec import shortened
 from agent_gantry_state.compartments import is_reserved
-from agent_gantry_state.errors import FurtherScopeError, ReadOnlyMemoryError, UndeclaredKeyError
+from agent_gantry_state.errors import FurtherScopeError, MemoryValidationError, ReadOnlyMemoryError, UndeclaredKeyError
 from agent_gantry_state.memory import Changes, Inherited, Memory, Terms, open_memory
 from agent_gantry_state.merge import graft
 from agent_gantry_state.rebase import Rebase, conflict
@@ -145,13 +145,14 @@ class View:
         self.memory = memory
 
     @property
+    def given(self) -> Any:
+        """What the body gets."""
+        return self.memory
+
+    @property
     def held(self) -> Held:
         """Where its writes go."""
         return self._layers[0]
-
-    def shows(self, held: Held) -> bool:
-        """Whether it shows something of a namespace."""
-        return held in self._layers
 
     # From what is held to what is shown.
 
@@ -265,7 +266,7 @@ class View:
         """What the body changed in the nearest namespace."""
         memory = self.memory
         changes = changes_of(memory)
-        below = memory._below if isinstance(memory, Layered) else {}
+        below = self._below()
         if changes is None or not (below or self._cut):
             return changes
         puts, deletes, added = changes
@@ -331,7 +332,7 @@ class View:
                 raise undeclared(scope, known)
         if self._cut:
             key = min(self._cut)
-            holder = self._holder(key)
+            holder = self._below()[key].scope
             raise FurtherScopeError(
                 f"{scope} memory: key {shortened(repr(key))} was deleted, but it is the {holder} scope that holds it, "
                 f"further out than this tool writes, so that nothing was written; delete it with scope={holder!r}, "
@@ -340,10 +341,19 @@ class View:
                 scope=holder,
             )
 
-    def _holder(self, key: str) -> str:
+    def unfit(self, change: Change, current: Snapshot) -> MemoryValidationError | None:
+        """Why what the call wrote, merged with what others wrote, is nothing that the body may see; None: it may.
+
+        Args:
+            change: The merged change of the nearest namespace.
+            current: How that stands now.
+        """
+        return None
+
+    def _below(self) -> dict[str, _Below]:
+        """What further scopes hold."""
         memory = self.memory
-        assert isinstance(memory, Layered)  # noqa: S101 - no other memory has anything further out
-        return memory._below[key].scope
+        return memory._below if isinstance(memory, Layered) else {}
 
 
 def _stripped(snapshot: Snapshot, length: int) -> Snapshot:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import inspect
 import sys
@@ -23,6 +24,8 @@ from agent_gantry_state.nesting import unit_around
 from agent_gantry_state.resolvers import resolve
 from agent_gantry_state.scopes import IMPERSONAL_SCOPES, Entered, Identity
 from agent_gantry_state.session import Session, SyncSession
+from agent_gantry_state.state_classes import hint_in
+from agent_gantry_state.typed import Shape, shape_of
 from agent_gantry_state.unit_of_work import UnitOfWork
 from agent_gantry_state.wiring import Settings, Wiring
 
@@ -35,6 +38,8 @@ _CLASSES: dict[Kind, tuple[type[Any], type[Any]]] = {
     "session": (Session, SyncSession),
 }
 _KNOWN = {cls.__name__: cls for pair in _CLASSES.values() for cls in pair}
+
+_PACKAGE = f"{__name__.partition('.')[0]}."
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -52,6 +57,9 @@ class Declaration:
         kind: What the parameter gets: the memory itself, a context, or the keys of the memory one by one.
         further: Scopes behind that one, through which reads fall, the nearest first.
         private: Whether the memory is the tool's own compartment of it.
+        default: What the memory begins with, as the decorator says it.
+        default_factory: Makes that.
+        shape: The class of which the parameter gets an instance, as its annotation says; None: it gets a memory.
     """
 
     scope: str
@@ -62,6 +70,9 @@ class Declaration:
     kind: Kind = "memory"
     further: tuple[str, ...] = ()
     private: bool = False
+    default: Mapping[str, Any] | None = None
+    default_factory: Callable[[], Mapping[str, Any]] | None = None
+    shape: Shape | None = None
 
     @property
     def scopes(self) -> tuple[str, ...]:
@@ -71,7 +82,7 @@ class Declaration:
     @property
     def is_view(self) -> bool:
         """Whether the parameter gets something else than what is in one namespace."""
-        return bool(self.further or self.private)
+        return bool(self.further or self.private or self.shape)
 
     @property
     def is_filed_by_name(self) -> bool:
@@ -119,7 +130,6 @@ class Plan:
         if self.retries:
             # The body runs again for all of its memories, whichever decorator says so.
             declarations = tuple([replace(each, terms=replace(each.terms, reruns=True)) for each in declarations])
-        self.declarations = declarations
         self.target = fn.__func__ if isinstance(fn, (classmethod, staticmethod)) else fn
         self.code = _code_owner(self.target)
         named = self.code if isinstance(self.target, functools.partial) else self.target
@@ -134,6 +144,7 @@ class Plan:
         self._parameters = _signature(self.target).parameters
         for declaration in declarations:
             self._refuse_flavour(declaration)
+        self.declarations = declarations = tuple(map(self._shaped, declarations))
         indexes = [self._index(declaration) for declaration in declarations]
         order = sorted(range(len(declarations)), key=lambda i: (indexes[i] is None, indexes[i] or 0))
         #: Parameter name and position (None: only by name) of each injection, and which declaration it is, in order.
@@ -164,6 +175,29 @@ class Plan:
                 f"{self.label} is {'an async' if self._awaits else 'a sync'} function: annotate its parameter "
                 f"{declaration.into!r} with {wanted.__name__}, not with {other.__name__}"
             )
+
+    def _shaped(self, declaration: Declaration) -> Declaration:
+        """The declaration of a memory with the class that the parameter's annotation asks for."""
+        parameter = self._parameters.get(declaration.into)
+        if declaration.kind != "memory" or parameter is None or parameter.annotation is parameter.empty or declaration.shape:
+            return declaration
+        hint = _hints(self.code, [declaration.into])[0].get(declaration.into, parameter.annotation)
+        names = _names_outside()
+        with contextlib.suppress(Exception):
+            # A class that was made in the function that decorates: what evaluating somebody's annotation raises, stays out.
+            hint = hint_in(hint, names, _globals(inspect.unwrap(self.code)))
+        where = f"{self.label}: {declaration.decorator}"
+        given = {"default": declaration.default, "default_factory": declaration.default_factory}
+        shape = shape_of(hint, where=where, scope=declaration.scope, names=names, **given)  # type: ignore[arg-type]
+        if shape is None:
+            return declaration
+        terms = declaration.terms
+        if terms.keys is not None and (missing := set(shape.fields).difference(terms.keys)):
+            raise DeclarationError(
+                f"{where}: keys leaves out {min(missing)!r}, which is a field of parameter {declaration.into!r}; name all "
+                "of its fields, or leave out keys"
+            )
+        return replace(declaration, shape=shape, terms=replace(terms, read_only=terms.read_only or shape.frozen))
 
     @property
     def _awaits(self) -> bool:
@@ -400,7 +434,7 @@ class Plan:
                     self.flavour("session")(unit, namespace, Want.of(self.wiring.owned(terms, namespace), identity, ()))
                 )
             elif declaration.is_view:
-                given.append(unit.look(namespaces, terms, self._prefix(declaration)))
+                given.append(unit.look(namespaces, terms, self._prefix(declaration), declaration.shape))
             else:
                 given.append(unit.held[namespace].seen())
         return tuple(given)
@@ -562,6 +596,14 @@ def _hints(fn: Callable[..., Any], names: list[str]) -> tuple[dict[str, Any], bo
         except Exception:  # noqa: BLE001 - whatever evaluating somebody's annotation raises
             complete = False
     return hints, complete
+
+
+def _names_outside() -> Mapping[str, Any]:
+    """The local names where the decorator stands: of the nearest caller that is no part of this package."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(_PACKAGE):
+        frame = frame.f_back
+    return {**frame.f_locals}
 
 
 def _globals(fn: Any) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from agent_gantry_state.injection.tool import BoundTool
 
 if TYPE_CHECKING:
     from collections import OrderedDict as OnlyForCheckers
+    from collections.abc import MutableMapping
 
 module_gantry = Gantry(session="s")
 
@@ -135,7 +136,7 @@ def annotated(gantry):
 
 def only_for_checkers(gantry):
     @gantry.with_memory
-    def tool(item: str, memory: OnlyForCheckers[str, Any]) -> int:
+    def tool(item: str, memory: MutableMapping[str, Any]) -> int:
         return remember(item, memory)
 
     return tool
@@ -802,7 +803,7 @@ def test_stacked_decorators_of_one_parameter_are_refused(gantry):
 # What others see.
 
 
-def documented(item: str, memory: OnlyForCheckers[str, Any], limit: int = 3) -> list[str]:
+def documented(item: str, memory: MutableMapping[str, Any], limit: int = 3) -> list[str]:
     """Remember an item.
 
     Args:
@@ -881,6 +882,13 @@ def test_hints_of_a_callable_object_are_those_of_its_call(gantry):
 
     assert str(inspect.signature(tool)) == "(item: str) -> bool"
     assert typing.get_type_hints(tool, include_extras=True) == {"item": str, "return": bool}
+
+
+def test_a_memory_whose_class_only_checkers_know_is_refused(gantry):
+    with pytest.raises(DeclarationError, match=r"with_memory: the annotation 'OnlyForCheckers\[str, Any\]'.*import it"):
+
+        @gantry.with_memory
+        def tool(item: str, memory: OnlyForCheckers[str, Any]) -> int: ...
 
 
 def test_hint_that_only_checkers_know_stays_a_string(gantry):
