@@ -47,11 +47,14 @@ class Part:
         bridge: The way to the store.
         made: What is held of each namespace, and what the call changed in it.
         pending: What is to become of each.
+        sees_others: Whether any of it was loaded from a call around this one.
     """
 
     __slots__ = ("bridge", "deadline", "is_new", "made", "pending", "sees_others", "token", "version")
 
-    def __init__(self, bridge: Any, made: list[tuple[Held, Changes | None]], pending: list[Change]) -> None:
+    def __init__(
+        self, bridge: Any, made: list[tuple[Held, Changes | None]], pending: list[Change], sees_others: bool = False
+    ) -> None:
         self.bridge = bridge
         self.made = made
         self.pending = pending
@@ -61,8 +64,8 @@ class Part:
         #: Whether nobody has looked yet what has become of it in the store.
         self.is_new = True
         #: Whether that is to be compared with what the call saw in one around it.
-        self.sees_others = any(held.origin is not None for held, _ in made)
-        self.start()
+        self.sees_others = sees_others
+        self.deadline: float = time.monotonic() + bridge.commit_timeout
 
     def start(self) -> None:
         """Begin to count the time that its commit may take."""
@@ -169,9 +172,10 @@ class Part:
 
     def split(self) -> list[Part]:
         """A part for each namespace."""
-        parts = [Part(self.bridge, [made], [change]) for made, change in zip(self.made, self.pending, strict=True)]
+        both = zip(self.made, self.pending, strict=True)
+        parts = [Part(self.bridge, [made], [change], self.sees_others) for made, change in both]
         for part in parts:
-            part.is_new, part.sees_others = self.is_new, self.sees_others and part.sees_others
+            part.is_new = self.is_new
         return parts
 
     def by_store(self, several: Several, order: Sequence[Any]) -> list[Part]:
@@ -183,7 +187,10 @@ class Part:
         ):
             bridge = several.of(each[1].namespace)
             stores.setdefault(id(bridge), (bridge, []))[1].append(each)
-        return [Part(bridge, [made for made, _ in both], [change for _, change in both]) for bridge, both in stores.values()]
+        return [
+            Part(bridge, [made for made, _ in both], [change for _, change in both], self.sees_others)
+            for bridge, both in stores.values()
+        ]
 
 
 class Parts:

@@ -107,8 +107,6 @@ def bridge_for(bridge: Bridge, namespace: Namespace) -> Bridge:
 
 def same_stores(one: Bridge, other: Bridge) -> bool:
     """Whether whatever is found through one bridge is found in the same store through the other."""
-    if one is other:
-        return True
     return one.store is other.store and _places(one) == _places(other)
 
 

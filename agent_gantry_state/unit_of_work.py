@@ -148,7 +148,7 @@ class UnitOfWork:
         while above is not None:
             if above.state is State.FAILED:
                 raise orphan()
-            if above.state is not State.LANDED and same_stores(above.bridge, self.bridge):
+            if above.state is not State.LANDED and (above.bridge is self.bridge or same_stores(above.bridge, self.bridge)):
                 return above
             above = above.outer
         return None
@@ -194,10 +194,14 @@ class UnitOfWork:
         if missing:
             host = self.host()
             if host is None:
-                found = yield from self._load(missing)
-                with NESTING:
-                    for (namespace, want), (snapshot, now) in zip(missing.items(), found, strict=True):
-                        self._take(namespace, want, snapshot, now, None)
+                if type(self.bridge) is Several:
+                    yield from self._load_all(missing, self.bridge)
+                else:
+                    loaded = yield _load(missing, self.bridge)
+                    _refuse_owners(missing, loaded)
+                    with NESTING:
+                        for (namespace, want), snapshot in zip(missing.items(), loaded.snapshots, strict=True):
+                            self._take(namespace, want, snapshot, loaded.now, None)
             else:
                 yield from host.hold({namespace: want.for_nested() for namespace, want in missing.items()})
                 with NESTING:
@@ -210,16 +214,20 @@ class UnitOfWork:
             if want.terms.serializable or want.terms.exclusive:
                 self._keep(self.held[namespace], want.terms.keys)
 
-    def _load(self, missing: dict[Namespace, Want]) -> Steps[list[tuple[Snapshot, float]]]:
-        """What is in the store of each namespace, and the time there; of one moment where that is one store."""
-        if type(self.bridge) is not Several:
-            return (yield from _loaded(missing, self.bridge))
+    def _load_all(self, missing: dict[Namespace, Want], several: Several) -> Steps[None]:
+        """Load from several stores; what one of them has is of one moment."""
         found: dict[Namespace, tuple[Snapshot, float]] = {}
-        for bridge in self.bridge.bridges:
-            there = {namespace: want for namespace, want in missing.items() if self.bridge.of(namespace) is bridge}
-            if there:
-                found.update(zip(there, (yield from _loaded(there, bridge)), strict=True))
-        return [found[namespace] for namespace in missing]
+        for bridge in several.bridges:
+            wants = {namespace: want for namespace, want in missing.items() if several.of(namespace) is bridge}
+            if wants:
+                loaded: Loaded = yield _load(wants, bridge)
+                _refuse_owners(wants, loaded)
+                found.update(
+                    (namespace, (each, loaded.now)) for namespace, each in zip(wants, loaded.snapshots, strict=True)
+                )
+        with NESTING:
+            for namespace, want in missing.items():
+                self._take(namespace, want, *found[namespace], None)
 
     def _take(self, namespace: Namespace, want: Want, snapshot: Snapshot, now: float, origin: Held | None) -> None:
         held = self.held.get(namespace)
@@ -340,13 +348,16 @@ class UnitOfWork:
         parts: Parts | None = None
         try:
             commit = self.commit()
-            part = self._part
+            deadline = None
             while True:
                 host = None if self.outer is None else self.host()
                 if host is None:
                     if commit is None:
                         break
-                    refuse = None if self.outer is None else self.host
+                    part, refuse = self._part, None
+                    if self.outer is not None:
+                        refuse = self.host
+                        part.sees_others = any(held.origin is not None for held, _ in part.made)
                     if type(self.bridge) is Several:
                         parts = Parts(part.by_store(self.bridge, self.declared), self.bridge.partial)
                         self._parts = parts.parts
@@ -358,7 +369,8 @@ class UnitOfWork:
                     yield from part.write(commit, refuse)
                     break
                 if host.state is State.CLOSING:
-                    yield from self._wait_for(host)
+                    deadline = deadline or time.monotonic() + self.bridge.commit_timeout
+                    yield from _wait_until(deadline)
                     continue
                 # What it was made in may have ended since, and this one be taken up further out.
                 yield from host.hold({n: held.want.for_nested() for n, held in self.held.items() if n not in host.held})
@@ -367,7 +379,7 @@ class UnitOfWork:
                     continue
                 if not answer[0]:
                     break
-                commit = part.settle(*answer, by_content=True)
+                commit = self._part.settle(*answer, by_content=True)
         except BaseException as error:
             self.state = State.FAILED
             if self._watch is not None and isinstance(error, (MemoryConflictError, PartialCommitError)):
@@ -403,13 +415,6 @@ class UnitOfWork:
                     held.born = change.born or part.version
         while self.outer is not None and self.outer.state is State.LANDED:
             self.outer = self.outer.outer
-
-    def _wait_for(self, host: UnitOfWork) -> Steps[None]:
-        if time.monotonic() > self._part.deadline:
-            raise StoreTimeoutError(
-                "nothing was written: the call around this one is still being committed, and what comes of it is not known"
-            )
-        yield _WhileItCommits(0.002)
 
     def fail(self) -> None:
         """Discard what the call changed, unless it has landed. What it has to itself is still to be released."""
@@ -452,6 +457,9 @@ class UnitOfWork:
                 continue
             made.append((held, changes))
             pending.append(change_of(memory, changes, held.want.owner, held.whole, held.checked))
+        if not made:
+            self._parts = []
+            return None
         self._part = part = Part(self.bridge, made, pending)
         self._parts = [part]
         return part.message() if writes else None
@@ -494,14 +502,23 @@ class UnitOfWork:
             mine.want = mine.want._replace(owner=held.want.owner, adopts=held.want.adopts, nested=False)
 
 
-def _loaded(missing: dict[Namespace, Want], bridge: Any) -> Steps[list[tuple[Snapshot, float]]]:
-    """What is in one store."""
-    partial = any(want.keys is not None for want in missing.values())
-    keys = tuple(want.keys for want in missing.values()) if partial else None
-    loaded: Loaded = yield Load(tuple(missing), keys, bridge.load_timeout)
-    for want, snapshot in zip(missing.values(), loaded.snapshots, strict=True):
+def _wait_until(deadline: float) -> Steps[None]:
+    """Wait a moment for the call around, which is being committed."""
+    if time.monotonic() > deadline:
+        raise StoreTimeoutError(
+            "nothing was written: the call around this one is still being committed, and what comes of it is not known"
+        )
+    yield _WhileItCommits(0.002)
+
+
+def _load(wants: dict[Namespace, Want], bridge: Any) -> Load:
+    partial = any(want.keys is not None for want in wants.values())
+    return Load(tuple(wants), tuple(want.keys for want in wants.values()) if partial else None, bridge.load_timeout)
+
+
+def _refuse_owners(wants: dict[Namespace, Want], loaded: Loaded) -> None:
+    for want, snapshot in zip(wants.values(), loaded.snapshots, strict=True):
         refuse_owner(want, snapshot.owner)
-    return [(snapshot, loaded.now) for snapshot in loaded.snapshots]
 
 
 def _changed(parts: list[Part]) -> dict[str, list[str]]:

@@ -203,8 +203,9 @@ def _attempt(record: _Record | None) -> Iterator[None]:
     except asyncio.CancelledError as cancelled:
         attempt.abandoned = True
         # What landed of it must not be done again, though nobody was there any more to be told.
-        if record is not None and isinstance(error := cancelled.__context__, PartialCommitError):
-            record.error = error
+        failure = cancelled.__context__
+        if record is not None and isinstance(failure, PartialCommitError):
+            record.error = failure
         raise
     finally:
         _RECORD.reset(recorded)
