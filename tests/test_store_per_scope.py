@@ -46,7 +46,7 @@ class Watched(Blocking):
     def __init__(self, inner=None, log=None):
         super().__init__()
         self.inner = MemoryStore() if inner is None else inner
-        self.before = self.after = self.before_load = lambda: None
+        self.before = self.after = self.before_other = lambda: None
         self.log = log
         self.load_timeout, self.commit_timeout = 4.0, 6.0
 
@@ -59,7 +59,7 @@ class Watched(Blocking):
         self.inner.clock = clock
 
     def load(self, message, /):
-        self.before_load()
+        self.before_other()
         return super().load(message)
 
     def commit(self, message, /):
@@ -72,10 +72,12 @@ class Watched(Blocking):
         return answer
 
     def lease(self, message, /):
+        self.before_other()
         self.messages.append(message)
         return super().lease(message)
 
     def release(self, message, /):
+        self.before_other()
         self.messages.append(message)
         return super().release(message)
 
@@ -347,38 +349,38 @@ def test_merges_go_by_the_clock_of_each_store(run):
         assert committed(gantry, "user") == {"list": [0, 1, 2]}
 
 
-def test_nested_merges_go_by_the_clock_of_each_store():
-    store = MemoryStore(clock=lambda: 5.0)
-    scopes = {"user": Scope(ttl=10, store=store)}
+@pytest.mark.anyio
+async def test_nested_merges_go_by_the_clock_of_each_store():
+    # By the other store's time the key would have expired, and need not have been deleted.
+    scopes = {"user": Scope(ttl=10, store=MemoryStore(clock=lambda: 5.0))}
     with Gantry(MemoryStore(clock=lambda: 9000.0), scopes=scopes, partial_commits=True, **WHO) as gantry:
-        commit(gantry, "user", WHO, {"list": [0]})
+        commit(gantry, "user", WHO, {"k": 0, "other": 0})
+        begun, over = anyio.Event(), anyio.Event()
 
-        async def nested(n, started, go, session, user):
-            session[f"x{n}"] = n
-            user["list"].append(n)
-            started.set()
-            await go.wait()
+        @gantry.with_memory(scope="session", into="session")
+        @gantry.with_memory(scope="user", into="user")
+        async def slow(user, session):
+            user["k"] = session["x"] = 1
+            begun.set()
+            await over.wait()
 
-        def outer_of():
-            async def outer(session, user):
-                tool = nested
-                for scope in ("user", "session"):
-                    tool = gantry.with_memory(scope=scope, into=scope)(tool)
-                one, two, go = anyio.Event(), anyio.Event(), anyio.Event()
-                async with anyio.create_task_group() as group:
-                    group.start_soon(tool, 1, one, go)
-                    group.start_soon(tool, 2, two, go)
-                    await one.wait()
-                    await two.wait()
-                    go.set()
-                return sorted(user["list"]), sorted(session)
+        deletes = decorated(gantry, lambda session, user: user.pop("k"))
 
-            for scope in ("user", "session"):
-                outer = gantry.with_memory(scope=scope, into=scope)(outer)
-            return outer
+        @gantry.with_memory(scope="user", into="user")
+        @gantry.with_memory(scope="session", into="session")
+        async def outer(session, user):
+            async with anyio.create_task_group() as group:
+                group.start_soon(conflicting)
+                await begun.wait()
+                deletes()
+                over.set()
+            return dict(user)
 
-        assert anyio.run(outer_of()) == ([0, 1, 2], ["x1", "x2"])
-        assert sorted(committed(gantry, "user")["list"]) == [0, 1, 2]
+        async def conflicting():
+            with pytest.raises(MemoryConflictError):
+                await slow()
+
+        assert await outer() == {"other": 0}
 
 
 # Without partial commits.
@@ -583,7 +585,7 @@ def test_store_that_is_down_is_found_before_anything_is_written(watched, run):
 
     def body(session, user):
         both(session, user)
-        second.before_load = fails()
+        second.before_other = fails()
 
     with pytest.raises(StoreUnavailableError):
         run(gantry, body)
@@ -760,8 +762,9 @@ def test_store_that_writes_one_memory_at_a_time_is_given_one_after_the_other(run
         assert (committed(gantry), committed(gantry, "user")) == ({"x": 1}, {"y": 2})
 
 
-def test_store_that_writes_one_memory_at_a_time_refuses_without_partial_commits(run):
-    with Gantry(OneAtATime(), **WHO) as gantry:
+@pytest.mark.parametrize("scopes", [{}, {"tenant": "memory://"}])
+def test_store_that_writes_one_memory_at_a_time_refuses_without_partial_commits(run, scopes):
+    with Gantry(OneAtATime(), scopes=scopes, **WHO) as gantry:
         with pytest.raises(NotAtomicError, match="one at a time"):
             run(gantry, both)
         assert (committed(gantry), committed(gantry, "user")) == ({}, {})
@@ -1009,6 +1012,59 @@ async def test_call_that_outlives_the_one_around_it_commits_its_own_parts(watche
     assert await anyio.to_thread.run_sync(there) == ({"outer": 1, "inner": 1}, {"list": ["outer", "inner"]})
 
 
+@pytest.mark.anyio
+async def test_call_that_outlives_the_one_around_it_finds_what_it_saw_there_as_it_was(watched):
+    gantry, *_ = watched()
+    begun, over = anyio.Event(), anyio.Event()
+
+    @gantry.with_memory(scope="user", into="user", isolation="serializable")
+    @gantry.with_memory(scope="session", into="session", isolation="serializable")
+    async def inner(session, user):
+        begun.set()
+        await over.wait()
+        session["inner"] = user["inner"] = 1
+
+    @gantry.with_memory(scope="user", into="user")
+    @gantry.with_memory(scope="session", into="session")
+    async def outer(group, session, user):
+        session["outer"] = user["outer"] = 1
+        group.start_soon(inner)
+        await begun.wait()
+
+    async with anyio.create_task_group() as group:
+        await outer(group)
+        over.set()
+
+    def there():
+        return committed(gantry), committed(gantry, "user")
+
+    assert await anyio.to_thread.run_sync(there) == ({"outer": 1, "inner": 1}, {"outer": 1, "inner": 1})
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("fails", [False, True])
+async def test_async_call_on_the_short_way_keeps_no_loop_waiting_for_a_store_that_one_inside_used(fails):
+    users, threads = Watched(), []
+    users.before = users.before_other = lambda: threads.append(threading.get_ident())
+    with Gantry(scopes={"user": users}, **WHO) as gantry:
+
+        @gantry.with_memory(scope="user", into="user", exclusive=True)
+        async def inner(user):
+            user["y"] = 1
+
+        @gantry.with_memory
+        async def outer(memory):
+            await inner()
+            if fails:
+                raise KeyError
+
+        with pytest.raises(KeyError) if fails else contextlib.nullcontext():
+            await outer()
+
+        assert len(threads) == (3 if fails else 4)
+        assert threading.get_ident() not in threads
+
+
 # Turns.
 
 
@@ -1019,6 +1075,8 @@ def test_leases_are_asked_of_the_store_of_their_scope(watched, run):
 
     for store, scope in ((first, "session"), (second, "user")):
         assert [message.namespace.scope for message in store.asked(Lease)] == [scope]
+        # Not that of all stores together.
+        assert store.asked(Lease)[0].timeout <= 4.0
         assert [message.namespace.scope for message in store.asked(Release)] == [scope]
 
 
@@ -1037,6 +1095,23 @@ async def test_exclusive_calls_of_a_scope_with_its_own_store_take_turns(apart):
             group.start_soon(count)
 
     assert (await anyio.to_thread.run_sync(there))[1] == ({}, {"n": 5})
+
+
+@pytest.mark.anyio
+async def test_exclusive_calls_of_gantries_that_share_a_store_take_turns():
+    users = MemoryStore()
+    with Gantry(scopes={"user": users}, **WHO) as one, Gantry(users, **WHO) as other:
+
+        async def count(user):
+            n = user.get("n", 0)
+            await anyio.sleep(0.001)
+            user["n"] = n + 1
+
+        async with anyio.create_task_group() as group:
+            for gantry in (one, other) * 3:
+                group.start_soon(gantry.with_memory(scope="user", into="user", exclusive=True, name="count")(count))
+
+        assert committed(other, "user") == {"n": 6}
 
 
 # Override.

@@ -10,7 +10,7 @@ import anyio
 import pytest
 import servers
 
-from agent_gantry_state import Gantry, NotAtomicError, PartialCommitError, Scope, StoreUnavailableError
+from agent_gantry_state import Gantry, MemoryConflictError, NotAtomicError, PartialCommitError, Scope, StoreUnavailableError
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.postgresql import PostgreSQLStore
 from agent_gantry_state.stores.urls import open_store
@@ -84,6 +84,29 @@ def test_call_is_committed_to_servers_of_their_own(urls, caller, who):
         caller(gantry, body)
 
         assert caller(gantry, lambda session, user: (dict(session), dict(user))) == ({"x": 1}, {"list": [1, 2]})
+
+
+@pytest.mark.parametrize("written", ["session", "user"])
+def test_memory_on_another_server_that_had_to_stay_as_it_was_is_checked_first(urls, caller, who, written):
+    scopes, read = {"session": urls[0], "user": urls[1]}, "user" if written == "session" else "session"
+    with Gantry(MemoryStore(), scopes=scopes, partial_commits=True, **who) as gantry:
+
+        def body(**memories):
+            memories[written]["x"] = memories[read].get("n", 0)
+            if not memories[read]:
+                with gantry.independent(), gantry.memory(read) as memory:
+                    memory["n"] = 1
+
+        def tool(session, user):
+            body(session=session, user=user)
+
+        with pytest.raises(MemoryConflictError) as caught:
+            caller(gantry, tool, isolation="serializable")
+        assert caught.value.by_scope == {read: ("n",)}
+        assert caller(gantry, lambda session, user: {"session": session, "user": user}[written]) == {}
+
+        caller(gantry, tool, isolation="serializable")
+        assert caller(gantry, lambda session, user: {"session": session, "user": user}[written]) == {"x": 1}
 
 
 @pytest.mark.parametrize("server", ["redis_cluster", "memcached"])
