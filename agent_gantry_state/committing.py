@@ -71,10 +71,10 @@ class Part:
         """Begin to count the time that its commit may take."""
         self.deadline = time.monotonic() + self.bridge.commit_timeout
 
-    @property
-    def scopes(self) -> list[str]:
-        """Those whose memories are in it."""
-        return [held.want.terms.scope for held, _ in self.made]
+    def scopes(self, which: Callable[[Change], object]) -> list[str]:
+        """Those of the memories whose change is one *which* says yes to."""
+        both = zip(self.made, self.pending, strict=True)
+        return [held.want.terms.scope for (held, _), change in both if which(change)]
 
     @property
     def rank(self) -> int:
@@ -86,7 +86,7 @@ class Part:
     @property
     def counts(self) -> bool:
         """Whether it has to be of one moment with others: one that only touches conflicts with nothing."""
-        return any(_writes(change) or change.whole or change.checks for change in self.pending)
+        return any(map(_counts, self.pending))
 
     def message(self) -> Commit:
         """The commit."""
@@ -197,8 +197,8 @@ class Parts:
     """The commit of a call that may have to be made in parts.
 
     Attributes:
-        parts: What is to be written, and what was.
-        landed: What was.
+        parts: What is done.
+        landed: What of it has written something.
     """
 
     def __init__(self, parts: Iterable[Part], partial: bool) -> None:
@@ -240,7 +240,7 @@ class Parts:
         several = [part for part in self._waiting if part.counts]
         if len(several) < 2 or all(part.rank != _WRITES for part in several):
             return
-        scopes = dict.fromkeys(scope for part in several for scope in part.scopes)
+        scopes = dict.fromkeys(scope for part in several for scope in part.scopes(_counts))
         what = "several" if sum(part.rank == _WRITES for part in several) > 1 else "one and had to find another as it was"
         raise NotAtomicError(
             f"memories of scopes {' and '.join(scopes)} are kept in different stores, which cannot be written in one step, "
@@ -267,19 +267,21 @@ class Parts:
         if not self.landed:
             raise error
         if part.rank == _TOUCHES:
-            _log.warning("%s memory: its time to live was to be restarted: %s", " and ".join(part.scopes), error)
+            _log.warning(
+                "%s memory: its time to live was to be restarted: %s", " and ".join(_scopes([part], _touches)), error
+            )
             return
-        landed = _scopes(self.landed)
-        missing = _scopes(each for each in (part, *self._waiting) if each.rank == _WRITES)
-        unknown = _scopes([part]) if not isinstance(error, StateError) or error.committed is None else ()
+        landed, missing = _scopes(self.landed, _writes), _scopes([part, *self._waiting], _writes)
+        unknown = _scopes([part], _writes) if not isinstance(error, StateError) or error.committed is None else ()
         surely = [scope for scope in missing if scope not in unknown]
         told = [f"{' and '.join(landed)} memory was written"]
         if surely:
             told.append(f"{' and '.join(surely)} memory was not")
         if unknown:
             told.append(f"whether {' and '.join(unknown)} memory was is not known")
+        failed = " and ".join(_scopes([part], _counts))
         raise PartialCommitError(
-            f"this call was committed in part: {', '.join(told)}, for {' and '.join(part.scopes)} memory failed with "
+            f"this call was committed in part: {', '.join(told)}, for the commit of {failed} memory ended with a "
             f"{type(error).__name__}. Look at what is there before the tool is called again, for what was written would be "
             "done twice",
             landed=landed,
@@ -296,5 +298,13 @@ def _writes(change: Change) -> bool:
     return bool(change.puts or change.deletes or change.owner is not None)
 
 
-def _scopes(parts: Iterable[Part]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(scope for part in parts for scope in part.scopes))
+def _counts(change: Change) -> bool:
+    return _writes(change) or change.whole or bool(change.checks)
+
+
+def _touches(change: Change) -> bool:
+    return change.touch
+
+
+def _scopes(parts: Iterable[Part], which: Callable[[Change], object]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(scope for part in parts for scope in part.scopes(which)))

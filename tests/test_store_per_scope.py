@@ -541,6 +541,23 @@ def test_failure_after_a_part_has_landed_says_what_landed(watched, run):
     assert (committed(gantry), committed(gantry, "user")) == ({"x": 1}, {})
 
 
+def test_failure_names_only_what_was_to_be_written(watched):
+    gantry, _, second = watched()
+    gantry._wiring.settings.bridge.elsewhere["user"].commit_timeout = 0.05
+
+    @gantry.with_memory(scope="session", into="a", isolation="serializable")
+    @gantry.with_memory(scope="global", into="b")
+    @gantry.with_memory(scope="user", into="c")
+    def tool(a, b, c):
+        b["x"] = c["x"] = 1
+        second.before = fails()
+
+    with pytest.raises(PartialCommitError) as caught:
+        tool()
+
+    assert (caught.value.landed, caught.value.missing) == (("global",), ("user",))
+
+
 def test_failure_of_which_the_outcome_is_not_known_says_so(watched, run):
     gantry, _, second = watched()
     second.after = fails(StoreTimeoutError, committed=None)
