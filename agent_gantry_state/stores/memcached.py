@@ -306,8 +306,8 @@ class MemcachedStore(RemoteStore):
             raise NotAtomicError(
                 "memcached writes one memory at a time, and nothing was written: this call "
                 + ("changed several" if len(written) > 1 else "changed one and had to find another as it was")
-                + f" ({', '.join(each.namespace.scope for each in several)}). Change one memory in a call, or use a store "
-                "that commits together",
+                + f" ({', '.join(each.namespace.scope for each in several)}). Change one memory in a call, use a store "
+                "that commits together, or make the gantry with partial_commits=True",
                 scopes=[each.namespace.scope for each in several],
             )
         landed = False
