@@ -33,7 +33,7 @@ from agent_gantry_state.stores.protocol import Change, Commit, Committed, Load, 
 from agent_gantry_state.turns import EXCLUSIVE_SECONDS, Grant, Turn, Turns, give_back, leased, released, turns_of
 from agent_gantry_state.typed import Shape
 from agent_gantry_state.typed_view import TypedView
-from agent_gantry_state.views import View, read_only, show
+from agent_gantry_state.views import View, end, read_only, show
 
 __all__ = ["NESTING", "State", "UnitOfWork", "finish_one", "new_version", "orphan"]
 
@@ -411,6 +411,7 @@ class UnitOfWork:
             raise
         with NESTING:
             self.state = State.LANDED
+            end(self._views)
             if host is None:
                 self._let_go()
         if landed is not None:
@@ -450,6 +451,7 @@ class UnitOfWork:
         if self.state is not State.LANDED:
             with NESTING:
                 self.state = State.FAILED
+                end(self._views)
 
     @property
     def is_open(self) -> bool:

@@ -24,7 +24,7 @@ from agent_gantry_state.stores.protocol import KEEP, Change, Snapshot
 if TYPE_CHECKING:
     from agent_gantry_state.holding import Held
 
-__all__ = ["Layered", "View", "flush", "read_only", "undeclared"]
+__all__ = ["Layered", "View", "end", "flush", "read_only", "undeclared"]
 
 #: In `Memory._touched`, a key that was deleted from the nearest scope, so that the next one's shows.
 _REVEALED: Final = Inherited(KEEP, False)
@@ -53,9 +53,16 @@ class _Below(NamedTuple):
 class Layered(Memory):
     """A memory of several scopes: reads fall through to the next, writes go to the nearest."""
 
-    __slots__ = ("_below",)
+    __slots__ = ("_below", "_open")
 
     _below: dict[str, _Below]
+    #: Whether its call goes on; after that it is an ordinary dict.
+    _open: bool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._below = {}
+        self._open = False
 
     def __delitem__(self, key: str) -> None:
         near = self._is_near(key)
@@ -79,6 +86,8 @@ class Layered(Memory):
 
     def clear(self) -> None:
         """Delete the keys of the nearest scope; what further ones hold stays, and shows."""
+        if not self._open:
+            return super().clear()
         for key in [key for key in self if self._is_near(key)]:
             del self[key]
 
@@ -104,7 +113,7 @@ class Layered(Memory):
         return key in self and not self._is_below(key)
 
     def _reveal(self, key: str, near: bool) -> None:
-        if near and key in self._below:
+        if near and self._open and key in self._below:
             _set(self, key, self._below[key].copy())
             self._touched[key] = _REVEALED
 
@@ -141,7 +150,7 @@ class View:
             base, below = self._stand([held.memory._base for held in self._layers])
             memory = open_memory(near._namespace, base, near._now, terms, kind)
             if isinstance(memory, Layered):
-                memory._below = below
+                memory._below, memory._open = below, True
         self.memory = memory
 
     @property
@@ -153,6 +162,11 @@ class View:
     def held(self) -> Held:
         """Where its writes go."""
         return self._layers[0]
+
+    def end(self) -> None:
+        """The call has ended: what the body keeps is an ordinary dict."""
+        if isinstance(self.memory, Layered):
+            self.memory._open = False
 
     # From what is held to what is shown.
 
@@ -390,6 +404,12 @@ def show(views: Sequence[View]) -> None:
     """Show in all views what is held now."""
     for view in views:
         view.show()
+
+
+def end(views: list[View]) -> None:
+    """Forget the views of a call that has ended."""
+    while views:
+        views.pop().end()
 
 
 def read_only(scope: str, changes: Changes) -> ReadOnlyMemoryError:

@@ -1,0 +1,102 @@
+"""Views: what several memories of one call, and calls inside it, make of each other."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+
+from agent_gantry_state import Gantry
+from agent_gantry_state.stores.memory import MemoryStore
+from agent_gantry_state.views import View
+
+LAYERS = ("session", "user", "global")
+
+
+@pytest.fixture
+def gantry():
+    with Gantry(MemoryStore(clock=lambda: 1000.0)) as gantry, gantry.session("s1", user="ada"):
+        yield gantry
+
+
+def run(body, memory):
+    return body(memory)
+
+
+def doing(gantry: Gantry, scope: Any = LAYERS, **options: Any) -> Any:
+    """A tool whose body is a function of its memory."""
+    return gantry.with_memory(scope=scope, **options)(run)
+
+
+def private(gantry: Gantry, name: str = "mine", **options: Any) -> Any:
+    return gantry.with_memory(private=True, name=name, **options)(run)
+
+
+def put(gantry: Gantry, scope: str, **values: Any) -> None:
+    doing(gantry, scope)(lambda memory: memory.update(values))
+
+
+def stored(gantry: Gantry, scope: str = "session") -> dict[str, Any]:
+    return doing(gantry, scope)(dict)
+
+
+def both(gantry: Gantry, body: Any) -> None:
+    @gantry.with_memory(scope="session")
+    @gantry.with_memory(scope=LAYERS, into="layers")
+    def do(memory, layers):
+        body(memory, layers)
+
+    do()
+
+
+# When the call has ended.
+
+
+def test_layers_of_a_call_that_has_ended_are_an_ordinary_dict(gantry):
+    put(gantry, "user", a=1)
+    put(gantry, "session", a=2)
+    do = doing(gantry)
+
+    one, two = do(lambda memory: memory), do(lambda memory: memory)
+    del one["a"]
+    two["b"] = 1
+    two.clear()
+
+    assert one == two == {}
+
+
+def test_layers_of_a_call_that_failed_are_an_ordinary_dict(gantry):
+    put(gantry, "user", a=1)
+    put(gantry, "session", a=2)
+    kept = []
+
+    with pytest.raises(ZeroDivisionError):
+        doing(gantry)(lambda memory: (kept.append(memory), 1 / 0))
+
+    assert kept[0].pop("a") == 2
+    assert kept[0] == {}
+
+
+def test_dicts_that_are_made_with_the_class_of_layers_are_ordinary_ones(gantry):
+    def body(memory):
+        made = type(memory).fromkeys("ab", 1)
+        del made["a"]
+        assert (made, made.origin("b"), made.ttl("b")) == ({"b": 1}, "", None)
+        made.clear()
+        assert made == {}
+
+    doing(gantry)(body)
+
+
+def test_a_call_with_layers_leaves_nothing_for_the_garbage_collector(gantry):
+    do = doing(gantry)
+    do(dict)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(10):
+            do(dict)
+        assert not any(isinstance(each, View) for each in gc.get_objects())
+    finally:
+        gc.enable()
