@@ -557,7 +557,7 @@ class UnitOfWork:
                 current = []
                 moved, now = False, 0.0
                 for (held, _), change in zip(inner._made, commit.changes, strict=True):
-                    self.held[change.namespace].flush()
+                    self.held[change.namespace].expect(change)
                     memory = self.held[change.namespace].memory
                     there = snapshot_of(memory, None if change.whole else change.checks)
                     base = held.memory._base

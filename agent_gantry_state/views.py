@@ -395,8 +395,14 @@ def _content(snapshot: Snapshot, key: str) -> bytes:
 
 def flush(views: Sequence[View]) -> None:
     """Bring what a body changed in its views into what its unit holds, and show it in all of them."""
-    flushed = [view.flush() for view in views]
-    if any(flushed):
+    flushed: list[View] = []
+    try:
+        flushed.extend(view for view in views if view.flush())
+    except BaseException:
+        # The body may go on, and what was taken up must not be taken up again.
+        show(flushed)
+        raise
+    if flushed:
         show(views)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agent_gantry_state import Gantry
+from agent_gantry_state import Gantry, UnstorableValueError, merge
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.views import View
 
@@ -100,3 +100,78 @@ def test_a_call_with_layers_leaves_nothing_for_the_garbage_collector(gantry):
         assert not any(isinstance(each, View) for each in gc.get_objects())
     finally:
         gc.enable()
+
+
+# What one view has written stays written once, whatever becomes of the next.
+
+
+@pytest.mark.parametrize("nearer", [True, False])
+def test_what_was_added_counts_once_though_a_nested_call_was_refused_for_another_memory(gantry, nearer):
+    def body(memory, layers):
+        one, other = (memory, layers) if nearer else (layers, memory)
+        one.add("n")
+        one["log"] = [1]
+        other["bad"] = object()
+        with pytest.raises(UnstorableValueError):
+            stored(gantry)
+        other["bad"] = 1
+
+    both(gantry, body)
+
+    assert stored(gantry) == {"n": 1, "log": [1], "bad": 1}
+
+
+def test_the_merge_of_one_nested_call_holds_when_another_one_has_a_compartment(gantry):
+    def body(memory):
+        doing(gantry, "session", merge={"best": merge.max})(lambda inner: inner.update(best=5))
+        private(gantry)(lambda inner: inner.update(x=1))
+        with gantry.independent():
+            put(gantry, "session", best=9)
+
+    doing(gantry, "session")(body)
+
+    assert stored(gantry) == {"best": 9}
+
+
+def test_a_nested_call_is_taken_up_as_a_whole_or_not_at_all(gantry):
+    @gantry.with_memory(scope="user", into="user")
+    @gantry.with_memory(private=True, keys=("k",), name="k", into="own")
+    def inner(user, own):
+        user["x"] = own["k"] = 1
+
+    def body(memory):
+        memory["bad"] = object()
+        with pytest.raises(UnstorableValueError):
+            inner()
+        del memory["bad"]
+
+    doing(gantry, "session")(body)
+
+    assert stored(gantry, "user") == {}
+
+
+def test_adding_starts_from_what_a_further_scope_holds_now(gantry):
+    put(gantry, "user", n=5)
+
+    def body(memory):
+        memory.add("n", 2)
+        put(gantry, "user", n=10)
+        del memory["n"]
+        put(gantry, "user", other=1)
+        return memory.add("n")
+
+    assert doing(gantry)(body) == 11
+    assert stored(gantry) == {"n": 11}
+
+
+def test_a_nested_call_without_layers_adds_to_what_it_sees(gantry):
+    put(gantry, "user", n=5)
+
+    def body(memory):
+        memory.add("n", 2)
+        assert stored(gantry) == {"n": 7}
+        del memory["n"]
+        return doing(gantry, "session")(lambda inner: inner.add("n"))
+
+    assert doing(gantry)(body) == 1
+    assert stored(gantry) == {"n": 1}
