@@ -105,7 +105,7 @@ class Layered(Memory):
     def _is_below(self, key: str) -> bool:
         """Whether what shows is a further scope's."""
         touched = self._touched.get(key, _MISSING)
-        if key not in self._below:
+        if key not in self._below or (self._extra is not None and key in self._extra.ttls):
             return False
         return touched is _REVEALED or (touched is _MISSING and key not in self._base.versions)
 
@@ -215,6 +215,8 @@ class View:
                     left = held.memory.ttl(stored)
                     deadline = None if left is None else now + left
                     below[key] = _Below(held.want.terms.scope, value, encoded, deadline)
+        # What no further scope holds any more has not to be deleted there.
+        self._cut &= below.keys()
         for key in self._cut:
             values.pop(key, None)
             packed.pop(key, None)
@@ -301,6 +303,9 @@ class View:
                 added.pop(key, None)
                 if key in near:
                     deletes.append(key)
+            elif memory._touched.get(key) is _REVEALED and key not in own:
+                # It is written by this body, as what was never deleted would be.
+                put.ttl, put.slides = self.terms.ttl, self.terms.slides
         return changes if puts or deletes else None
 
     def _change(self, changes: Changes | None) -> Change:

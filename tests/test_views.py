@@ -175,3 +175,46 @@ def test_a_nested_call_without_layers_adds_to_what_it_sees(gantry):
 
     assert doing(gantry)(body) == 1
     assert stored(gantry) == {"n": 1}
+
+
+# What a deletion has shown.
+
+
+def test_what_a_deletion_showed_gets_the_decorator_s_time_to_live_when_it_is_changed(gantry):
+    put(gantry, "user", a=[1])
+    put(gantry, "session", a=[2])
+
+    def body(memory):
+        del memory["a"]
+        memory["a"].append(3)
+
+    doing(gantry, ttl=60)(body)
+
+    assert doing(gantry, "session")(lambda memory: (dict(memory), memory.ttl("a"))) == ({"a": [1, 3]}, 60)
+
+
+def test_a_time_to_live_for_what_a_deletion_showed_copies_it_to_the_nearest_scope(gantry):
+    put(gantry, "user", a=1)
+    put(gantry, "session", a=2)
+
+    def body(memory):
+        del memory["a"]
+        memory.expire("a", 60)
+        return memory.ttl("a"), memory.origin("a")
+
+    assert doing(gantry)(body) == (60, "session")
+    assert doing(gantry, "session")(lambda memory: (dict(memory), memory.ttl("a"))) == ({"a": 1}, 60)
+
+
+def test_a_key_may_be_deleted_that_a_nested_call_deletes_further_out(gantry):
+    put(gantry, "user", a=1)
+
+    def body(memory):
+        del memory["a"]
+        memory["b"] = 1
+        doing(gantry, "user")(lambda inner: inner.pop("a"))
+        assert "a" not in memory
+
+    doing(gantry)(body)
+
+    assert (stored(gantry), stored(gantry, "user")) == ({"b": 1}, {})
