@@ -161,6 +161,9 @@ class Held:
         unseen = replace(self.want.unseen().terms, merges=seen._terms.merges)
         self.memory = open_memory(seen._namespace, seen._base, seen._now, unseen)
         self.view = View((self,), terms, memory=seen)
+        if seen._base.reserved and not seen._touched:
+            # What is there may be nothing but compartments.
+            self.view.begin_with_default()
         self.views.append(self.view)
         self.flush()
         self.view.show()

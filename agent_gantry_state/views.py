@@ -131,7 +131,7 @@ class View:
         memory: A memory that a body has already, opened from the nearest namespace; None: one is made.
     """
 
-    __slots__ = ("_cut", "_layers", "_prefix", "_undeclared", "_written", "memory", "terms")
+    __slots__ = ("_cut", "_default", "_layers", "_prefix", "_undeclared", "_written", "memory", "terms")
 
     def __init__(self, layers: Sequence[Held], terms: Terms, prefix: str = "", memory: Memory | None = None) -> None:
         self._layers = tuple(layers)
@@ -142,6 +142,8 @@ class View:
         self._cut: set[str] = set()
         self._undeclared: set[str] = set()
         self._written: Changes | None = None
+        # What is shown where there is nothing else, until the body changes something.
+        self._default: Snapshot | None = None
         near = self.held.memory
         assert near._namespace is not None  # noqa: S101 - a unit opens its memories with one
         if memory is None:
@@ -149,6 +151,7 @@ class View:
             # Nobody has seen what is held yet, so that it is as it was loaded.
             base, below = self._stand([held.memory._base for held in self._layers])
             memory = open_memory(near._namespace, base, near._now, terms, kind)
+            self._default = None if memory._base is base else memory._base
             if isinstance(memory, Layered):
                 memory._below, memory._open = below, True
         self.memory = memory
@@ -167,6 +170,11 @@ class View:
         """The call has ended: what the body keeps is an ordinary dict."""
         if isinstance(self.memory, Layered):
             self.memory._open = False
+
+    def begin_with_default(self) -> None:
+        """Show what the memory begins with, if nothing is there that the body may see."""
+        if self.terms.default is not None:
+            self._default = self.terms.default()
 
     # From what is held to what is shown.
 
@@ -234,6 +242,8 @@ class View:
             return
         memory = self.memory
         base, below = self._stand([snapshot_of(held.memory) for held in self._layers])
+        if self._default is not None and not base.values:
+            base = self._default
         for key in list(memory):
             if key not in base.values:
                 dict.pop(memory, key)
@@ -265,6 +275,8 @@ class View:
         self._written = None
         if changes is None and not is_due(memory):
             return False
+        if changes is not None:
+            self._default = None
         self._note_undeclared(changes)
         change = self._change(changes)
         base, prefix = memory._base, self._prefix

@@ -218,3 +218,38 @@ def test_a_key_may_be_deleted_that_a_nested_call_deletes_further_out(gantry):
     doing(gantry)(body)
 
     assert (stored(gantry), stored(gantry, "user")) == ({"b": 1}, {})
+
+
+# What a memory begins with.
+
+
+@pytest.mark.parametrize("of", [doing, private])
+def test_a_default_stays_while_nested_calls_write_elsewhere(gantry, of):
+    def body(memory):
+        seen = memory["n"]
+        private(gantry, "another", scope="conversation")(lambda inner: inner.update(x=1))
+        seen.append(6)
+        return dict(memory)
+
+    with gantry.session("s1", user="ada", conversation="c"):
+        assert of(gantry, default={"n": [5]})(body) == {"n": [5, 6]}
+        assert of(gantry)(dict) == {"n": [5, 6]}
+
+
+def test_a_default_that_was_deleted_does_not_come_back_in_the_call(gantry):
+    def body(memory):
+        del memory["n"]
+        private(gantry, "another")(lambda inner: inner.update(x=1))
+        return dict(memory)
+
+    assert private(gantry, default={"n": 5})(body) == {}
+
+
+def test_a_default_is_seen_beside_compartments(gantry):
+    private(gantry)(lambda memory: memory.update(x=1))
+    do = doing(gantry, "session", default={"n": 5, "m": [6]})
+
+    assert do(dict) == {"n": 5, "m": [6]}
+    assert stored(gantry) == {}
+    do(lambda memory: memory.add("n"))
+    assert stored(gantry) == {"n": 6, "m": [6]}
