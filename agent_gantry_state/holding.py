@@ -151,7 +151,10 @@ class Held:
         keys = self.want.terms.keys
         if keys is not None and (self.keys is None or not self.keys.issubset(keys)):
             return True
-        return self.memory._base.reserved or any(view.held is self for view in self.views) or has_reserved(self.memory)
+        if self.memory._base.reserved or any(view.held is self for view in self.views):
+            return True
+        # The body may have written keys that are no str; they are refused when it ends.
+        return has_reserved([key for key in self.memory._touched if type(key) is str])
 
     def split(self) -> None:
         """Go on with a memory that may have all keys, of which the body goes on to see those that it may."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from agent_gantry_state.bridge import on_event_loop
 from agent_gantry_state.changes import changes_of, is_due
-from agent_gantry_state.compartments import is_reserved, known_as
+from agent_gantry_state.compartments import all_known_as, is_reserved
 from agent_gantry_state.errors import MemoryConflictError, OrphanedCallError, StoreTimeoutError
 from agent_gantry_state.events import Observers
 from agent_gantry_state.holding import Held, Want, change_of, refuse_owner
@@ -426,8 +426,8 @@ class UnitOfWork:
         changed: dict[str, list[str]] = {}
         for held, changes in self._made:
             if changes is not None:
-                changed.setdefault(held.want.terms.scope, []).extend(map(known_as, (*changes[0], *changes[1])))
-        return changed
+                changed.setdefault(held.want.terms.scope, []).extend((*changes[0], *changes[1]))
+        return {scope: all_known_as(keys) for scope, keys in changed.items()}
 
     def _let_go(self) -> None:
         """Note what has become of its namespaces, for calls inside that outlive it, and forget those around it."""

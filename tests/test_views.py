@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from agent_gantry_state import Gantry, UnstorableValueError, merge
+from agent_gantry_state.compartments import prefix_of
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.views import View
 
@@ -253,3 +254,53 @@ def test_a_default_is_seen_beside_compartments(gantry):
     assert stored(gantry) == {}
     do(lambda memory: memory.add("n"))
     assert stored(gantry) == {"n": 6, "m": [6]}
+
+
+# The names of compartments.
+
+
+def test_a_call_cannot_put_something_into_the_compartment_of_one_inside(gantry):
+    seen = []
+
+    def body(memory):
+        memory[prefix_of("mine") + "x"] = "forged"
+        seen.append(private(gantry)(dict))
+
+    with pytest.raises(UnstorableValueError, match="reserved"):
+        doing(gantry, "session")(body)
+
+    assert seen == []
+
+
+def test_a_reserved_key_is_refused_whatever_follows_and_whatever_its_value(gantry):
+    def body(memory):
+        memory["\0"] = object()
+        stored(gantry)
+
+    with pytest.raises(UnstorableValueError, match="reserved"):
+        doing(gantry, "session")(body)
+
+
+def test_a_key_of_a_context_that_is_no_str_is_refused_when_the_call_ends(gantry):
+    @gantry.with_context
+    def do(ctx):
+        ctx.memory["a"] = 1
+        ctx.memory[1] = 2
+        ctx.memory["b"] = 3
+
+    with pytest.raises(UnstorableValueError, match="type int"):
+        do()
+
+
+def test_callbacks_are_told_a_key_once_that_is_in_a_compartment_as_well():
+    told = []
+    with Gantry(on_commit=told.append, session="local") as gantry:
+
+        @gantry.with_memory
+        @gantry.with_memory(private=True, into="own", name="t")
+        def do(memory, own):
+            memory["a"] = own["a"] = 1
+
+        do()
+
+    assert [event.keys for event in told] == [("a",)]
