@@ -14,7 +14,13 @@ from agent_gantry_state import codec
 from agent_gantry_state.changes import changes_of, is_due, pack_at, touches
 from agent_gantry_state.codec import shortened
 from agent_gantry_state.compartments import is_reserved
-from agent_gantry_state.errors import FurtherScopeError, MemoryValidationError, ReadOnlyMemoryError, UndeclaredKeyError
+from agent_gantry_state.errors import (
+    FurtherScopeError,
+    MemoryValidationError,
+    ReadOnlyMemoryError,
+    UndeclaredKeyError,
+    UnstorableValueError,
+)
 from agent_gantry_state.memory import Changes, Inherited, Memory, Terms, open_memory
 from agent_gantry_state.merge import graft
 from agent_gantry_state.rebase import Rebase, conflict
@@ -100,14 +106,20 @@ class Layered(Memory):
 
     def origin(self, key: str) -> str | None:
         """Which scope the value of *key* comes from, as `Memory.origin`; one that was assigned comes from the nearest."""
-        return self._below[key].scope if key in self and self._is_below(key) else super().origin(key)
+        if key not in self or key not in self._below:
+            return super().origin(key)
+        return self._below[key].scope if self._is_below(key) else self._terms.scope
 
     def _is_below(self, key: str) -> bool:
         """Whether what shows is a further scope's."""
         touched = self._touched.get(key, _MISSING)
         if key not in self._below or (self._extra is not None and key in self._extra.ttls):
             return False
-        return touched is _REVEALED or (touched is _MISSING and key not in self._base.versions)
+        if touched is not _REVEALED and (touched is not _MISSING or key in self._base.versions):
+            return False
+        # A change in place is a write to the nearest, too.
+        packed = self._below[key].packed
+        return packed is None or _is_packed(self[key], packed)
 
     def _is_near(self, key: str) -> bool:
         return key in self and not self._is_below(key)
@@ -119,6 +131,13 @@ class Layered(Memory):
 
 
 codec.store_as_dict(Layered, dict)
+
+
+def _is_packed(value: Any, packed: bytes) -> bool:
+    try:
+        return codec.pack(value) == packed
+    except UnstorableValueError:
+        return False
 
 
 class View:

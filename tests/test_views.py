@@ -221,6 +221,20 @@ def test_a_key_may_be_deleted_that_a_nested_call_deletes_further_out(gantry):
     assert (stored(gantry), stored(gantry, "user")) == ({"b": 1}, {})
 
 
+@pytest.mark.parametrize("change", [lambda log: log.append(2), lambda log: log.append(object())])
+def test_what_was_changed_in_place_is_the_nearest_scope_s_when_it_is_deleted(gantry, change):
+    put(gantry, "user", log=[1])
+
+    def body(memory):
+        change(memory["log"])
+        origin = memory.origin("log")
+        del memory["log"]
+        return origin, memory["log"], memory.origin("log")
+
+    assert doing(gantry)(body) == ("session", [1], "user")
+    assert stored(gantry) == {}
+
+
 # What a memory begins with.
 
 
