@@ -18,7 +18,7 @@ from typing import Any
 from agent_gantry_state.bridge import on_event_loop
 from agent_gantry_state.changes import changes_of, is_due
 from agent_gantry_state.committing import Part, Parts, new_version
-from agent_gantry_state.compartments import is_reserved, known_as
+from agent_gantry_state.compartments import all_known_as, is_reserved
 from agent_gantry_state.errors import MemoryConflictError, OrphanedCallError, PartialCommitError, StoreTimeoutError
 from agent_gantry_state.events import Observers
 from agent_gantry_state.holding import Held, Want, change_of, refuse_owner
@@ -33,7 +33,7 @@ from agent_gantry_state.stores.protocol import Change, Commit, Load, Loaded, Mov
 from agent_gantry_state.turns import EXCLUSIVE_SECONDS, Grant, Turn, Turns, give_back, leased, released, turns_of
 from agent_gantry_state.typed import Shape
 from agent_gantry_state.typed_view import TypedView
-from agent_gantry_state.views import View, read_only, show
+from agent_gantry_state.views import View, end, read_only, show
 
 __all__ = ["NESTING", "State", "UnitOfWork", "finish_one", "orphan"]
 
@@ -414,6 +414,7 @@ class UnitOfWork:
             raise
         with NESTING:
             self.state = State.LANDED
+            end(self._views)
             if host is None:
                 self._let_go()
         if landed is not None:
@@ -448,6 +449,7 @@ class UnitOfWork:
         if self.state is not State.LANDED:
             with NESTING:
                 self.state = State.FAILED
+                end(self._views)
 
     @property
     def is_open(self) -> bool:
@@ -505,7 +507,7 @@ class UnitOfWork:
                 current: list[Snapshot] = []
                 moved = False
                 for (held, _), change in zip(inner._part.made, commit.changes, strict=True):
-                    self.held[change.namespace].flush()
+                    self.held[change.namespace].expect(change)
                     memory = self.held[change.namespace].memory
                     there = snapshot_of(memory, None if change.whole else change.checks)
                     base = held.memory._base
@@ -562,8 +564,8 @@ def _changed(parts: list[Part]) -> dict[str, list[str]]:
     for part in parts:
         for held, changes in part.made:
             if changes is not None:
-                changed.setdefault(held.want.terms.scope, []).extend(map(known_as, (*changes[0], *changes[1])))
-    return changed
+                changed.setdefault(held.want.terms.scope, []).extend((*changes[0], *changes[1]))
+    return {scope: all_known_as(keys) for scope, keys in changed.items()}
 
 
 def finish_one(memory: Memory, identity: Identity | None, bridge: Any, send: Callable[[Commit], Any]) -> None:

@@ -20,6 +20,7 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
+from agent_gantry_state.compartments import known_as
 from agent_gantry_state.errors import (
     MemoryTooLargeError,
     NotAtomicError,
@@ -506,7 +507,7 @@ def _counts(change: Change) -> bool:
 
 def _too_large(change: Change, after: Snapshot, size: int, limit: int) -> MemoryTooLargeError:
     changed = {key: put.packed for key, put in change.puts.items()} or after.packed
-    key = max(changed, key=lambda each: len(changed[each]), default="")
+    key = known_as(max(changed, key=lambda each: len(changed[each]), default=""))
     return MemoryTooLargeError(
         f"nothing was written: a {change.namespace.scope} memory of {size} bytes is more than memcached keeps in an item "
         f"({limit} bytes); the largest key that the call changed is {key!r}. Keep less in it, spread it over several "
