@@ -8,7 +8,7 @@ it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,7 +21,7 @@ from agent_gantry_state.stores.protocol import EMPTY, KEEP, Put, Snapshot, Ttl
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["EXPIRY", "Changes", "Extra", "Inherited", "Memory", "Terms", "extra_of", "open_memory", "ttl_of"]
+__all__ = ["EXPIRY", "Changes", "Extra", "Inherited", "Memory", "Terms", "extra_of", "open_memory", "timed_by", "ttl_of"]
 
 _Dict = dict[str, Any]
 #: In `Memory._touched`, a key of which only the expiry was set; None is one that was assigned or deleted, and a number is
@@ -101,14 +101,16 @@ class Extra:
     Attributes:
         removed: Keys that were deleted at some time.
         ttls: Times to live that were set, each with whether it slides.
+        lent: Those keys of `ttls` that a nested call did not give their time by name: it is that of its decorator.
         touches: Whether a nested call restarts the time of the keys that slide.
     """
 
-    __slots__ = ("removed", "touches", "ttls")
+    __slots__ = ("lent", "removed", "touches", "ttls")
 
     def __init__(self) -> None:
         self.removed: set[str] = set()
         self.ttls: dict[str, tuple[Ttl, bool]] = {}
+        self.lent: set[str] = set()
         self.touches = False
 
 
@@ -300,16 +302,25 @@ class Memory(dict[str, Any]):
 
     def _expire(self, key: str, ttl: float | None) -> None:
         self._touched.setdefault(key, EXPIRY)
-        extra_of(self).ttls[key] = (ttl, False)
+        extra = extra_of(self)
+        extra.ttls[key] = (ttl, False)
+        extra.lent.discard(key)
 
     def _remove(self, key: str) -> None:
         self._touched[key] = None
         extra = extra_of(self)
         extra.removed.add(key)
         extra.ttls.pop(key, None)
+        extra.lent.discard(key)
 
 
 codec.store_as_dict(Memory, dict)
+
+
+def timed_by(memory: Memory) -> Collection[str]:
+    """The keys to which the call itself, or one inside it, gave a time to live by name."""
+    extra = memory._extra
+    return () if extra is None else extra.ttls.keys() - extra.lent
 
 
 def extra_of(memory: Memory) -> Extra:

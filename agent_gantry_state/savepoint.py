@@ -152,6 +152,10 @@ def apply_changes(
             memory._touched[key] = Inherited(*ttl)
         else:
             extra.ttls[key] = ttl
+            if key in timed:
+                extra.lent.discard(key)
+            else:
+                extra.lent.add(key)
     if change.touch:
         extra_of(memory).touches = True
 

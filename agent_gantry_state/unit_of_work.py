@@ -22,7 +22,7 @@ from agent_gantry_state.compartments import all_known_as, is_reserved
 from agent_gantry_state.errors import MemoryConflictError, OrphanedCallError, PartialCommitError, StoreTimeoutError
 from agent_gantry_state.events import Observers
 from agent_gantry_state.holding import Held, Want, change_of, refuse_owner
-from agent_gantry_state.memory import Changes, Memory, Terms, open_memory
+from agent_gantry_state.memory import Changes, Memory, Terms, open_memory, timed_by
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.rebase import conflict, erased, is_erased
 from agent_gantry_state.savepoint import extend_memory, snapshot_of, was_deleted
@@ -527,11 +527,10 @@ class UnitOfWork:
 
     def _absorb(self, held: Held, changes: Changes | None, change: Change) -> None:
         mine = self.held[change.namespace]
-        extra = held.memory._extra
         mine.take_up(
             change,
             {} if changes is None else changes[2],
-            () if extra is None else extra.ttls,
+            timed_by(held.memory),
             held.memory._terms.merges,
             held.bases,
         )

@@ -21,7 +21,7 @@ from agent_gantry_state.errors import (
     UndeclaredKeyError,
     UnstorableValueError,
 )
-from agent_gantry_state.memory import Changes, Inherited, Memory, Terms, open_memory
+from agent_gantry_state.memory import Changes, Inherited, Memory, Terms, open_memory, timed_by
 from agent_gantry_state.merge import graft
 from agent_gantry_state.rebase import Rebase, conflict
 from agent_gantry_state.savepoint import snapshot_of, was_deleted
@@ -303,7 +303,7 @@ class View:
         # What the body took a value from that the namespace itself does not have: what a merge starts from.
         bases = {prefix + key: _content(base, key) for key in change.puts if key in base.values and key not in base.versions}
         added = {} if changes is None else {prefix + key: n for key, n in changes[2].items()}
-        timed = () if memory._extra is None else [prefix + key for key in memory._extra.ttls]
+        timed = [prefix + key for key in timed_by(memory)]
         merges = {prefix + key: merge for key, merge in self.terms.merges.items()}
         change.puts = {prefix + key: put for key, put in change.puts.items()}
         change.deletes = [prefix + key for key in change.deletes]

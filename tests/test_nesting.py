@@ -20,7 +20,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support import Blocking, Coroutines
 
@@ -3201,6 +3201,9 @@ _SERIAL = itertools.count()
 @pytest.mark.parametrize("way", ["short", "general"])
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(trees=st.lists(TTL_TREES, min_size=1, max_size=2))
+@example(
+    trees=[("call", 30, [("call", None, [("call", 20, [("assign", "a", 0)], False)], False), ("assign", "a", 0)], False)]
+)
 def test_times_to_live_in_a_tree_of_calls_are_those_of_one_call_after_the_other(way, trees):
     world = World("sync", way)
 
