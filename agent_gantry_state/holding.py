@@ -43,7 +43,7 @@ class Want(NamedTuple):
 
     def for_nested(self) -> Want:
         """The same for the call around it, which holds it only for the one inside."""
-        return self._replace(terms=Terms(self.terms.scope, owned=self.terms.owned), nested=True)
+        return self._replace(terms=Terms(self.terms.scope, owned=self.terms.owned, limits=self.terms.limits), nested=True)
 
     def joined(self, other: Want) -> Want:
         """This for a call that wants the same namespace twice."""

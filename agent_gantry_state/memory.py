@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agent_gantry_state import codec
+from agent_gantry_state.limits import UNDECLARED, Limits
 from agent_gantry_state.merge import ABSENT, Merge, is_number
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.scopes import check_ttl
@@ -46,6 +47,7 @@ class Terms:
         reruns: Whether the body runs again after a conflict, so that one harms nobody.
         read_only: Whether a write is an error.
         default: Makes what is found where there is no namespace; None: nothing is.
+        limits: How large the namespace may be.
     """
 
     scope: str
@@ -59,6 +61,7 @@ class Terms:
     reruns: bool = False
     read_only: bool = False
     default: Callable[[], Snapshot] | None = None
+    limits: Limits = UNDECLARED
 
     def joined(self, other: Terms) -> Terms:
         """These terms for a memory that another declaration asks for as well."""

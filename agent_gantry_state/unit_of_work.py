@@ -21,6 +21,7 @@ from agent_gantry_state.changes import changes_of, is_due
 from agent_gantry_state.errors import MemoryConflictError, OrphanedCallError, StoreTimeoutError
 from agent_gantry_state.events import Observers
 from agent_gantry_state.holding import Held, Want, change_of, read_only, refuse_owner
+from agent_gantry_state.limits import known, loaded, refuse_too_large
 from agent_gantry_state.memory import Changes, Memory, open_memory
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.rebase import Rebase, conflict, erased, is_erased
@@ -101,6 +102,7 @@ class UnitOfWork:
     """
 
     __slots__ = (
+        "_before",
         "_deadline",
         "_grants",
         "_made",
@@ -119,6 +121,7 @@ class UnitOfWork:
 
     _made: list[tuple[Held, Changes | None]]
     _pending: list[Change]
+    _before: list[Snapshot]
     _version: bytes
     _deadline: float
 
@@ -335,6 +338,7 @@ class UnitOfWork:
         Raises:
             MemoryConflictError: What both sides changed cannot be merged, or had to stay as it was.
             MemoryErasedError: A namespace was erased after it had been loaded.
+            MemoryTooLargeError: A memory would be larger than it may be.
             OrphanedCallError: A call around this one has failed.
             SessionOwnerError: A memory has come to belong to somebody else.
             StoreTimeoutError: Others were quicker for too long.
@@ -364,6 +368,7 @@ class UnitOfWork:
                         if commit is None:
                             break
                     alone = True
+                    self._refuse_too_large()
                     if self._token:
                         answer = yield from sent(commit, self._deadline, again=True)  # type: ignore[arg-type]
                     else:
@@ -438,6 +443,7 @@ class UnitOfWork:
         """The rest of `finish` after others were quicker, for a store that answers at once."""
         self._deadline = time.monotonic() + self.bridge.commit_timeout
         while (commit := self.settle(answer)) is not None:
+            self._refuse_too_large()
             if not isinstance(answer := send(commit), Moved):
                 return
 
@@ -460,6 +466,7 @@ class UnitOfWork:
                 continue
             made.append((held, changes))
             pending.append(change_of(memory, changes, held.want.owner, held.whole, held.checked))
+        self._before = [loaded(held.memory._base) for held, _ in made]
         return self._message() if writes else None
 
     def settle(self, moved: Moved, by_content: bool = False) -> Commit | None:
@@ -505,8 +512,17 @@ class UnitOfWork:
         if conflicts:
             raise conflict(conflicts, strict) from (causes[0] if causes else None)
         self._pending = pending
+        self._before = [
+            known(held.memory._base, snapshot) for (held, _), snapshot in zip(self._made, moved.snapshots, strict=True)
+        ]
         # What has nothing left to write goes along as long as something has, for its keys may move again.
         return self._message() if any(each.puts or each.deletes or each.touch for each in pending) else None
+
+    def _refuse_too_large(self) -> None:
+        """Refuse what would make a memory larger than it may be, of what is about to be sent to the store: a call inside
+        is looked at when the one around it is committed."""
+        for (held, _), change, before in zip(self._made, self._pending, self._before, strict=True):
+            refuse_too_large(held.want.terms.limits, change, before)
 
     def _message(self) -> Commit:
         self._version = self._token[:8] or new_version()
@@ -559,6 +575,7 @@ def finish_one(memory: Memory, identity: Identity | None, bridge: Any, send: Cal
     if changes is not None and memory._terms.read_only:
         raise read_only(memory._terms.scope, changes)
     change = change_of(memory, changes, identity.owner if identity is not None and memory._terms.owned else None)
+    refuse_too_large(memory._terms.limits, change, loaded(memory._base))
     answer = send(Commit(b"", new_version(), (change,)))
     if isinstance(answer, Moved):
         unit = UnitOfWork.of(memory, Want.of(memory._terms, identity), bridge)

@@ -234,7 +234,7 @@ def _finish_short(plan: Plan, memory: Memory, identity: Any, settings: Settings)
         # What a namespace begins with, and its owner, are written with its first key; what is only read is refused.
         is_plain = base.head is not None and not terms.read_only and (base.owner is not None or not terms.owned)
         slot = _slots(plan, identity).get(plan.key)
-        if is_plain and slot is not None and store.assign(slot, base.head, plain, new_version()):
+        if is_plain and slot is not None and store.assign(slot, base.head, plain, new_version(), terms.limits.plain_bytes):
             return
     finish_one(memory, identity, settings.bridge, store.commit)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import methodcaller
 from typing import Any, Final, Protocol
 
 from agent_gantry_state import codec
@@ -99,6 +100,8 @@ class Entry:
 
 
 _new = object.__new__
+# Twice what Python needs for a str, a number, bytes or None is more than each takes when it is encoded.
+_sizeof = methodcaller("__sizeof__")
 
 
 class Snapshot:
@@ -107,7 +110,8 @@ class Snapshot:
     Values that cannot be changed in place stand in `values` themselves, containers stand there as None and in `packed` as
     bytes (without the format byte): a working copy is then one C-level dict copy and a decode of each container.
     `born` is the head of its first commit: one that was erased and made anew is another one. A snapshot of some keys only
-    says in `until` when the last of all keys expires (infinite if never); else that is None.
+    says in `until` when the last of all keys expires (infinite if never); else that is None. `size` are at least as many
+    bytes as it takes; infinite until somebody asks.
     """
 
     __slots__ = (
@@ -117,6 +121,7 @@ class Snapshot:
         "head",
         "owner",
         "packed",
+        "size",
         "slides",
         "touched",
         "until",
@@ -147,6 +152,7 @@ class Snapshot:
         self.expires_at = expires_at
         self.slides = slides
         self.touched = touched
+        self.size = math.inf
         self.first_expiry = self._first_expiry() if expires_at or slides else math.inf
 
     def _first_expiry(self) -> float:
@@ -187,13 +193,30 @@ class Snapshot:
             born,
         )
 
-    def with_plain(self, values: dict[str, Any], versions: dict[str, bytes], head: bytes) -> Snapshot:
+    def with_plain(self, values: dict[str, Any], versions: dict[str, bytes], head: bytes, size: float) -> Snapshot:
         """What follows this snapshot, in which nothing expires, when plain values are written and nothing else changes."""
         after: Snapshot = _new(Snapshot)
         after.values, after.packed, after.versions, after.head = values, self.packed, versions, head
         after.owner, after.expires_at, after.slides = self.owner, self.expires_at, self.slides
         after.touched, after.born, after.first_expiry, after.until = self.touched, self.born, math.inf, None
+        after.size = size
         return after
+
+    def measure(self) -> None:
+        """Set `size`, without encoding anything."""
+        values, packed = self.values, self.packed
+        self.size = 2 * (sum(map(_sizeof, values)) + sum(map(_sizeof, values.values()))) + sum(map(len, packed.values()))
+
+    def size_with(self, puts: Mapping[str, Put]) -> float:
+        """What `size` is when these keys were written."""
+        size, values, packed = self.size, self.values, self.packed
+        for key, put in puts.items():
+            if key in packed:
+                size -= len(packed[key])
+            elif key not in values:
+                size += 2 * key.__sizeof__()
+            size += put.size
+        return size
 
     def deadline(self, key: str) -> float | None:
         """Time on the store's clock at which *key* expires; None: never."""
@@ -269,6 +292,11 @@ class Put:
         if self._packed is None:
             self._packed = codec.pack(self.value)
         return self._packed
+
+    @property
+    def size(self) -> int:
+        """At least as many bytes as `packed` has, without encoding anything."""
+        return 2 * self.value.__sizeof__() if self._packed is None else len(self._packed)
 
     @property
     def record(self) -> bytes:

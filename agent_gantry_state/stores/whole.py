@@ -77,7 +77,7 @@ def applied(change: Change, snapshot: Snapshot, version: bytes, now: Callable[[]
         if put.ttl is not KEEP:
             expires_at, slides = expires_at.copy(), slides.copy()
             _expire(key, put, expires_at, slides, now)
-    return Snapshot(
+    after = Snapshot(
         values,
         packed,
         versions,
@@ -88,6 +88,8 @@ def applied(change: Change, snapshot: Snapshot, version: bytes, now: Callable[[]
         touched,
         snapshot.born or head,
     )
+    after.size = snapshot.size_with(change.puts)
+    return after
 
 
 def _expire(key: str, put: Put, expires_at: dict[str, float], slides: dict[str, float], now: Callable[[], float]) -> None:
