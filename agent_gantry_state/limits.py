@@ -14,9 +14,9 @@ from typing import Final
 from agent_gantry_state import codec
 from agent_gantry_state.codec import shortened
 from agent_gantry_state.errors import MemoryTooLargeError
-from agent_gantry_state.stores.protocol import EMPTY, Change, Put, Snapshot
+from agent_gantry_state.stores.protocol import EMPTY, Change, Snapshot
 
-__all__ = ["MAX_BYTES", "UNDECLARED", "Limits", "known", "loaded", "refuse_too_large", "size_of"]
+__all__ = ["MAX_BYTES", "UNDECLARED", "Limits", "known", "refuse_too_large", "size_of"]
 
 #: Bytes that a memory may have where nothing else is said: less than any store takes.
 MAX_BYTES: Final = 900_000
@@ -60,11 +60,6 @@ def _check(name: str, limit: object) -> None:
 UNDECLARED: Final = Limits()
 
 
-def loaded(base: Snapshot) -> Snapshot:
-    """What was there when *base* was loaded: what a memory begins with is not there before it is written."""
-    return EMPTY if base.head is None else base
-
-
 def known(base: Snapshot, current: Snapshot) -> Snapshot:
     """What is there now, as far as it is known: what a store does not tell is taken to be as it was loaded.
 
@@ -76,7 +71,7 @@ def known(base: Snapshot, current: Snapshot) -> Snapshot:
         return current
     rest = {key: value for key, value in base.values.items() if key not in current.versions}
     packed = {key: value for key, value in base.packed.items() if key in rest}
-    return Snapshot({**rest, **current.values}, {**packed, **current.packed}, {}, current.head)
+    return Snapshot({**rest, **current.values}, {**packed, **current.packed}, {}, current.head, until=current.until)
 
 
 def refuse_too_large(limits: Limits, change: Change, before: Snapshot) -> None:
@@ -90,15 +85,35 @@ def refuse_too_large(limits: Limits, change: Change, before: Snapshot) -> None:
     Raises:
         MemoryTooLargeError: It does.
     """
-    if not change.puts:
-        return
-    if before.size == math.inf:
-        before.measure()
-    if before.size_with(change.puts) > limits.plain_bytes:
-        _refuse(limits, change, before)
+    size, there = before.size, before.packed
+    for key, put in change.puts.items():
+        packed = put._packed
+        if packed is None:
+            size += 2 * (key.__sizeof__() + put.value.__sizeof__())
+        elif key in there:
+            size += len(packed) - len(there[key])
+        else:
+            size += 2 * key.__sizeof__() + len(packed)
+    if size > limits.plain_bytes:
+        size = _counted(limits, change, before)
+    change.size = size
 
 
-def _refuse(limits: Limits, change: Change, before: Snapshot) -> None:
+def _counted(limits: Limits, change: Change, before: Snapshot) -> float:
+    """`Change.size`, when it was looked at as closely as it takes to know whether the change is refused."""
+    if before.head is None:
+        # What a memory begins with is not there before it is written.
+        before = EMPTY
+    before.measure()
+    size = before.size
+    for key, put in change.puts.items():
+        size += 2 * key.__sizeof__() + put.size - len(before.packed.get(key, b""))
+    if size > limits.plain_bytes and change.puts:
+        size = _exact(limits, change, before)
+    return size if before.until is None else math.inf
+
+
+def _exact(limits: Limits, change: Change, before: Snapshot) -> int:
     puts, there = change.puts, before.values
     # Now that it was counted, the next commits need not.
     before.size = size = size_of(before)
@@ -117,6 +132,7 @@ def _refuse(limits: Limits, change: Change, before: Snapshot) -> None:
         more = len(fresh) - sum(key in there for key in change.deletes)
         if more > 0 and len(there) + more > limits.max_keys:
             raise _too_many(change, fresh[0], len(there) + more, limits.max_keys)
+    return size + grown
 
 
 def size_of(snapshot: Snapshot) -> int:

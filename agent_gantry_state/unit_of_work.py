@@ -21,7 +21,7 @@ from agent_gantry_state.changes import changes_of, is_due
 from agent_gantry_state.errors import MemoryConflictError, OrphanedCallError, StoreTimeoutError
 from agent_gantry_state.events import Observers
 from agent_gantry_state.holding import Held, Want, change_of, read_only, refuse_owner
-from agent_gantry_state.limits import known, loaded, refuse_too_large
+from agent_gantry_state.limits import known, refuse_too_large
 from agent_gantry_state.memory import Changes, Memory, open_memory
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.rebase import Rebase, conflict, erased, is_erased
@@ -466,7 +466,7 @@ class UnitOfWork:
                 continue
             made.append((held, changes))
             pending.append(change_of(memory, changes, held.want.owner, held.whole, held.checked))
-        self._before = [loaded(held.memory._base) for held, _ in made]
+        self._before = [held.memory._base for held, _ in made]
         return self._message() if writes else None
 
     def settle(self, moved: Moved, by_content: bool = False) -> Commit | None:
@@ -575,7 +575,7 @@ def finish_one(memory: Memory, identity: Identity | None, bridge: Any, send: Cal
     if changes is not None and memory._terms.read_only:
         raise read_only(memory._terms.scope, changes)
     change = change_of(memory, changes, identity.owner if identity is not None and memory._terms.owned else None)
-    refuse_too_large(memory._terms.limits, change, loaded(memory._base))
+    refuse_too_large(memory._terms.limits, change, memory._base)
     answer = send(Commit(b"", new_version(), (change,)))
     if isinstance(answer, Moved):
         unit = UnitOfWork.of(memory, Want.of(memory._terms, identity), bridge)

@@ -116,8 +116,7 @@ class Wiring:
         return Terms(scope, ttl, declared.sliding, owned=declared.owned or scope == "session", limits=declared.limits)
 
     def owned(self, terms: Terms, namespace: Namespace) -> Terms:
-        """*terms*, of a memory that has an owner, and the limits, if its namespace is of a scope that has, whatever scope was
-        asked for."""
+        """*terms*, with an owner and with limits as the scope of the namespace has them, whatever scope was asked for."""
         if terms.scope == namespace.scope:
             return terms
         there = self.terms(namespace.scope)

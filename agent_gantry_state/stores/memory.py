@@ -23,6 +23,7 @@ from agent_gantry_state.stores.clock import Clocked
 from agent_gantry_state.stores.options import count
 from agent_gantry_state.stores.protocol import (
     EMPTY,
+    SMALL_BYTES,
     Change,
     Commit,
     Committed,
@@ -207,8 +208,8 @@ class MemoryStore(Clocked):
     def assign(
         self, slot: Slot, head: bytes | None, values: dict[str, Any], version: bytes, max_bytes: float = math.inf
     ) -> bool:
-        """Commit plain values to one namespace without a message, if it is as it was loaded and no key in it expires, and
-        surely no larger than *max_bytes*.
+        """Commit small plain values to one namespace without a message, if it is as it was loaded, no key in it expires,
+        and it surely becomes no larger than *max_bytes*.
 
         Returns:
             Whether it did; if not, nothing was done.
@@ -219,13 +220,13 @@ class MemoryStore(Clocked):
             there = slot.snapshot
             if slot.home is not self.home or there.head != head or there.packed or there.first_expiry != math.inf:
                 return False
-            versions, size = there.versions.copy(), there.size
-            for key, value in values.items():
-                versions[key] = version
-                size += (value.__sizeof__() + key.__sizeof__()) << 1
+            size = there.size + SMALL_BYTES * len(values)
             if size > max_bytes:
                 return False
             slot.used = True
+            versions = there.versions.copy()
+            for key in values:
+                versions[key] = version
             slot.snapshot = there.with_plain(there.values | values, versions, version, size)
         return True
 

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from operator import methodcaller
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from agent_gantry_state import codec
@@ -24,6 +23,8 @@ __all__ = [
     "EMPTY",
     "KEEP",
     "LOAD_SECONDS",
+    "SMALL_BYTES",
+    "SMALL_SIZE",
     "UNSHARED",
     "AsyncStore",
     "Change",
@@ -99,9 +100,12 @@ class Entry:
     slides: float | None = None
 
 
+#: What is not larger than this, as Python counts, is small.
+SMALL_SIZE: Final = 500
+#: More than a key takes of which name and value are small.
+SMALL_BYTES: Final = 4 * SMALL_SIZE
+
 _new = object.__new__
-# Twice what Python needs for a str, a number, bytes or None is more than each takes when it is encoded.
-_sizeof = methodcaller("__sizeof__")
 
 
 class Snapshot:
@@ -141,6 +145,7 @@ class Snapshot:
         touched: float = 0.0,
         born: bytes | None = None,
         until: float | None = None,
+        size: float = math.inf,
     ) -> None:
         self.born = born
         self.until = until
@@ -152,7 +157,7 @@ class Snapshot:
         self.expires_at = expires_at
         self.slides = slides
         self.touched = touched
-        self.size = math.inf
+        self.size = size
         self.first_expiry = self._first_expiry() if expires_at or slides else math.inf
 
     def _first_expiry(self) -> float:
@@ -204,19 +209,10 @@ class Snapshot:
 
     def measure(self) -> None:
         """Set `size`, without encoding anything."""
+        # Twice what Python needs for a str, a number, bytes or None is more than each takes when it is encoded.
         values, packed = self.values, self.packed
-        self.size = 2 * (sum(map(_sizeof, values)) + sum(map(_sizeof, values.values()))) + sum(map(len, packed.values()))
-
-    def size_with(self, puts: Mapping[str, Put]) -> float:
-        """What `size` is when these keys were written."""
-        size, values, packed = self.size, self.values, self.packed
-        for key, put in puts.items():
-            if key in packed:
-                size -= len(packed[key])
-            elif key not in values:
-                size += 2 * key.__sizeof__()
-            size += put.size
-        return size
+        plain = sum([key.__sizeof__() + value.__sizeof__() for key, value in values.items()])
+        self.size = 2 * plain + sum(map(len, packed.values()))
 
     def deadline(self, key: str) -> float | None:
         """Time on the store's clock at which *key* expires; None: never."""
@@ -336,6 +332,7 @@ class Change:
         loaded_owner: The owner that was loaded; another one is a move.
         born: The head of the namespace's first commit, as loaded; another one is a move, for the namespace was erased
             and made anew.
+        size: At least as many bytes as the namespace has afterwards, if its head was still `head`; infinite: not known.
     """
 
     namespace: Namespace
@@ -348,6 +345,7 @@ class Change:
     owner: str | None = None
     loaded_owner: str | None = None
     born: bytes | None = None
+    size: float = field(default=math.inf, compare=False)
 
 
 @dataclass(slots=True)

@@ -77,7 +77,7 @@ def applied(change: Change, snapshot: Snapshot, version: bytes, now: Callable[[]
         if put.ttl is not KEEP:
             expires_at, slides = expires_at.copy(), slides.copy()
             _expire(key, put, expires_at, slides, now)
-    after = Snapshot(
+    return Snapshot(
         values,
         packed,
         versions,
@@ -87,9 +87,9 @@ def applied(change: Change, snapshot: Snapshot, version: bytes, now: Callable[[]
         slides,
         touched,
         snapshot.born or head,
+        None,
+        change.size if snapshot.head == change.head else math.inf,
     )
-    after.size = snapshot.size_with(change.puts)
-    return after
 
 
 def _expire(key: str, put: Put, expires_at: dict[str, float], slides: dict[str, float], now: Callable[[], float]) -> None:
