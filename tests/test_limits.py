@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import anyio
 import pytest
+from agent_gantry.schema.execution import ToolCall
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import Blocking, committed
@@ -498,25 +501,23 @@ def test_expired_keys_do_not_count(call):
         assert list(committed(gantry)) == ["b"]
 
 
-@pytest.mark.anyio
-async def test_model_is_told_what_to_do(anyio_backend):
-    if anyio_backend == "trio":
-        pytest.skip("agent-gantry is asyncio only")
-    from agent_gantry.schema.execution import ToolCall
+def test_model_is_told_what_to_do():
+    async def main():
+        async with AgentGantry(scopes={"session": Scope(max_bytes=LIMIT)}) as gantry:
 
-    async with AgentGantry(scopes={"session": Scope(max_bytes=LIMIT)}) as gantry:
+            @gantry.register
+            @gantry.with_memory
+            def note(text: str, memory: dict) -> None:
+                """Note a text and keep it for later."""
+                memory["note"] = text
 
-        @gantry.register
-        @gantry.with_memory
-        def note(text: str, memory: dict) -> None:
-            """Note a text and keep it for later."""
-            memory["note"] = text
+            async with gantry.session("s1"):
+                return await gantry.execute(ToolCall(tool_name="note", arguments={"text": "x" * LIMIT}))
 
-        async with gantry.session("s1"):
-            result = await gantry.execute(ToolCall(tool_name="note", arguments={"text": "x" * LIMIT}))
+    result = asyncio.run(main())
 
-        assert result.status == "failure"
-        assert "Store less or remove keys" in result.error
+    assert result.status == "failure"
+    assert "Store less or remove keys" in result.error
 
 
 # Bounds: what is carried along so that nothing has to be counted.
@@ -619,6 +620,28 @@ def test_memory_is_refused_what_it_may_not_have_and_nothing_else(steps, limit):
             assert committed(gantry) == now
             there = store.snapshot(Namespace("session", "s1", gantry._wiring.app))
             assert there.size + there.room * SMALL_BYTES >= size_of(there) or there is EMPTY
+
+
+def test_bound_holds_for_what_others_wrote_and_for_what_was_not_loaded(call):
+    store = MemoryStore()
+    with Gantry(store, session="s1") as gantry:
+
+        def is_bounded():
+            there = store.snapshot(Namespace("session", "s1", gantry._wiring.app))
+            return there.size >= size_of(there)
+
+        call(gantry, lambda memory: memory.update(a=["x" * 1000]))
+        call(gantry, lambda memory: memory.update(b=["x" * 1000]), keys=("b",))
+        assert is_bounded()
+
+        def change(memory):
+            with gantry.independent(), gantry.memory() as other:
+                other["c"] = ["x" * 5000]
+            memory["a"] = 1
+
+        call(gantry, change)
+        assert is_bounded()
+        assert list(committed(gantry)) == ["a", "b", "c"]
 
 
 def test_snapshot_of_some_keys_is_completed_with_what_was_loaded():
