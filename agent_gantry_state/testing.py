@@ -1190,7 +1190,7 @@ class StoreContract:
 
             accepted = 0
             with pytest.raises(MemoryTooLargeError) as caught:  # noqa: PT012
-                while True:
+                while accepted < 100:
                     note()
                     accepted += 1
 
@@ -1210,7 +1210,7 @@ class StoreContract:
 
             accepted = 0
             with pytest.raises(MemoryTooLargeError) as caught:  # noqa: PT012
-                while True:
+                while accepted < 100:
                     await note()
                     accepted += 1
 

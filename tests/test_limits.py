@@ -50,7 +50,7 @@ def test_runaway_loop_is_refused_and_leaves_what_was_accepted_last(new_gantry, c
     accepted = 0
 
     with pytest.raises(MemoryTooLargeError) as caught:  # noqa: PT012
-        while True:
+        while accepted < 100:
             call(gantry, lambda memory: memory.setdefault("log", []).append("x" * 30_000))
             accepted += 1
 
@@ -72,13 +72,26 @@ def test_runaway_loop_over_small_keys_is_refused_and_leaves_what_was_accepted_la
         accepted = 0
 
         with pytest.raises(MemoryTooLargeError) as caught:  # noqa: PT012
-            while True:
+            while accepted < 10_000:
                 call(gantry, lambda memory: memory.update({f"k{accepted}": accepted}))
                 accepted += 1
 
         assert caught.value.key == f"k{accepted}"
         assert committed(gantry) == {f"k{n}": n for n in range(accepted)}
         assert 20_000 - 10 < entries(gantry) <= 20_000 < caught.value.size
+
+
+@pytest.mark.parametrize("entry", [lambda n: (f"k{n}", "x" * 10_000), lambda n: (f"{n}" * 10_000, 1)], ids=["value", "name"])
+def test_few_large_keys_are_refused_as_many_small_ones_are(limited, call, entry):
+    gantry = limited(max_bytes=50_000)
+    call(gantry, lambda memory: memory.update(first=1))
+
+    for n in range(4):
+        call(gantry, lambda memory, n=n: memory.update([entry(n)]))
+    with pytest.raises(MemoryTooLargeError):
+        call(gantry, lambda memory: memory.update([entry(5)]))
+
+    assert len(committed(gantry)) == 5
 
 
 def test_error_says_what_where_and_what_to_do(limited, call):
@@ -330,6 +343,15 @@ def test_what_a_memory_begins_with_counts_when_it_is_written(limited, call):
     assert (caught.value.key, committed(gantry)) == ("doc", {})
     call(gantry, lambda memory: memory.update(doc="short"), default=default)
     assert committed(gantry) == {"doc": "short"}
+
+
+def test_what_a_memory_begins_with_may_not_be_written_where_it_is_too_large(limited, call):
+    gantry = limited(max_bytes=LIMIT)
+
+    with pytest.raises(MemoryTooLargeError):
+        call(gantry, lambda memory: memory.update(doc="x" * 2500), default={"doc": "x" * 3000})
+
+    assert committed(gantry) == {}
 
 
 def test_of_a_memory_that_is_loaded_in_part_that_part_counts(limited, call):
