@@ -13,7 +13,7 @@ from agent_gantry_state.compartments import FIRST_OPEN, is_reserved, known_as
 from agent_gantry_state.errors import UnstorableValueError
 from agent_gantry_state.memory import EXPIRY, Changes, Extra, Inherited, Memory, Terms
 from agent_gantry_state.merge import ABSENT
-from agent_gantry_state.stores.protocol import KEEP, UNSHARED, Put
+from agent_gantry_state.stores.protocol import KEEP, SMALL_SIZE, UNSHARED, Put
 
 __all__ = ["changes_of", "is_due", "pack_at", "plain_changes", "refuse_key", "refuse_reserved", "touches"]
 
@@ -40,8 +40,8 @@ def touches(memory: Memory) -> bool:
 def plain_changes(memory: Memory) -> dict[str, Any] | None:
     """The values that the call assigned, where that is all that it can have done; None: ask `changes_of`.
 
-    All means: no containers, no deadlines, nothing deleted, at most one key that is new. What it gives is what `changes_of`
-    would, for a commit that finds the namespace as it was loaded.
+    All means: no containers, nothing that is not small, no deadlines, nothing deleted, at most one key that is new. What it
+    gives is what `changes_of` would, for a commit that finds the namespace as it was loaded.
     """
     base = memory._base
     if memory._extra is not None or base.packed or memory._terms.ttl is not KEEP:
@@ -51,10 +51,10 @@ def plain_changes(memory: Memory) -> dict[str, Any] | None:
     for key in memory._touched:
         value, old = _get(memory, key, ABSENT), values.get(key, ABSENT)
         kind = type(value)
-        if kind not in _EQUAL_IS_SAME or type(key) is not str:
+        if kind not in _EQUAL_IS_SAME or value.__sizeof__() > SMALL_SIZE:
             return None
         if old is ABSENT:
-            if key < FIRST_OPEN:
+            if type(key) is not str or key < FIRST_OPEN or key.__sizeof__() > SMALL_SIZE:
                 return None
             expected += 1
         elif kind is type(old) and value == old:

@@ -14,6 +14,7 @@ from typing import Any
 
 from agent_gantry_state.errors import NotAtomicError, PartialCommitError, StateError, StoreTimeoutError
 from agent_gantry_state.holding import Held, refuse_owner
+from agent_gantry_state.limits import known, refuse_too_large
 from agent_gantry_state.memory import Changes
 from agent_gantry_state.rebase import Rebase, conflict
 from agent_gantry_state.sending import sent
@@ -50,7 +51,7 @@ class Part:
         sees_others: Whether any of it was loaded from a call around this one.
     """
 
-    __slots__ = ("bridge", "deadline", "is_new", "made", "pending", "sees_others", "token", "version")
+    __slots__ = ("before", "bridge", "deadline", "is_new", "made", "pending", "sees_others", "token", "version")
 
     def __init__(
         self, bridge: Any, made: list[tuple[Held, Changes | None]], pending: list[Change], sees_others: bool = False
@@ -61,6 +62,8 @@ class Part:
         # Without an answer that can be lost, no commit is sent twice, and the store need not remember the unit.
         self.token = _getrandbits(128).to_bytes(16, "big") if bridge.resendable else b""
         self.version = b""
+        #: What is there of each, as far as it is known.
+        self.before = [held.memory._base for held, _ in made]
         #: Whether nobody has looked yet what has become of it in the store.
         self.is_new = True
         #: Whether that is to be compared with what the call saw in one around it.
@@ -101,6 +104,7 @@ class Part:
             refuse: Raises if the call has come to nothing meanwhile.
         """
         while commit is not None:
+            self.refuse_too_large()
             if self.token:
                 answer = yield from sent(commit, self.deadline, again=True)
             else:
@@ -172,15 +176,25 @@ class Part:
         if conflicts:
             raise conflict(conflicts, strict) from (causes[0] if causes else None)
         self.pending = pending
+        self.before = [known(held.memory._base, snapshot) for (held, _), snapshot in zip(self.made, snapshots, strict=True)]
         # What has nothing left to write goes along as long as something has, for its keys may move again.
         return self.message() if any(each.puts or each.deletes or each.touch for each in pending) else None
+
+    def refuse_too_large(self) -> None:
+        """Refuse what would make a memory larger than it may be; a call inside is looked at with the one around it.
+
+        Raises:
+            MemoryTooLargeError: It would.
+        """
+        for (held, _), change, before in zip(self.made, self.pending, self.before, strict=True):
+            refuse_too_large(held.want.terms.limits, change, before)
 
     def split(self) -> list[Part]:
         """A part for each namespace."""
         both = zip(self.made, self.pending, strict=True)
         parts = [Part(self.bridge, [made], [change], self.sees_others) for made, change in both]
-        for part in parts:
-            part.is_new = self.is_new
+        for part, before in zip(parts, self.before, strict=True):
+            part.is_new, part.before = self.is_new, [before]
         return parts
 
     def by_store(self, several: Several, order: Sequence[Any]) -> list[Part]:
@@ -222,6 +236,8 @@ class Parts:
         self._waiting.sort(key=_rank)
         if not self._partial:
             self._refuse_several()
+        for part in self._waiting:
+            part.refuse_too_large()
         while self._waiting:
             if not self.landed:
                 yield from self._look()

@@ -295,19 +295,23 @@ class PartialCommitError(StateError):
 
 
 class MemoryTooLargeError(StateError):
-    """What a call left in a memory is more than can be stored; nothing of the call was written.
+    """What a call left in a memory is more than may be stored; nothing of the call was written.
 
     Attributes:
-        key: The largest key that the call changed.
-        size: Bytes that would have had to be stored.
-        limit: Bytes that can be.
+        key: The largest key that the call changed; of too many keys, one that is new.
+        size: How many bytes, or keys, would have had to be stored.
+        limit: How many may be.
+        scope: The scope of the memory.
+        counted: What of: "bytes" or "keys".
     """
 
-    def __init__(self, message: str, *, key: str, size: int, limit: int) -> None:
+    def __init__(self, message: str, *, key: str, size: int, limit: int, scope: str, counted: str = "bytes") -> None:
         super().__init__(message)
         self.key = key
         self.size = size
         self.limit = limit
+        self.scope = scope
+        self.counted = counted
 
 
 class StoreURLError(StateError, ValueError):

@@ -62,13 +62,14 @@ class Want(NamedTuple):
             exclusive=terms.exclusive,
             owned=terms.owned,
             reruns=terms.reruns,
+            limits=terms.limits,
             bare=True,
         )
         return self._replace(terms=bare)
 
     def for_nested(self) -> Want:
         """The same for the call around it, which holds it only for the one inside."""
-        terms = Terms(self.terms.scope, owned=self.terms.owned, bare=True)
+        terms = Terms(self.terms.scope, owned=self.terms.owned, limits=self.terms.limits, bare=True)
         return self._replace(terms=terms, whole=False, checked=(), nested=True)
 
     def beside(self, view: Want) -> Want:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agent_gantry_state import codec
+from agent_gantry_state.limits import UNDECLARED, Limits
 from agent_gantry_state.merge import ABSENT, Merge, is_number
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.scopes import check_ttl
@@ -47,6 +48,7 @@ class Terms:
         read_only: Whether a write is an error.
         default: Makes what is found where there is no namespace; None: nothing is.
         bare: Whether no body sees the memory itself, so that it may hold the keys of compartments.
+        limits: How large the namespace may be.
     """
 
     scope: str
@@ -61,6 +63,7 @@ class Terms:
     read_only: bool = False
     default: Callable[[], Snapshot] | None = None
     bare: bool = False
+    limits: Limits = UNDECLARED
 
     def joined(self, other: Terms) -> Terms:
         """These terms for a memory that another declaration asks for as well."""

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from agent_gantry_state.errors import OrphanedCallError
+from agent_gantry_state.limits import MAX_BYTES, Limits
 from agent_gantry_state.namespace import Namespace
 
 __all__ = [
@@ -154,22 +155,34 @@ class Scope:
         owned: Whether a memory belongs to the user who first wrote to it (or to nobody, if none was known), so that
             everybody else is refused. Sessions always are.
         store: Where they live, if not where the gantry's other memories do: a URL, or a store object, which stays open.
+        max_bytes: How many bytes one memory may have, names of keys and encoded values together; None: any number.
+        max_keys: How many keys one memory may have; None: any number.
+        max_value_bytes: How many bytes the encoded value of one key may have; None: any number.
 
     Raises:
-        TypeError: *ttl* is no number.
-        ValueError: *ttl* is not positive or not finite, or *sliding* was asked for without one.
+        TypeError: *ttl* is no number, or a limit is no int.
+        ValueError: *ttl* is not positive or not finite, or *sliding* was asked for without one, or a limit is not positive.
     """
 
     ttl: float | None = None
     sliding: bool = False
     owned: bool = False
+    max_bytes: int | None = MAX_BYTES
+    max_keys: int | None = None
+    max_value_bytes: int | None = None
     # A URL may hold a password.
     store: Any = field(default=None, repr=False, hash=False)
 
     def __post_init__(self) -> None:
         check_ttl("Scope", self.ttl)
+        _ = self.limits
         if self.sliding and self.ttl is None:
             raise ValueError("Scope: sliding=True needs a ttl (seconds)")
+
+    @property
+    def limits(self) -> Limits:
+        """How large a memory may be."""
+        return Limits(self.max_bytes, self.max_keys, self.max_value_bytes)
 
 
 def check_ttl(where: str, ttl: float | None) -> None:

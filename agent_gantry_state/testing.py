@@ -29,9 +29,10 @@ import pytest
 
 from agent_gantry_state import codec
 from agent_gantry_state.bridge import Bridge, bridge_to
-from agent_gantry_state.errors import StoreClosedError
+from agent_gantry_state.errors import MemoryTooLargeError, StoreClosedError
 from agent_gantry_state.gantry import Gantry
 from agent_gantry_state.namespace import Namespace
+from agent_gantry_state.scopes import Scope
 from agent_gantry_state.session import SyncSession
 from agent_gantry_state.steps import Steps
 from agent_gantry_state.stores.protocol import (
@@ -245,6 +246,20 @@ class Talk:
     def names(self, **terms: Any) -> list[Namespace]:
         """The namespaces of a page."""
         return [listed.namespace for listed in self.page(**terms).listed]
+
+
+#: Bytes that a memory may have in the tests of limits.
+LIMIT = 20_000
+
+
+def _limited(store: Any, max_bytes: int = LIMIT) -> Gantry:
+    """A gantry of which sessions may not become large."""
+    return Gantry(store, session="limited", scopes={"session": Scope(max_bytes=max_bytes)})
+
+
+def _content(gantry: Gantry) -> dict[str, Any]:
+    with gantry.memory() as memory:
+        return dict(memory)
 
 
 class StoreContract:
@@ -1287,6 +1302,75 @@ class StoreContract:
 
             assert own(dict) == plain(dict) == {"log": list(range(25)), "n": 25}
             assert seen == [{"log", "n"}] * 25
+
+    # How large a memory may be: what is loaded and what has moved is counted, so that a store has to tell it.
+
+    def test_runaway_loop_is_refused_and_leaves_what_was_accepted_last(self, talk: Talk, store: Any) -> None:
+        with _limited(store) as gantry:
+
+            @gantry.with_memory
+            def note(memory: Any) -> None:
+                memory.setdefault("log", []).append("x" * 1000)
+                memory[f"k{len(memory)}"] = "y" * 1000
+
+            accepted = 0
+            with pytest.raises(MemoryTooLargeError) as caught:  # noqa: PT012
+                while accepted < 100:
+                    note()
+                    accepted += 1
+
+            error = caught.value
+            assert (error.key, error.limit, error.committed) == ("log", LIMIT, False)
+            assert accepted == LIMIT // 2010
+            content = _content(gantry)
+            assert (len(content["log"]), len(content)) == (accepted, accepted + 1)
+
+    @pytest.mark.anyio
+    async def test_runaway_loop_of_an_async_tool_is_refused(self, talk: Talk, store: Any) -> None:
+        async with _limited(store) as gantry:
+
+            @gantry.with_memory
+            async def note(memory: Any) -> None:
+                memory.setdefault("log", []).append("x" * 3000)
+
+            accepted = 0
+            with pytest.raises(MemoryTooLargeError) as caught:  # noqa: PT012
+                while accepted < 100:
+                    await note()
+                    accepted += 1
+
+            assert (caught.value.key, caught.value.limit, accepted) == ("log", LIMIT, LIMIT // 3003)
+            async with gantry.memory() as memory:
+                assert memory == {"log": ["x" * 3000] * accepted}
+
+    def test_what_others_have_written_counts_after_the_merge(self, talk: Talk, store: Any) -> None:
+        with _limited(store) as gantry:
+            with gantry.memory() as memory:
+                memory.update(log=[], other="x" * (LIMIT // 2))
+
+            with pytest.raises(MemoryTooLargeError) as caught, gantry.memory() as ours:  # noqa: PT012
+                with gantry.independent(), gantry.memory() as theirs:
+                    theirs["log"].append("t" * (LIMIT // 3))
+                ours["log"].append("o" * (LIMIT // 3))
+
+            assert caught.value.key == "log"
+            assert LIMIT < caught.value.size < LIMIT // 2 + LIMIT // 3 * 2 + 50
+            assert _content(gantry) == {"log": ["t" * (LIMIT // 3)], "other": "x" * (LIMIT // 2)}
+
+    def test_memory_above_its_limit_may_shrink(self, talk: Talk, store: Any) -> None:
+        with _limited(store) as gantry:
+            with _limited(store, 10 * LIMIT) as before, before.memory() as memory:
+                memory.update(doc="x" * LIMIT, log=[1] * LIMIT, n=1)
+
+            with gantry.memory() as memory:
+                memory["log"].pop()
+                memory["n"] = 2
+            with pytest.raises(MemoryTooLargeError), gantry.memory() as memory:
+                memory["log"].append(1000)
+            with gantry.memory() as memory:
+                del memory["doc"]
+
+            assert _content(gantry) == {"log": [1] * (LIMIT - 1), "n": 2}
 
     # Close.
 

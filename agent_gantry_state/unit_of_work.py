@@ -22,6 +22,7 @@ from agent_gantry_state.compartments import all_known_as, is_reserved
 from agent_gantry_state.errors import MemoryConflictError, OrphanedCallError, PartialCommitError, StoreTimeoutError
 from agent_gantry_state.events import Observers
 from agent_gantry_state.holding import Held, Want, change_of, refuse_owner
+from agent_gantry_state.limits import refuse_too_large
 from agent_gantry_state.memory import Changes, Memory, Terms, open_memory, timed_by
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.rebase import conflict, erased, is_erased
@@ -361,6 +362,7 @@ class UnitOfWork:
         Raises:
             MemoryConflictError: What both sides changed cannot be merged, or had to stay as it was.
             MemoryErasedError: A namespace was erased after it had been loaded.
+            MemoryTooLargeError: A memory would be larger than it may be.
             NotAtomicError: What it changed cannot be written in one step.
             OrphanedCallError: A call around this one has failed.
             PartialCommitError: It could be written in several steps, of which one failed after others.
@@ -464,6 +466,7 @@ class UnitOfWork:
     def settle_with(self, answer: Moved, send: Callable[[Commit], Any]) -> None:
         """The rest of `finish` after others were quicker, for a store that answers at once."""
         while (commit := self._part.settle(answer.snapshots, answer.now)) is not None:
+            self._part.refuse_too_large()
             if not isinstance(answer := send(commit), Moved):
                 return
 
@@ -575,6 +578,7 @@ def finish_one(memory: Memory, identity: Identity | None, bridge: Any, send: Cal
     if changes is not None and memory._terms.read_only:
         raise read_only(memory._terms.scope, changes)
     change = change_of(memory, changes, identity.owner if identity is not None and memory._terms.owned else None)
+    refuse_too_large(memory._terms.limits, change, memory._base)
     answer = send(Commit(b"", new_version(), (change,)))
     if isinstance(answer, Moved):
         unit = UnitOfWork.of(memory, Want.of(memory._terms, identity), bridge)

@@ -131,13 +131,14 @@ class Wiring:
         """How a memory of a scope behaves where nobody says otherwise."""
         declared = self.scope(scope)
         ttl = KEEP if declared.ttl is None else float(declared.ttl)
-        return Terms(scope, ttl, declared.sliding, owned=declared.owned or scope == "session")
+        return Terms(scope, ttl, declared.sliding, owned=declared.owned or scope == "session", limits=declared.limits)
 
     def owned(self, terms: Terms, namespace: Namespace) -> Terms:
-        """*terms*, of a memory that has an owner if its namespace is of a scope that has, whatever scope was asked for."""
-        if terms.owned or not self.terms(namespace.scope).owned:
+        """*terms*, with an owner and with limits as the scope of the namespace has them, whatever scope was asked for."""
+        if terms.scope == namespace.scope:
             return terms
-        return replace(terms, owned=True)
+        there = self.terms(namespace.scope)
+        return replace(terms, owned=terms.owned or there.owned, limits=there.limits)
 
     def push(self, layer: Layer) -> None:
         """Put an override on top.

@@ -407,6 +407,7 @@ class Plan:
                 exclusive=terms.exclusive,
                 owned=own.owned or (depth == 0 and terms.owned),
                 reruns=terms.reruns,
+                limits=own.limits,
                 bare=True,
             )
             # Which keys may be written is the view's business.

@@ -29,7 +29,7 @@ from agent_gantry_state.injection.call import (
     warn_of_generator,
 )
 from agent_gantry_state.injection.plan import Plan
-from agent_gantry_state.memory import Memory, open_memory
+from agent_gantry_state.memory import Memory, Terms, open_memory
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.nesting import CURRENT, FAILED, leave, unit_of
 from agent_gantry_state.scopes import ATTEMPT, ENTERED, refuse_orphan
@@ -84,7 +84,7 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
     begin, wiring, get_entered = _beginner(plan), plan.wiring, ENTERED.get
     place, terms, impersonal = plan.key, plan.declarations[0].terms, plan.is_impersonal
     owned, new, update, set_item = terms.owned, dict.__new__, dict.update, dict.__setitem__
-    get_current, set_current, reset = CURRENT.get, CURRENT.set, CURRENT.reset
+    get_current, set_current, reset, max_bytes = CURRENT.get, CURRENT.set, CURRENT.reset, _max_bytes(terms)
 
     def called(*args: Any, **kwargs: Any) -> Any:
         if get_current() is not None or (kwargs and into in kwargs):
@@ -139,7 +139,7 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
             _finish_nesting(ended)
         elif memory._touched or base.packed or slides or len(memory) != len(base.values):
             try:
-                _finish_short(plan, memory, identity, settings)
+                _finish_short(plan, memory, identity, settings, max_bytes)
             except BaseException:
                 frame[0] = FAILED
                 raise
@@ -153,7 +153,7 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
     begin, wiring, get_entered = _beginner(plan), plan.wiring, ENTERED.get
     place, terms, impersonal = plan.key, plan.declarations[0].terms, plan.is_impersonal
     owned, new, update, set_item = terms.owned, dict.__new__, dict.update, dict.__setitem__
-    get_current, set_current, reset = CURRENT.get, CURRENT.set, CURRENT.reset
+    get_current, set_current, reset, max_bytes = CURRENT.get, CURRENT.set, CURRENT.reset, _max_bytes(terms)
 
     async def called(*args: Any, **kwargs: Any) -> Any:
         if get_current() is not None or (kwargs and into in kwargs):
@@ -202,7 +202,7 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
             await _afinish_nesting(ended)
         elif memory._touched or base.packed or slides or len(memory) != len(base.values):
             try:
-                _finish_short(plan, memory, identity, settings)
+                _finish_short(plan, memory, identity, settings, max_bytes)
             except BaseException:
                 frame[0] = FAILED
                 raise
@@ -240,7 +240,12 @@ async def _afinish_nesting(unit: UnitOfWork) -> None:
         raise
 
 
-def _finish_short(plan: Plan, memory: Memory, identity: Any, settings: Settings) -> None:
+def _max_bytes(terms: Terms) -> float:
+    """How large a memory may be for a plain write to be committed the short way; what is only read is refused elsewhere."""
+    return -1 if terms.read_only else terms.limits.plain_bytes
+
+
+def _finish_short(plan: Plan, memory: Memory, identity: Any, settings: Settings, max_bytes: float) -> None:
     if ATTEMPT.get() is not None:
         refuse_orphan()
     plain, base, store = plain_changes(memory), memory._base, settings.direct
@@ -248,11 +253,11 @@ def _finish_short(plan: Plan, memory: Memory, identity: Any, settings: Settings)
     if plain is not None:
         if not plain:
             return
-        terms = memory._terms
-        # What a namespace begins with, and its owner, are written with its first key; what is only read is refused.
-        is_plain = base.head is not None and not terms.read_only and (base.owner is not None or not terms.owned)
-        slot = _slots(plan, identity).get(plan.key)
-        if is_plain and slot is not None and store.assign(slot, base.head, plain, new_version()):
+        # What a namespace begins with, and its owner, are written with its first key.
+        is_plain = base.head is not None and (base.owner is not None or not memory._terms.owned)
+        # What `_slots` does.
+        slot = (plan.slots if plan.is_impersonal else identity.slots).get(plan.key)
+        if is_plain and slot is not None and store.assign(slot, base.head, plain, new_version(), max_bytes):
             return
     finish_one(memory, identity, settings.bridge, store.commit)
 

@@ -515,6 +515,7 @@ def _too_large(change: Change, after: Snapshot, size: int, limit: int) -> Memory
         key=key,
         size=size,
         limit=limit,
+        scope=change.namespace.scope,
     )
 
 

@@ -204,8 +204,11 @@ class MemoryStore(Clocked):
         with self._lock:
             return self._slot(namespace)
 
-    def assign(self, slot: Slot, head: bytes | None, values: dict[str, Any], version: bytes) -> bool:
-        """Commit plain values to one namespace without a message, if it is as it was loaded and no key in it expires.
+    def assign(
+        self, slot: Slot, head: bytes | None, values: dict[str, Any], version: bytes, max_bytes: float = math.inf
+    ) -> bool:
+        """Commit small plain values to one namespace without a message, if it is as it was loaded, no key in it expires,
+        and it surely becomes no larger than *max_bytes*.
 
         Returns:
             Whether it did; if not, nothing was done.
@@ -216,11 +219,14 @@ class MemoryStore(Clocked):
             there = slot.snapshot
             if slot.home is not self.home or there.head != head or there.packed or there.first_expiry != math.inf:
                 return False
+            room = (there.room or there.room_below(max_bytes)) - len(values)
+            if room < 0:
+                return False
             slot.used = True
             versions = there.versions.copy()
             for key in values:
                 versions[key] = version
-            slot.snapshot = there.with_plain(there.values | values, versions, version)
+            slot.snapshot = there.with_plain(there.values | values, versions, version, room)
         return True
 
     def forget(self, message: Forget, /) -> None:

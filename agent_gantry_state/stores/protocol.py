@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from agent_gantry_state import codec
@@ -24,6 +24,8 @@ __all__ = [
     "EMPTY",
     "KEEP",
     "LOAD_SECONDS",
+    "SMALL_BYTES",
+    "SMALL_SIZE",
     "UNSHARED",
     "AsyncStore",
     "Change",
@@ -99,6 +101,14 @@ class Entry:
     slides: float | None = None
 
 
+#: What is not larger than this, as Python counts, is small.
+SMALL_SIZE: Final = 500
+#: More than a key takes of which name and value are small.
+SMALL_BYTES: Final = 4 * SMALL_SIZE
+
+#: As far as is counted at once.
+_ROOM: Final = 250 * SMALL_BYTES
+
 _new = object.__new__
 
 
@@ -109,7 +119,8 @@ class Snapshot:
     bytes (without the format byte): a working copy is then one C-level dict copy and a decode of each container.
     `born` is the head of its first commit: one that was erased and made anew is another one. A snapshot of some keys only
     says in `until` when the last of all keys expires (infinite if never); else that is None. `reserved` says whether some of
-    its keys belong to compartments, `plain` that none does and that none expires.
+    its keys belong to compartments, `plain` that none does and that none expires. `size` are at least as many bytes as it
+    takes, infinite until somebody asks; `room` is how many small keys were found to fit in beside.
     """
 
     __slots__ = (
@@ -121,6 +132,8 @@ class Snapshot:
         "packed",
         "plain",
         "reserved",
+        "room",
+        "size",
         "slides",
         "touched",
         "until",
@@ -141,6 +154,7 @@ class Snapshot:
         born: bytes | None = None,
         until: float | None = None,
         reserved: bool | None = None,
+        size: float = math.inf,
     ) -> None:
         self.born = born
         self.until = until
@@ -152,6 +166,8 @@ class Snapshot:
         self.expires_at = expires_at
         self.slides = slides
         self.touched = touched
+        self.size = size
+        self.room = 0
         self.first_expiry = self._first_expiry() if expires_at or slides else math.inf
         self.reserved = has_reserved(values) if reserved is None else reserved
         self.plain = not self.reserved and self.first_expiry == math.inf
@@ -194,14 +210,28 @@ class Snapshot:
             born,
         )
 
-    def with_plain(self, values: dict[str, Any], versions: dict[str, bytes], head: bytes) -> Snapshot:
+    def with_plain(self, values: dict[str, Any], versions: dict[str, bytes], head: bytes, room: int) -> Snapshot:
         """What follows this snapshot, in which nothing expires, when plain values are written and nothing else changes."""
         after: Snapshot = _new(Snapshot)
         after.values, after.packed, after.versions, after.head = values, self.packed, versions, head
         after.owner, after.expires_at, after.slides = self.owner, self.expires_at, self.slides
         after.touched, after.born, after.first_expiry, after.until = self.touched, self.born, math.inf, None
         after.reserved, after.plain = self.reserved, self.plain
+        after.size, after.room = math.inf, room
         return after
+
+    def room_below(self, max_bytes: float) -> int:
+        """How many small keys can be written without asking again whether it becomes larger than *max_bytes*."""
+        if self.size == math.inf:
+            self.measure()
+        return 0 if self.size > max_bytes else int(min(max_bytes - self.size, _ROOM) // SMALL_BYTES)
+
+    def measure(self) -> None:
+        """Set `size`, without encoding anything."""
+        # Twice what Python needs for a str, a number, bytes or None is more than each takes when it is encoded.
+        values, packed = self.values, self.packed
+        plain = sum([key.__sizeof__() + value.__sizeof__() for key, value in values.items()])
+        self.size = 2 * plain + sum(map(len, packed.values()))
 
     def deadline(self, key: str) -> float | None:
         """Time on the store's clock at which *key* expires; None: never."""
@@ -280,6 +310,11 @@ class Put:
         return self._packed
 
     @property
+    def size(self) -> int:
+        """At least as many bytes as `packed` has, without encoding anything."""
+        return 2 * self.value.__sizeof__() if self._packed is None else len(self._packed)
+
+    @property
     def record(self) -> bytes:
         """What a store writes: the format byte and the encoded value."""
         return codec.FORMAT + self.packed
@@ -317,6 +352,7 @@ class Change:
         loaded_owner: The owner that was loaded; another one is a move.
         born: The head of the namespace's first commit, as loaded; another one is a move, for the namespace was erased
             and made anew.
+        size: At least as many bytes as the namespace has afterwards, if its head was still `head`; infinite: not known.
     """
 
     namespace: Namespace
@@ -329,6 +365,7 @@ class Change:
     owner: str | None = None
     loaded_owner: str | None = None
     born: bytes | None = None
+    size: float = field(default=math.inf, compare=False)
 
 
 @dataclass(slots=True)

@@ -94,6 +94,7 @@ def applied(change: Change, snapshot: Snapshot, version: bytes, now: Callable[[]
         snapshot.born or head,
         None,
         reserved,
+        change.size if snapshot.head == change.head else math.inf,
     )
 
 
