@@ -318,3 +318,27 @@ def test_callbacks_are_told_a_key_once_that_is_in_a_compartment_as_well():
         do()
 
     assert [event.keys for event in told] == [("a",)]
+
+
+def test_a_compartment_that_appears_between_two_calls_is_not_seen(gantry):
+    plain, own = doing(gantry, "session"), private(gantry)
+    plain(lambda memory: memory.update(a=1))
+    assert plain(dict) == {"a": 1}
+
+    own(lambda memory: memory.update(b=2))
+
+    assert plain(dict) == {"a": 1}
+    plain(lambda memory: memory.update(a=3))
+    assert (plain(dict), own(dict)) == ({"a": 3}, {"b": 2})
+
+
+def test_a_context_asked_after_a_nested_call_does_not_give_its_compartment(gantry):
+    @gantry.with_context
+    def do(ctx):
+        private(gantry, scope="user")(lambda inner: inner.update(b=2))
+        memory = ctx.scope("user")
+        memory["a"] = 1
+        return dict(memory)
+
+    assert do() == {"a": 1}
+    assert private(gantry, scope="user")(dict) == {"b": 2}
