@@ -342,3 +342,49 @@ def test_a_context_asked_after_a_nested_call_does_not_give_its_compartment(gantr
 
     assert do() == {"a": 1}
     assert private(gantry, scope="user")(dict) == {"b": 2}
+
+
+# Beside a context and a session.
+
+
+def test_a_context_s_memories_and_views_of_one_call_see_each_other_s_writes_in_nested_calls(gantry):
+    @gantry.with_context
+    @gantry.with_memory(scope=LAYERS)
+    @gantry.with_memory(private=True, into="own", name="own")
+    def do(ctx, memory, own):
+        memory["a"] = 1
+        own["a"] = 2
+        session, user = ctx.memory, ctx.scope("user")
+        session["b"] = 3
+        user["c"] = 4
+        assert (ctx.memory, ctx.scope("user")) == (session, user)
+        assert stored(gantry) == {"a": 1, "b": 3}
+        return dict(memory), dict(own), dict(session), dict(user)
+
+    assert do() == ({"c": 4, "a": 1, "b": 3}, {"a": 2}, {"b": 3, "a": 1}, {"c": 4})
+    assert (stored(gantry), stored(gantry, "user")) == ({"a": 1, "b": 3}, {"c": 4})
+
+
+def test_a_session_and_views_of_one_call_see_each_other_s_writes(gantry):
+    put(gantry, "session", log=[0])
+
+    @gantry.with_session
+    @gantry.with_memory(scope=LAYERS)
+    @gantry.with_memory(private=True, into="own", name="own")
+    def do(session, memory, own):
+        memory["a"] = own["a"] = 1
+        assert session.keys() == ["log", "a"]
+        session.set("b", 3)
+        assert memory["b"] == 3
+        log = memory["log"]
+        log.append(1)
+        session.get("log").append(2)
+        log.append(3)
+        session.add("n", 2)
+        assert memory.add("n", 3) == session.get("n") == 5
+        assert session.delete("b")
+        assert "b" not in memory
+
+    do()
+
+    assert stored(gantry) == {"log": [0, 1, 2, 3], "a": 1, "n": 5}
