@@ -141,6 +141,17 @@ class Held:
         """Head of the namespace's first commit, if that was made by a call around this one."""
         return self.born or (None if self.origin is None else self.origin.committed_born())
 
+    def open_to(self, want: Want) -> None:
+        """Show the namespace to a body that asks for what a call inside, or a view, has used before."""
+        self.want = want.beside(self.want)
+        if has_reserved(self.memory):
+            self.view = View((self,), self.want.terms)
+            self.views.append(self.view)
+            self.view.show()
+        else:
+            self.memory._terms = want.terms.joined(self.memory._terms)
+            self.seen()
+
     def seen(self) -> Memory:
         """What a body that asks for the namespace gets."""
         if self.view is None and not self.memory._terms.bare and self._is_more():
@@ -152,10 +163,7 @@ class Held:
         keys = self.want.terms.keys
         if keys is not None and (self.keys is None or not self.keys.issubset(keys)):
             return True
-        if self.memory._base.reserved or any(view.held is self for view in self.views):
-            return True
-        # The body may have written keys that are no str; they are refused when it ends.
-        return has_reserved([key for key in self.memory._touched if type(key) is str])
+        return self.memory._base.reserved or any(view.held is self for view in self.views)
 
     def split(self) -> None:
         """Go on with a memory that may have all keys, of which the body goes on to see those that it may."""

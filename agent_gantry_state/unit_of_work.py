@@ -193,10 +193,7 @@ class UnitOfWork:
             if held is not None:
                 refuse_owner(want, held.owner)
                 if held.want.terms.bare and not want.terms.bare:
-                    # The body asks for what a call inside, or a view, has used before.
-                    held.want = want.beside(held.want)
-                    held.memory._terms = want.terms.joined(held.memory._terms)
-                    held.seen()
+                    held.open_to(want)
             if held is None or not held.has(want.keys):
                 missing[namespace] = want
         if missing:

@@ -318,3 +318,73 @@ def test_callbacks_are_told_a_key_once_that_is_in_a_compartment_as_well():
         do()
 
     assert [event.keys for event in told] == [("a",)]
+
+
+def test_a_compartment_that_appears_between_two_calls_is_not_seen(gantry):
+    plain, own = doing(gantry, "session"), private(gantry)
+    plain(lambda memory: memory.update(a=1))
+    assert plain(dict) == {"a": 1}
+
+    own(lambda memory: memory.update(b=2))
+
+    assert plain(dict) == {"a": 1}
+    plain(lambda memory: memory.update(a=3))
+    assert (plain(dict), own(dict)) == ({"a": 3}, {"b": 2})
+
+
+def test_a_context_asked_after_a_nested_call_does_not_give_its_compartment(gantry):
+    @gantry.with_context
+    def do(ctx):
+        private(gantry, scope="user")(lambda inner: inner.update(b=2))
+        memory = ctx.scope("user")
+        memory["a"] = 1
+        return dict(memory)
+
+    assert do() == {"a": 1}
+    assert private(gantry, scope="user")(dict) == {"b": 2}
+
+
+# Beside a context and a session.
+
+
+def test_a_context_s_memories_and_views_of_one_call_see_each_other_s_writes_in_nested_calls(gantry):
+    @gantry.with_context
+    @gantry.with_memory(scope=LAYERS)
+    @gantry.with_memory(private=True, into="own", name="own")
+    def do(ctx, memory, own):
+        memory["a"] = 1
+        own["a"] = 2
+        session, user = ctx.memory, ctx.scope("user")
+        session["b"] = 3
+        user["c"] = 4
+        assert (ctx.memory, ctx.scope("user")) == (session, user)
+        assert stored(gantry) == {"a": 1, "b": 3}
+        return dict(memory), dict(own), dict(session), dict(user)
+
+    assert do() == ({"c": 4, "a": 1, "b": 3}, {"a": 2}, {"b": 3, "a": 1}, {"c": 4})
+    assert (stored(gantry), stored(gantry, "user")) == ({"a": 1, "b": 3}, {"c": 4})
+
+
+def test_a_session_and_views_of_one_call_see_each_other_s_writes(gantry):
+    put(gantry, "session", log=[0])
+
+    @gantry.with_session
+    @gantry.with_memory(scope=LAYERS)
+    @gantry.with_memory(private=True, into="own", name="own")
+    def do(session, memory, own):
+        memory["a"] = own["a"] = 1
+        assert session.keys() == ["log", "a"]
+        session.set("b", 3)
+        assert memory["b"] == 3
+        log = memory["log"]
+        log.append(1)
+        session.get("log").append(2)
+        log.append(3)
+        session.add("n", 2)
+        assert memory.add("n", 3) == session.get("n") == 5
+        assert session.delete("b")
+        assert "b" not in memory
+
+    do()
+
+    assert stored(gantry) == {"log": [0, 1, 2, 3], "a": 1, "n": 5}

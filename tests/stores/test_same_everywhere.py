@@ -173,17 +173,20 @@ def test_every_value_within_another_has_the_same_bytes(place, call):
 
 
 def test_every_key_is_kept_exactly_and_in_order(compared):
+    # Keys that begin with NUL are those of compartments.
+    keys = [key for key in HOSTILE_TEXTS if not key.startswith("\0")]
+
     def tell(story):
-        story.call(lambda memory: memory.update({key: index for index, key in enumerate(("", *HOSTILE_TEXTS))}))
+        story.call(lambda memory: memory.update({key: index for index, key in enumerate(("", *keys))}))
 
         def again(memory):
-            for key in HOSTILE_TEXTS[::3]:
+            for key in keys[::3]:
                 memory[key] = memory.pop(key)
 
         story.call(again)
 
     _, content, _ = compared(tell)
-    assert len(content) == len(HOSTILE_TEXTS) + 1
+    assert len(content) == len(keys) + 1
 
 
 def test_what_is_refused_is_refused_in_the_same_words(compared):
