@@ -19,7 +19,12 @@ from typing import Any
 from agent_gantry_state.bridge import on_event_loop
 from agent_gantry_state.changes import changes_of, is_due
 from agent_gantry_state.compartments import is_reserved, known_as
-from agent_gantry_state.errors import MemoryConflictError, OrphanedCallError, StoreTimeoutError
+from agent_gantry_state.errors import (
+    MemoryConflictError,
+    MemoryValidationError,
+    OrphanedCallError,
+    StoreTimeoutError,
+)
 from agent_gantry_state.events import Observers
 from agent_gantry_state.holding import Held, Want, change_of, refuse_owner
 from agent_gantry_state.memory import Changes, Memory, Terms, open_memory
@@ -486,7 +491,11 @@ class UnitOfWork:
             elif not (held.whole or held.checked):
                 continue
             made.append((held, changes))
-            pending.append(change_of(memory, changes, held.want.owner, held.whole, held.checked))
+            checked = held.checked
+            if changes is not None and self._views:
+                written = {*changes[0], *changes[1]}
+                checked = checked.union(*(view.watched(written) for view in self._views if view.held is held))
+            pending.append(change_of(memory, changes, held.want.owner, held.whole, checked))
         return self._message() if writes else None
 
     def settle(self, moved: Moved, by_content: bool = False) -> Commit | None:
@@ -505,7 +514,9 @@ class UnitOfWork:
         for (held, _), snapshot in zip(self._made, moved.snapshots, strict=True):
             refuse_owner(held.want, snapshot.owner)
         conflicts: dict[str, list[str]] = {}
+        misfits: dict[str, list[str]] = {}
         causes: list[BaseException] = []
+        problems: list[MemoryValidationError] = []
         pending = []
         strict = False
         for (held, changes), change, snapshot in zip(self._made, self._pending, moved.snapshots, strict=True):
@@ -532,8 +543,10 @@ class UnitOfWork:
             pending.append(rebased)
             for view in self._views:
                 if view.held is held and (unfit := view.unfit(rebased, snapshot)) is not None:
-                    conflicts.setdefault(scope, []).extend(unfit.fields)
-                    causes.append(unfit)
+                    misfits.setdefault(scope, []).extend(unfit.fields or (*rebased.puts, *rebased.deletes))
+                    problems.append(unfit)
+        if misfits and not conflicts:
+            raise conflict(misfits, False, problems[0].problem) from problems[0]
         if conflicts:
             raise conflict(conflicts, strict) from (causes[0] if causes else None)
         self._pending = pending

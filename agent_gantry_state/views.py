@@ -7,7 +7,7 @@ what others have written there meanwhile is shown in it, inside the containers t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from agent_gantry_state import codec
@@ -218,6 +218,9 @@ class View:
             return
         memory = self.memory
         base, below = self._stand([snapshot_of(held.memory) for held in self._layers])
+        if base.head is None and memory._base.head is None:
+            # Nothing is held yet: what the memory begins with goes on to show.
+            base = _reduced(memory._base, memory)
         for key in list(memory):
             if key not in base.values:
                 dict.pop(memory, key)
@@ -341,6 +344,11 @@ class View:
                 scope=holder,
             )
 
+    def watched(self, written: Collection[str]) -> Iterable[str]:
+        """Stored keys of which the commit must know how they stand, beside those that it writes: where the body sees keys
+        that depend on each other and the unit has *written* one of them."""
+        return ()
+
     def unfit(self, change: Change, current: Snapshot) -> MemoryValidationError | None:
         """Why what the call wrote, merged with what others wrote, is nothing that the body may see; None: it may.
 
@@ -374,6 +382,15 @@ def _stripped(snapshot: Snapshot, length: int) -> Snapshot:
     )
 
 
+def _reduced(snapshot: Snapshot, keys: Collection[str]) -> Snapshot:
+    """What a memory begins with, of which the body may have deleted keys."""
+    if all(key in keys for key in snapshot.values):
+        return snapshot
+    values = {key: value for key, value in snapshot.values.items() if key in keys}
+    packed = {key: encoded for key, encoded in snapshot.packed.items() if key in keys}
+    return Snapshot(values, packed, {}, None, None, born=snapshot.born, reserved=False)
+
+
 def _content(snapshot: Snapshot, key: str) -> bytes:
     packed = snapshot.packed.get(key)
     return codec.pack(snapshot.values[key]) if packed is None else packed
@@ -381,8 +398,17 @@ def _content(snapshot: Snapshot, key: str) -> bytes:
 
 def flush(views: Sequence[View]) -> None:
     """Bring what a body changed in its views into what its unit holds, and show it in all of them."""
-    flushed = [view.flush() for view in views]
-    if any(flushed):
+    flushed: list[View] = []
+    written = False
+    try:
+        for view in views:
+            written = view.flush() or written
+            flushed.append(view)
+    except BaseException:
+        # The body may go on: what is held by now is not to be taken for a stranger's at the next flush.
+        show(flushed)
+        raise
+    if written:
         show(views)
 
 
