@@ -113,13 +113,19 @@ class TypedView(View):
 
     def watched(self, written: Collection[str]) -> Iterable[str]:
         """The keys of all fields, where one of them is written and what it may be can depend on the others."""
-        names = {*self._shape.fields, *(self.memory if self._shape.extra else ())} if self._shape.joint else ()
-        keys = [self._prefix + name for name in names]
-        return () if all(key not in written for key in keys) else keys
+        if not self._shape.joint or not self._sees_any(written):
+            return ()
+        names = {*self._shape.fields, *(self.memory if self._shape.extra else ())}
+        return [self._prefix + name for name in names]
+
+    def _sees_any(self, stored: Iterable[str]) -> bool:
+        shape = self._shape
+        keys = [key for each in stored if (key := self._key(each)) is not None]
+        return bool(keys) if shape.extra else not set(keys).isdisjoint(shape.fields)
 
     def unfit(self, change: Change, current: Snapshot) -> MemoryValidationError | None:
         """Why what the call wrote, merged with what others wrote, does not fit the class; None: it does."""
-        if all(self._key(stored) is None for stored in (*change.puts, *change.deletes)):
+        if not self._sees_any((*change.puts, *change.deletes)):
             return None
         values = {key: codec.unpack(encoded) for key, encoded in _packed(self.memory).items()}
         for stored in change.checks:

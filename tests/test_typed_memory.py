@@ -14,7 +14,16 @@ from typing import Annotated, Any
 import anyio
 import pydantic.dataclasses
 import pytest
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 from support import commit, committed
 from typing_extensions import TypedDict
 
@@ -110,6 +119,30 @@ class Span(BaseModel):
         if self.low > self.high:
             raise ValueError(SECRET)
         return self
+
+
+@dataclasses.dataclass
+class WithPostInit:
+    volume: int = 3
+
+    def __post_init__(self) -> None:
+        pass
+
+
+class WithInit(BaseModel):
+    volume: int = 3
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields)
+
+
+class WithInfo(BaseModel):
+    volume: int = 3
+
+    @field_validator("volume")
+    @classmethod
+    def told(cls, value: int, info: ValidationInfo) -> int:
+        return value
 
 
 KINDS = [Prefs, Basket, CheckedBasket, Notes, Annotated[Prefs, "said"], Prefs | None]
@@ -490,6 +523,54 @@ def test_a_local_class_is_found_below_a_decorator_of_somebody_else(gantry):
     assert do() == 2
 
 
+def test_a_class_that_is_local_to_somebody_elses_decorator_is_none(gantry):
+    class Local(BaseModel):
+        n: int = 1
+
+    name = "test_a_class_that_is_local_to_somebody_elses_decorator_is_none"
+    space: dict[str, Any] = {"__name__": "other", "gantry": gantry}
+    exec(f"def {name}(fn):\n    Local = dict\n    return gantry.with_memory(fn)\n", space)
+
+    @space[name]
+    def do(memory: Local) -> int:
+        return memory.n
+
+    assert do() == 1
+
+
+def test_a_class_of_the_class_around_goes_before_one_further_out(gantry):
+    class Local(BaseModel):
+        n: int = 1
+
+    class Tools:
+        class Local(BaseModel):
+            n: int = 2
+
+        @gantry.with_memory
+        def do(self, memory: Local) -> int:
+            return memory.n
+
+    assert Tools().do() == 2
+    assert Local().n == 1
+
+
+def test_classes_are_found_where_a_tool_that_was_made_elsewhere_is_decorated(gantry):
+    class OnlyHere(BaseModel):
+        part: Part | None = None
+
+    class Part(BaseModel):
+        n: int = 1
+
+    gantry.with_memory(of_a_class_found_elsewhere)(Part())
+
+    assert stored(gantry) == {"part": {"n": 1}}
+    assert OnlyHere().part is None
+
+
+def of_a_class_found_elsewhere(part: Any, memory: OnlyHere) -> None:  # noqa: F821
+    memory.part = part
+
+
 def test_a_local_class_goes_before_one_of_the_module(gantry):
     class Prefs(BaseModel):
         local: int = 1
@@ -608,7 +689,8 @@ def test_two_views_that_write_the_same_field_differently_conflict(gantry):
     assert stored(gantry) == {}
 
 
-def test_what_one_view_wrote_is_counted_once_after_another_one_failed_to_be_brought_in(gantry):
+@pytest.mark.parametrize("bad", ["first", "second"])
+def test_what_one_view_wrote_is_counted_once_after_another_one_failed_to_be_brought_in(gantry, bad):
     look = tool(gantry, dict)
 
     @gantry.with_memory(into="basket")
@@ -617,7 +699,7 @@ def test_what_one_view_wrote_is_counted_once_after_another_one_failed_to_be_brou
         memory.items.append("a")
         basket.items.append("b")
         for value in (SECRET, 5):
-            memory.volume = basket.volume = value
+            (memory if bad == "first" else basket).volume = value
             try:
                 look(dict)
             except MemoryValidationError:
@@ -643,9 +725,10 @@ def test_layers_read_through_and_write_to_the_nearest(gantry):
     assert stored(gantry, "user") == {"volume": 1, "items": ["a"]}
 
 
-def test_deleting_from_a_typed_dict_shows_what_is_further_out_and_refuses_to_delete_that(gantry):
+@pytest.mark.parametrize("near", [1, 2])
+def test_deleting_from_a_typed_dict_shows_what_is_further_out_and_refuses_to_delete_that(gantry, near):
     put(gantry, {"volume": 1, "name": "far"}, "user")
-    put(gantry, {"volume": 2})
+    put(gantry, {"volume": near})
     look = tool(gantry, dict)
     do = tool(gantry, Notes, scope=("session", "user"))
 
@@ -738,6 +821,20 @@ def test_deleting_what_a_memory_begins_with_shows_after_a_call_inside(gantry):
 
     assert do() == {"volume": 5}
     assert stored(gantry) == {"volume": 5}
+
+
+def test_deleting_all_that_a_memory_begins_with_shows_after_a_call_inside(gantry):
+    look = tool(gantry, dict, scope="user")
+
+    @gantry.with_memory(scope="user", into="other")
+    @gantry.with_memory(default={"name": "ada"})
+    def do(memory: Notes, other: Notes) -> Any:
+        del memory["name"]
+        other["name"] = "bob"
+        look(dict)
+        return dict(memory)
+
+    assert do() == {}
 
 
 def test_what_a_memory_begins_with_still_shows_after_a_call_inside(gantry):
@@ -894,6 +991,35 @@ def test_garbage_that_is_mended_before_the_end_is_forgotten_and_nothing_beside_i
     assert stored(gantry) == {"volume": 7, "name": "ada"}
 
 
+def test_what_the_body_has_seen_or_written_itself_it_may_write_again(gantry):
+    plain = tool(gantry, dict)
+
+    def body(state):
+        state.name = "one"
+        plain(lambda memory: memory.update(items=["a"]))
+        plain(lambda memory: memory.update(volume=SECRET))
+        state.name = "two"
+        state.items.append("b")
+        plain(lambda memory: memory.update(volume=7))
+        return state.volume
+
+    assert tool(gantry)(body) == 7
+    assert stored(gantry) == {"name": "two", "items": ["a", "b"], "volume": 7}
+
+
+def test_what_a_call_inside_wrote_keeps_the_time_that_it_has_there(gantry, clock):
+    plain = tool(gantry, dict)
+
+    def body(state):
+        state.volume = 5
+        plain(lambda memory: memory.update(name="ada"))
+
+    tool(gantry, ttl=10)(body)
+    clock.now += 11
+
+    assert stored(gantry) == {"name": "ada"}
+
+
 def test_what_the_body_has_not_seen_is_not_written_over(gantry):
     plain = tool(gantry, dict)
 
@@ -1016,6 +1142,63 @@ def test_fields_that_fit_only_alone_conflict_and_nothing_is_written(gantry, ther
     assert do(lambda state: (state.low, state.high)) == (0, 2)
 
 
+def test_a_field_that_another_call_deleted_counts_with_its_default(gantry):
+    put(gantry, {"high": 20})
+
+    def body(state):
+        state.low = 15
+        elsewhere(put, gantry, {}, "session", ("high",))
+
+    with pytest.raises(MemoryConflictError):
+        tool(gantry, Span)(body)
+
+    assert stored(gantry) == {}
+
+
+def test_a_field_that_another_call_deleted_counts_as_a_further_scope_has_it(gantry):
+    put(gantry, {"high": 20}, "user")
+    put(gantry, {"high": 30})
+
+    def body(state):
+        state.low = 15
+        elsewhere(put, gantry, {}, "session", ("high",))
+
+    tool(gantry, Span, scope=("session", "user"))(body)
+
+    assert stored(gantry) == {"low": 15}
+
+
+def test_a_key_that_is_deleted_here_and_needed_there_is_a_conflict(gantry):
+    def named(state: Notes) -> Notes:
+        if "name" in state and "volume" not in state:
+            raise ValueError(SECRET)
+        return state
+
+    put(gantry, {"volume": 1})
+
+    def body(state):
+        del state["volume"]
+        elsewhere(put, gantry, {"name": "ada"})
+
+    with pytest.raises(MemoryConflictError) as caught:
+        tool(gantry, Annotated[Notes, AfterValidator(named)])(body)
+
+    assert caught.value.keys == ("volume",)
+    assert stored(gantry) == {"volume": 1, "name": "ada"}
+
+
+def test_what_a_call_only_read_need_not_fit_what_others_make_of_it(gantry):
+    @gantry.with_memory(into="plain")
+    @gantry.with_memory
+    def do(memory: Span, plain: Memory) -> None:
+        plain.setdefault("log", []).append("mine")
+        elsewhere(put, gantry, {"high": -1, "log": ["theirs"]})
+
+    do()
+
+    assert stored(gantry) == {"high": -1, "log": ["theirs", "mine"]}
+
+
 def test_fields_that_fit_only_alone_conflict_between_calls_inside_one(gantry):
     outcomes = []
 
@@ -1095,6 +1278,9 @@ def test_serializable_refuses_what_was_read_and_changed_meanwhile(gantry):
         (Span, True),
         (Annotated[Prefs, AfterValidator(lambda state: state)], True),
         (Annotated[Notes, AfterValidator(lambda state: state)], True),
+        (WithPostInit, True),
+        (WithInit, True),
+        (WithInfo, True),
     ],
     ids=str,
 )
