@@ -998,6 +998,8 @@ def test_what_the_body_has_seen_or_written_itself_it_may_write_again(gantry):
         state.name = "one"
         plain(lambda memory: memory.update(items=["a"]))
         plain(lambda memory: memory.update(volume=SECRET))
+        state.name = "between"
+        plain(dict)
         state.name = "two"
         state.items.append("b")
         plain(lambda memory: memory.update(volume=7))
