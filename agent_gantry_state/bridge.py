@@ -53,6 +53,8 @@ __all__ = [
     "bridge_to",
     "in_asyncio",
     "on_event_loop",
+    "run_until_blocked",
+    "uncut",
 ]
 
 T = TypeVar("T")
@@ -81,6 +83,26 @@ class Bridge(Protocol):
     #: Seconds that the store may take to answer a load, and a commit with all its resends.
     load_timeout: float
     commit_timeout: float
+
+    def perform(self, request: Any) -> Any:
+        """Have done what steps ask for, for a caller that may block."""
+        ...
+
+    async def aperform(self, request: Any) -> Any:
+        """`perform`, for a caller on an event loop."""
+        ...
+
+    def ask_whole(self, request: Any) -> Awaitable[Any]:
+        """`aperform` where a cancellation cuts it, except for a lease."""
+        ...
+
+    def attempt(self, request: Any) -> Any:
+        """Have a message answered without waiting.
+
+        Raises:
+            WouldBlock: It would have to wait, and nothing of it was done.
+        """
+        ...
 
     def run(self, steps: Steps[T]) -> T:
         """Run steps for a caller that may block."""
@@ -128,7 +150,10 @@ class _Methods:
     async def aperform(self, request: Message | Wait) -> Any:
         raise NotImplementedError
 
-    async def _ask_whole(self, request: Message | Wait) -> Any:
+    def attempt(self, request: Message) -> Any:
+        raise WouldBlock
+
+    async def ask_whole(self, request: Message | Wait) -> Any:
         return await (_lease(lambda: self.aperform(request)) if type(request) is Lease else self.aperform(request))
 
 
@@ -145,6 +170,9 @@ class Inline(_Methods):
     async def aperform(self, request: Message | Wait) -> Any:
         if isinstance(request, Wait):
             return await request.await_()
+        return self._answer[type(request)](request)
+
+    def attempt(self, request: Message) -> Any:
         return self._answer[type(request)](request)
 
     def run(self, steps: Steps[T]) -> T:
@@ -178,6 +206,9 @@ class Local(_Methods):
     def __init__(self, store: Any, owned: bool = False) -> None:
         super().__init__(store, owned)
         self._attempt: Callable[[Any], Any] = store.attempt
+
+    def attempt(self, request: Message) -> Any:
+        return self._attempt(request)
 
     def perform(self, request: Message | Wait) -> Any:
         if isinstance(request, Wait):
@@ -215,7 +246,7 @@ class Local(_Methods):
 
     async def arun_uncut(self, steps: Steps[T]) -> T:
         # As far as nothing has to be waited for, nothing can be cut, and no task is needed to keep it whole.
-        request, result = _run_until_blocked(steps, self._attempt)
+        request, result = run_until_blocked(steps, self._attempt)
         if request is None:
             return result  # type: ignore[return-value]
         return await uncut(lambda: _steps.arun(steps, self.aperform, request))
@@ -247,7 +278,7 @@ class Thread(_Methods):
         return await hop(self._answer[type(request)], request)
 
     async def arun(self, steps: Steps[T]) -> T:
-        return await _steps.arun(steps, self._ask_whole)
+        return await _steps.arun(steps, self.ask_whole)
 
     async def arun_uncut(self, steps: Steps[T]) -> T:
         return await _arun_uncut(steps, self.aperform)
@@ -323,7 +354,7 @@ class HomeLoop(_Methods):
         return _steps.run(steps, self.perform)
 
     async def arun(self, steps: Steps[T]) -> T:
-        return await _steps.arun(steps, self._ask_whole)
+        return await _steps.arun(steps, self.ask_whole)
 
     async def arun_uncut(self, steps: Steps[T]) -> T:
         return await _arun_uncut(steps, self.aperform)
@@ -377,6 +408,15 @@ class Closed:
     commit_timeout = COMMIT_SECONDS
 
     def perform(self, request: Any) -> Any:
+        raise _closed()
+
+    async def aperform(self, request: Any) -> Any:
+        raise _closed()
+
+    async def ask_whole(self, request: Any) -> Any:
+        raise _closed()
+
+    def attempt(self, request: Any) -> Any:
         raise _closed()
 
     def run(self, steps: Steps[T]) -> T:
@@ -440,7 +480,7 @@ def on_event_loop() -> bool:
     return in_asyncio() or (trio is not None and trio.lowlevel.in_trio_run())
 
 
-def _run_until_blocked(steps: Steps[T], attempt: Callable[[Any], Any]) -> tuple[Any, T | None]:
+def run_until_blocked(steps: Steps[T], attempt: Callable[[Any], Any]) -> tuple[Any, T | None]:
     """Run *steps* up to a request that has to be waited for, or to their result (and None)."""
     try:
         request = next(steps)

@@ -26,6 +26,7 @@ __all__ = [
     "MissingIdentityError",
     "NotAtomicError",
     "OrphanedCallError",
+    "PartialCommitError",
     "ReadOnlyMemoryError",
     "ResolverError",
     "SessionOwnerError",
@@ -271,6 +272,26 @@ class NotAtomicError(StoreError):
     def __init__(self, message: str, *, scopes: Iterable[str]) -> None:
         super().__init__(message)
         self.scopes = tuple(scopes)
+
+
+class PartialCommitError(StateError):
+    """A call that was committed in parts, as ``partial_commits=True`` allows, failed after some of them had been written.
+
+    Its cause is what failed.
+
+    Attributes:
+        landed: Scopes of the memories that were written.
+        missing: Scopes of those that were not, as far as is known.
+        unknown: Those of them of which it is not known.
+    """
+
+    committed = None
+
+    def __init__(self, message: str, *, landed: Iterable[str], missing: Iterable[str], unknown: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.landed = tuple(landed)
+        self.missing = tuple(missing)
+        self.unknown = tuple(unknown)
 
 
 class MemoryTooLargeError(StateError):

@@ -27,10 +27,11 @@ from agent_gantry_state.nesting import unit_around
 from agent_gantry_state.resolvers import Resolver, resolve
 from agent_gantry_state.scopes import ENTERED, Identity, Scope, check_ttl, new_id
 from agent_gantry_state.sending import sent
+from agent_gantry_state.several import bridge_for
 from agent_gantry_state.steps import Steps
 from agent_gantry_state.stores.protocol import KEEP, Forget
 from agent_gantry_state.unit_of_work import UnitOfWork
-from agent_gantry_state.wiring import Layer, Settings, Wiring, open_bridge
+from agent_gantry_state.wiring import Layer, Settings, StoreObject, Wiring, open_bridge
 
 __all__ = ["Gantry", "MemoryDecorator", "Stateful"]
 
@@ -79,10 +80,14 @@ class Stateful:
         session: The session of every call, in a program that has but one user.
         user: The user of every call, likewise.
         resolvers: Asked in order, before the built-in ones, which memory a request means.
-        scopes: How the memories of a scope behave, by its name; also declares custom scopes.
+        scopes: How the memories of a scope behave, by its name; also declares custom scopes. A URL or a store object is
+            where they live, and short for ``Scope(store=...)``.
         on_commit: Told, by a `MemoryEvent`, of each memory that a call has changed, when it has committed. Sync or async; if
             it raises that is logged, and changes nothing.
         on_conflict: Told of each conflict, also of one after which the call runs again. Likewise.
+        partial_commits: Whether a call that changed memories which cannot be written in one step, for they are in different
+            stores, or in one that cannot do it, is committed in one step for each, in the order of its decorators. Else it
+            is refused with a `NotAtomicError`.
 
     Raises:
         StoreURLError: The URL names no store.
@@ -99,13 +104,14 @@ class Stateful:
         session: str | None = None,
         user: str | None = None,
         resolvers: Iterable[Resolver] = (),
-        scopes: Mapping[str, Scope] | None = None,
+        scopes: Mapping[str, Scope | str | StoreObject] | None = None,
         on_commit: Callback | None = None,
         on_conflict: Callback | None = None,
+        partial_commits: bool = False,
     ) -> None:
         identity = Identity(session, user) if session is not None or user is not None else None
         observers = observers_of(on_commit, on_conflict)
-        self._wiring = Wiring(store, app, identity, tuple(resolvers), scopes or {}, observers)
+        self._wiring = Wiring(store, app, identity, tuple(resolvers), scopes or {}, observers, partial_commits)
 
     @overload
     def with_memory(self, fn: Callable[P, R], /) -> Tool[P, R]: ...
@@ -350,6 +356,8 @@ class Stateful:
         named = None if keys is None else _key_names(where, keys)
         if named is not None and (unknown := set(merge or {}).difference(named)):
             raise DeclarationError(f"{where}: merge names {min(unknown)!r}, which is none of keys")
+        if exclusive or isolation == "serializable":
+            _refuse_apart(wiring, where, (nearest, *further))
         terms = replace(
             usual,
             ttl=chosen,
@@ -529,7 +537,7 @@ class Stateful:
             timeout = bridge.commit_timeout
             yield from sent(Forget((namespace,), timeout), time.monotonic() + timeout, again=bridge.resendable)
 
-        bridge = settings.bridge
+        bridge = bridge_for(settings.bridge, namespace)
         return bridge, steps()
 
     def override(
@@ -551,13 +559,14 @@ class Stateful:
             session: Id of the session; naming one states the whole identity.
             user: Id of the user; without *session* it changes the user only.
             conversation: Id of the conversation, likewise.
-            store: A URL, which is closed after the block, or a store object, which is not.
+            store: A URL, which is closed after the block, or a store object, which is not; for every scope, also for those
+                that have a store of their own.
             resolvers: Instead of the gantry's own; the built-in ones still follow.
             clock: Gives the time in seconds since the epoch, for stores that have no clock of their own.
             keys: Further identity keys.
 
         Raises:
-            ValueError: On entering, if *clock* is given for a store that goes by its own.
+            ValueError: On entering, if *clock* is given and one of the stores goes by its own.
             StoreURLError: *store* is a URL that names no store.
         """
         bridge = None if store is None else open_bridge(store)
@@ -589,6 +598,21 @@ def _key_names(where: str, keys: Any) -> tuple[str, ...]:
         if is_reserved(key):
             raise DeclarationError(f'{where}: keys names {key!r}, but keys that begin with "\\0" are reserved')
     return names
+
+
+def _refuse_apart(wiring: Wiring, where: str, scopes: tuple[str, ...]) -> None:
+    """Refuse layers that have to be of one moment and are kept in different stores.
+
+    Raises:
+        DeclarationError: They are.
+    """
+    nearest = wiring.store_key(scopes[0])
+    for scope in scopes[1:]:
+        if wiring.store_key(scope) is not nearest:
+            raise DeclarationError(
+                f"{where}: scopes {scopes[0]!r} and {scope!r} are kept in different stores, which cannot be looked at in "
+                'one step, so that a call over both cannot be exclusive or have isolation="serializable"; keep them in one'
+            )
 
 
 def _scopes(wiring: Wiring, where: str, scope: Any) -> tuple[str, ...]:
@@ -645,16 +669,17 @@ class Gantry(Stateful):
         session: str | None = None,
         user: str | None = None,
         resolvers: Iterable[Resolver] = (),
-        scopes: Mapping[str, Scope] | None = None,
+        scopes: Mapping[str, Scope | str | StoreObject] | None = None,
         on_commit: Callback | None = None,
         on_conflict: Callback | None = None,
+        partial_commits: bool = False,
     ) -> None:
-        self._wire(store, app, session, user, resolvers, scopes, on_commit, on_conflict)
+        self._wire(store, app, session, user, resolvers, scopes, on_commit, on_conflict, partial_commits)
 
     __init__.__doc__ = Stateful.__doc__
 
     def close(self) -> None:
-        """Close the store, if it was made from a URL. Tools that are called afterwards raise `StoreClosedError`."""
+        """Close every store that was made from a URL. Tools that are called afterwards raise `StoreClosedError`."""
         if (bridge := self._wiring.close()) is not None:
             bridge.close()
 

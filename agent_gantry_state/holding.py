@@ -151,14 +151,22 @@ class Held:
         keys = self.want.terms.keys
         if keys is not None and (self.keys is None or not self.keys.issubset(keys)):
             return True
-        return self.memory._base.reserved or any(view.held is self for view in self.views) or has_reserved(self.memory)
+        if self.memory._base.reserved or any(view.held is self for view in self.views):
+            return True
+        # The body may have written keys that are no str; they are refused when it ends.
+        return has_reserved([key for key in self.memory._touched if type(key) is str])
 
     def split(self) -> None:
         """Go on with a memory that may have all keys, of which the body goes on to see those that it may."""
         seen, terms = self.memory, self.want.terms
         assert seen._namespace is not None  # noqa: S101 - a unit opens its memories with one
-        self.memory = open_memory(seen._namespace, seen._base, seen._now, self.want.unseen().terms)
+        # How calls inside merge what they wrote holds on.
+        unseen = replace(self.want.unseen().terms, merges=seen._terms.merges)
+        self.memory = open_memory(seen._namespace, seen._base, seen._now, unseen)
         self.view = View((self,), terms, memory=seen)
+        if seen._base.reserved and not seen._touched:
+            # What is there may be nothing but compartments.
+            self.view.begin_with_default()
         self.views.append(self.view)
         self.flush()
         self.view.show()
@@ -167,6 +175,14 @@ class Held:
         """Bring what the body changed in its views into what its unit holds."""
         if self.views:
             flush(self.views)
+
+    def expect(self, change: Change) -> None:
+        """Make ready to take up what a call inside has changed."""
+        if self.view is None and not self.memory._terms.bare and (self.want.terms.read_only or has_reserved(change.puts)):
+            # It is not written by this one's body, and compartments are not seen by that.
+            self.split()
+        else:
+            self.flush()
 
     def take_up(
         self,
@@ -185,14 +201,13 @@ class Held:
             merges: How the other one merges keys.
             bases: What it made keys from that the namespace does not have.
         """
-        if self.view is None and not self.memory._terms.bare and (self.want.terms.read_only or has_reserved(change.puts)):
-            # What a call inside writes is not written by this one's body, and its compartments are not seen by it.
-            self.split()
         memory = self.memory
+        for key in change.deletes:
+            self.bases.pop(key, None)
         for key, base in bases.items():
             if key not in memory._base.values:
                 self.bases.setdefault(key, base)
-        apply_changes(memory, change, added, timed, self.bases)
+        apply_changes(memory, change, added, timed, bases)
         if not merges.keys() <= memory._terms.merges.keys():
             memory._terms = replace(memory._terms, merges={**merges, **memory._terms.merges})
 

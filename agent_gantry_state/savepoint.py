@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from agent_gantry_state import codec
-from agent_gantry_state.changes import pack_at, refuse_key
+from agent_gantry_state.changes import pack_at, refuse_key, refuse_reserved
 from agent_gantry_state.memory import EXPIRY, Inherited, Memory, extra_of, ttl_of
 from agent_gantry_state.merge import graft
 from agent_gantry_state.stores.protocol import KEEP, UNSHARED, Change, Snapshot, Ttl
@@ -37,6 +37,8 @@ def snapshot_of(memory: Memory, keys: Iterable[str] | None = None) -> Snapshot:
     for key in list(memory) if keys is None else [key for key in keys if key in memory]:
         value = memory[key]
         refuse_key(key)
+        if key not in base.values and not memory._terms.bare:
+            refuse_reserved(key)
         versions[key] = encoded = pack_at(value, key)
         if type(value) in codec.IMMUTABLE:
             values[key] = value

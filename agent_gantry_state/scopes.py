@@ -12,7 +12,7 @@ import math
 import secrets
 from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -153,6 +153,7 @@ class Scope:
         sliding: Whether each use of the memory restarts the time, too.
         owned: Whether a memory belongs to the user who first wrote to it (or to nobody, if none was known), so that
             everybody else is refused. Sessions always are.
+        store: Where they live, if not where the gantry's other memories do: a URL, or a store object, which stays open.
 
     Raises:
         TypeError: *ttl* is no number.
@@ -162,6 +163,8 @@ class Scope:
     ttl: float | None = None
     sliding: bool = False
     owned: bool = False
+    # A URL may hold a password.
+    store: Any = field(default=None, repr=False, hash=False)
 
     def __post_init__(self) -> None:
         check_ttl("Scope", self.ttl)

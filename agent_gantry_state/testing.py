@@ -33,6 +33,7 @@ from agent_gantry_state.bridge import Bridge, bridge_to
 from agent_gantry_state.errors import MemoryConflictError, MemoryValidationError, StoreClosedError
 from agent_gantry_state.gantry import Gantry
 from agent_gantry_state.namespace import Namespace
+from agent_gantry_state.session import SyncSession
 from agent_gantry_state.steps import Steps
 from agent_gantry_state.stores.protocol import (
     KEEP,
@@ -164,6 +165,10 @@ def put(value: Any, **terms: Any) -> Put:
     if type(value) in codec.IMMUTABLE:
         return Put(value, None, **terms)
     return Put(UNSHARED, codec.pack(value), **terms)
+
+
+def _run(body: Any, memory: Any) -> Any:
+    return body(memory)
 
 
 def _ask(message: Message) -> Steps[Any]:
@@ -1233,6 +1238,126 @@ class StoreContract:
             assert isinstance(caught.value.__cause__, MemoryValidationError)
             with gantry.memory() as memory:
                 assert memory == {"high": 5}
+
+    # Memories that show several namespaces, or a part of one.
+
+    def test_layers_fall_through_and_the_nearest_is_written(self, talk: Talk, store: Any) -> None:
+        with Gantry(store, session="local", user="ada") as gantry:
+            layers = gantry.with_memory(scope=("session", "user", "global"))(_run)
+            session, user = (gantry.with_memory(scope=scope)(_run) for scope in ("session", "user"))
+            user(lambda memory: memory.update(a=1, log=["u"], n=5))
+            session(lambda memory: memory.update(a=2, b=2))
+
+            def change(memory: Any) -> Any:
+                memory["log"].append("s")
+                memory.add("n")
+                del memory["a"]
+                with gantry.independent():
+                    layers(lambda other: (other["log"].append("t"), other.add("n", 10)))
+                return memory["a"], memory.origin("a")
+
+            assert layers(change) == (1, "user")
+            assert list(layers(dict).items()) == [("a", 1), ("log", ["u", "t", "s"]), ("n", 16), ("b", 2)]
+            assert session(dict) == {"b": 2, "log": ["u", "t", "s"], "n": 16}
+            assert user(dict) == {"a": 1, "log": ["u"], "n": 5}
+
+    def test_layers_are_read_from_one_moment(self, talk: Talk, store: Any, several: None) -> None:
+        with Gantry(store, session="local", user="ada") as gantry:
+
+            @gantry.with_memory(scope="user", into="user")
+            @gantry.with_memory(scope="session", into="session")
+            def raise_both(session: Any, user: Any) -> None:
+                session["mine"] = user["theirs"] = session.get("mine", 0) + 1
+
+            look = gantry.with_memory(scope=("session", "user"))(_run)
+            raise_both()
+            stop = threading.Event()
+
+            def work() -> None:
+                while not stop.is_set():
+                    raise_both()
+
+            thread = threading.Thread(target=work)
+            thread.start()
+            try:
+                seen = [look(dict) for _ in range(30)]
+            finally:
+                stop.set()
+                thread.join()
+
+            assert all(each["mine"] == each["theirs"] for each in seen)
+
+    def test_compartment_is_seen_by_its_tool_alone(self, talk: Talk, store: Any) -> None:
+        with Gantry(store, session="local", user="ada") as gantry:
+            one, two = (gantry.with_memory(private=True, name=name)(_run) for name in ("one", "on"))
+            plain = gantry.with_memory(_run)
+            some = gantry.with_memory(keys=("a", "", "ea"))(_run)
+            layers = gantry.with_memory(scope=("user", "session"))(_run)
+
+            @gantry.with_session
+            def names(session: SyncSession) -> list[str]:
+                return session.keys()
+
+            assert plain(dict) == {}
+            one(lambda memory: memory.update({"a": 1, "ea": [1], "": "mine"}))
+            assert [plain(dict), some(dict), layers(dict), two(dict), names()] == [{}, {}, {}, {}, []]
+            plain(lambda memory: memory.update({"": 0, "a": [2]}))
+            two(lambda memory: memory.update(a=3))
+
+            for _ in range(2):
+                assert one(dict) == {"a": 1, "ea": [1], "": "mine"}
+                assert two(dict) == {"a": 3}
+                assert plain(dict) == some(dict) == layers(dict) == {"": 0, "a": [2]}
+                assert names() == ["", "a"]
+            plain(lambda memory: memory.clear())
+            one(lambda memory: (memory["ea"].append(2), memory.pop("a")))
+            assert (one(dict), two(dict), plain(dict), names()) == ({"ea": [1, 2], "": "mine"}, {"a": 3}, {}, [])
+
+    def test_some_keys_of_a_compartment_are_loaded_and_written(self, talk: Talk, store: Any) -> None:
+        with Gantry(store, session="local") as gantry:
+            whole = gantry.with_memory(private=True, name="tool")(_run)
+            some = gantry.with_memory(private=True, name="tool", keys=("a", "b"))(_run)
+            plain = gantry.with_memory(_run)
+            whole(lambda memory: memory.update(a=1, hidden=[1]))
+            plain(lambda memory: memory.update(b="another"))
+
+            assert some(dict) == {"a": 1}
+            some(lambda memory: memory.update(a=2, b=[3]))
+
+            assert whole(dict) == {"a": 2, "hidden": [1], "b": [3]}
+            assert plain(dict) == {"b": "another"}
+
+    def test_compartment_is_erased_with_its_namespace(self, talk: Talk, store: Any) -> None:
+        with Gantry(store, session="local") as gantry:
+            own = gantry.with_memory(private=True, name="tool")(_run)
+            own(lambda memory: memory.update(a=1))
+
+            gantry.end_session("local")
+
+            assert own(dict) == {}
+
+    def test_threads_lose_nothing_in_compartments_and_show_nothing_of_them(self, talk: Talk, store: Any) -> None:
+        with Gantry(store, session="local") as gantry:
+            own = gantry.with_memory(private=True, name="tool")(_run)
+            plain = gantry.with_memory(_run)
+            seen: list[set[str]] = []
+            start = threading.Barrier(2)
+
+            def work(do: Any, look: bool) -> None:
+                start.wait()
+                for n in range(25):
+                    do(lambda memory: (memory.setdefault("log", []).append(n), memory.add("n")))  # noqa: B023 - used at once
+                    if look:
+                        seen.append(do(set))
+
+            threads = [threading.Thread(target=work, args=args) for args in ((own, False), (plain, True))]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+
+            assert own(dict) == plain(dict) == {"log": list(range(25)), "n": 25}
+            assert seen == [{"log", "n"}] * 25
 
     # Close.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import enum
 import os
-import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,35 +17,25 @@ from typing import Any
 
 from agent_gantry_state.bridge import on_event_loop
 from agent_gantry_state.changes import changes_of, is_due
-from agent_gantry_state.compartments import is_reserved, known_as
-from agent_gantry_state.errors import (
-    MemoryConflictError,
-    MemoryValidationError,
-    OrphanedCallError,
-    StoreTimeoutError,
-)
+from agent_gantry_state.committing import Part, Parts, new_version
+from agent_gantry_state.compartments import all_known_as, is_reserved
+from agent_gantry_state.errors import MemoryConflictError, OrphanedCallError, PartialCommitError, StoreTimeoutError
 from agent_gantry_state.events import Observers
 from agent_gantry_state.holding import Held, Want, change_of, refuse_owner
 from agent_gantry_state.memory import Changes, Memory, Terms, open_memory
 from agent_gantry_state.namespace import Namespace
-from agent_gantry_state.rebase import Rebase, conflict, erased, is_erased
+from agent_gantry_state.rebase import conflict, erased, is_erased
 from agent_gantry_state.savepoint import extend_memory, snapshot_of, was_deleted
 from agent_gantry_state.scopes import Identity
-from agent_gantry_state.sending import sent
+from agent_gantry_state.several import Several, bridge_for, same_stores
 from agent_gantry_state.steps import Pause, Steps
-from agent_gantry_state.stores.protocol import Change, Commit, Committed, Load, Loaded, Moved, Snapshot
+from agent_gantry_state.stores.protocol import Change, Commit, Load, Loaded, Moved, Snapshot
 from agent_gantry_state.turns import EXCLUSIVE_SECONDS, Grant, Turn, Turns, give_back, leased, released, turns_of
 from agent_gantry_state.typed import Shape
 from agent_gantry_state.typed_view import TypedView
-from agent_gantry_state.views import View, read_only, show
+from agent_gantry_state.views import View, end, read_only, show
 
-__all__ = ["NESTING", "State", "UnitOfWork", "finish_one", "new_version", "orphan"]
-
-_random = random.Random()  # noqa: S311 - unique, not secret
-if hasattr(os, "register_at_fork"):
-    # A child that went on with its parent's sequence would give two commits one version.
-    os.register_at_fork(after_in_child=_random.seed)
-_getrandbits = _random.getrandbits
+__all__ = ["NESTING", "State", "UnitOfWork", "finish_one", "orphan"]
 
 
 class _Nesting:
@@ -69,11 +58,6 @@ class _Nesting:
 NESTING = _Nesting()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=NESTING.renew)
-
-
-def new_version() -> bytes:
-    """Random bytes for a commit's version."""
-    return _getrandbits(64).to_bytes(8, "big")
 
 
 class State(enum.Enum):
@@ -105,32 +89,29 @@ class UnitOfWork:
 
     Args:
         wants: The namespaces to load.
-        bridge: The way to the store.
+        bridge: The way to the store, or to several.
         outer: The unit of the call in whose body this one is made.
     """
 
     __slots__ = (
-        "_deadline",
         "_grants",
-        "_made",
-        "_pending",
-        "_token",
+        "_part",
+        "_parts",
         "_turns",
-        "_version",
         "_views",
         "_wants",
         "_watch",
         "bridge",
+        "declared",
         "held",
         "inner",
         "outer",
         "state",
     )
 
-    _made: list[tuple[Held, Changes | None]]
-    _pending: list[Change]
-    _version: bytes
-    _deadline: float
+    #: All that it changed, and what became of that in the store or stores.
+    _part: Part
+    _parts: list[Part]
 
     def __init__(self, wants: Mapping[Namespace, Want], bridge: Any, outer: UnitOfWork | None = None) -> None:
         self._wants = wants
@@ -144,8 +125,8 @@ class UnitOfWork:
         self._watch: tuple[Observers, str | None] | None = None
         self._turns: dict[Namespace, Turn] = {}
         self._grants: list[Grant] = []
-        # Without an answer that can be lost, no commit is sent twice, and the store need not remember the unit.
-        self._token = _getrandbits(128).to_bytes(16, "big") if bridge.resendable else b""
+        #: Namespaces in the order in which they are committed where that is not done in one step.
+        self.declared: tuple[Namespace | None, ...] = ()
 
     @classmethod
     def of(cls, memory: Memory, want: Want, bridge: Any) -> UnitOfWork:
@@ -173,7 +154,7 @@ class UnitOfWork:
         while above is not None:
             if above.state is State.FAILED:
                 raise orphan()
-            if above.state is not State.LANDED and above.bridge.store is self.bridge.store:
+            if above.state is not State.LANDED and (above.bridge is self.bridge or same_stores(above.bridge, self.bridge)):
                 return above
             above = above.outer
         return None
@@ -220,17 +201,14 @@ class UnitOfWork:
         if missing:
             host = self.host()
             if host is None:
-                partial = any(want.keys is not None for want in missing.values())
-                loaded: Loaded = yield Load(
-                    tuple(missing),
-                    tuple(want.keys for want in missing.values()) if partial else None,
-                    self.bridge.load_timeout,
-                )
-                for want, snapshot in zip(missing.values(), loaded.snapshots, strict=True):
-                    refuse_owner(want, snapshot.owner)
-                with NESTING:
-                    for (namespace, want), snapshot in zip(missing.items(), loaded.snapshots, strict=True):
-                        self._take(namespace, want, snapshot, loaded.now, None)
+                if type(self.bridge) is Several:
+                    yield from self._load_all(missing, self.bridge)
+                else:
+                    loaded = yield _load(missing, self.bridge)
+                    _refuse_owners(missing, loaded)
+                    with NESTING:
+                        for (namespace, want), snapshot in zip(missing.items(), loaded.snapshots, strict=True):
+                            self._take(namespace, want, snapshot, loaded.now, None)
             else:
                 yield from host.hold({namespace: want.for_nested() for namespace, want in missing.items()})
                 with NESTING:
@@ -244,6 +222,21 @@ class UnitOfWork:
                 held = self.held[namespace]
                 held.whole = held.whole or want.whole
                 held.checked.update(want.checked)
+
+    def _load_all(self, missing: dict[Namespace, Want], several: Several) -> Steps[None]:
+        """Load from several stores; what one of them has is of one moment."""
+        found: dict[Namespace, tuple[Snapshot, float]] = {}
+        for bridge in several.bridges:
+            wants = {namespace: want for namespace, want in missing.items() if several.of(namespace) is bridge}
+            if wants:
+                loaded: Loaded = yield _load(wants, bridge)
+                _refuse_owners(wants, loaded)
+                found.update(
+                    (namespace, (each, loaded.now)) for namespace, each in zip(wants, loaded.snapshots, strict=True)
+                )
+        with NESTING:
+            for namespace, want in missing.items():
+                self._take(namespace, want, *found[namespace], None)
 
     def _take(self, namespace: Namespace, want: Want, snapshot: Snapshot, now: float, origin: Held | None) -> None:
         held = self.held.get(namespace)
@@ -291,7 +284,8 @@ class UnitOfWork:
             return [key for key in held.memory if not is_reserved(key)]
         host = self.host()
         if host is None:
-            loaded: Loaded = yield Load((namespace,), ((),), self.bridge.load_timeout, names=True)
+            timeout = bridge_for(self.bridge, namespace).load_timeout
+            loaded: Loaded = yield Load((namespace,), ((),), timeout, names=True)
             refuse_owner(want, loaded.snapshots[0].owner)
             there = [key for key in loaded.snapshots[0].versions if not is_reserved(key)]
         else:
@@ -307,9 +301,9 @@ class UnitOfWork:
         """Wait until no other call has a namespace to itself: first among the calls inside the one around this one, then,
         for the whole of that one, further out."""
         while namespace not in self._turns and self.state not in _OVER:
-            host = self.host()
+            host, bridge = self.host(), bridge_for(self.bridge, namespace)
             if host is None:
-                turns = turns_of(self.bridge.store)
+                turns = turns_of(bridge.store)
             else:
                 with NESTING:
                     turns = host.inner = host.inner or Turns()
@@ -318,8 +312,8 @@ class UnitOfWork:
                 yield turn
                 if host is not None:
                     yield from host._take_turn(namespace, deadline)
-                elif not getattr(self.bridge.store, "inline", False):
-                    grant = yield from leased(self.bridge, namespace, deadline)
+                elif not getattr(bridge.store, "inline", False):
+                    grant = yield from leased(bridge, namespace, deadline)
             except BaseException:
                 turn.leave()
                 raise
@@ -367,7 +361,9 @@ class UnitOfWork:
         Raises:
             MemoryConflictError: What both sides changed cannot be merged, or had to stay as it was.
             MemoryErasedError: A namespace was erased after it had been loaded.
+            NotAtomicError: What it changed cannot be written in one step.
             OrphanedCallError: A call around this one has failed.
+            PartialCommitError: It could be written in several steps, of which one failed after others.
             SessionOwnerError: A memory has come to belong to somebody else.
             StoreTimeoutError: Others were quicker for too long.
             UndeclaredKeyError: The call wrote a key that it had not declared.
@@ -376,46 +372,49 @@ class UnitOfWork:
         with NESTING:
             # A nested call that ends from now on goes on by itself, or not at all.
             self.state = State.CLOSING
+        parts: Parts | None = None
         try:
-            self._deadline = time.monotonic() + self.bridge.commit_timeout
             commit = self.commit()
-            alone = False
+            deadline = None
             while True:
                 host = None if self.outer is None else self.host()
-                if host is not None and host.state is State.CLOSING:
-                    yield from self._wait_for(host)
-                    continue
-                if host is None and commit is None:
-                    break
                 if host is None:
-                    if not alone and any(held.origin is not None for held, _ in self._made):
+                    if commit is None:
+                        break
+                    part, refuse = self._part, None
+                    if self.outer is not None:
+                        refuse = self.host
+                        part.sees_others = any(held.origin is not None for held, _ in part.made)
+                    if type(self.bridge) is Several:
+                        parts = Parts(part.by_store(self.bridge, self.declared), self.bridge.partial)
+                        self._parts = parts.parts
+                        yield from parts.write(refuse)
+                        break
+                    if part.sees_others:
                         # What it saw in the calls around it need not be what they have committed.
-                        namespaces = tuple([change.namespace for change in self._pending])
-                        loaded: Loaded = yield Load(namespaces, None, self.bridge.load_timeout)
-                        commit = self.settle(Moved(loaded.snapshots, loaded.now), by_content=True)
-                        if commit is None:
-                            break
-                    alone = True
-                    if self._token:
-                        answer = yield from sent(commit, self._deadline, again=True)  # type: ignore[arg-type]
-                    else:
-                        answer = yield commit  # type: ignore[misc]
-                else:
-                    # What it was made in may have ended since, and this one be taken up further out.
-                    yield from host.hold({n: held.want.for_nested() for n, held in self.held.items() if n not in host.held})
-                    answer = host.absorb(self, commit)
-                if isinstance(answer, Moved):
-                    commit = self.settle(answer, by_content=host is not None)
-                elif answer is not None:
+                        commit = yield from part.look()
+                    yield from part.write(commit, refuse)
                     break
+                if host.state is State.CLOSING:
+                    deadline = deadline or time.monotonic() + self.bridge.commit_timeout
+                    yield from _wait_until(deadline)
+                    continue
+                # What it was made in may have ended since, and this one be taken up further out.
+                yield from host.hold({n: held.want.for_nested() for n, held in self.held.items() if n not in host.held})
+                answer = host.absorb(self, commit)
+                if answer is None:
+                    continue
+                if not answer[0]:
+                    break
+                commit = self._part.settle(*answer, by_content=True)
         except BaseException as error:
             self.state = State.FAILED
-            if self._watch is not None and isinstance(error, MemoryConflictError):
-                observers, tool = self._watch
-                yield from observers.conflicted(tool, error)
+            if self._watch is not None and isinstance(error, (MemoryConflictError, PartialCommitError)):
+                yield from self._tell(error, [] if parts is None else parts.landed)
             raise
         with NESTING:
             self.state = State.LANDED
+            end(self._views)
             if host is None:
                 self._let_go()
         if landed is not None:
@@ -423,38 +422,34 @@ class UnitOfWork:
         yield from self.release()
         if self._watch is not None and host is None:
             observers, tool = self._watch
-            yield from observers.committed(tool, self._changed())
+            yield from observers.committed(tool, _changed(self._parts))
 
-    def _changed(self) -> dict[str, list[str]]:
-        """By scope the keys that the call wrote or deleted."""
-        changed: dict[str, list[str]] = {}
-        for held, changes in self._made:
-            if changes is not None:
-                changed.setdefault(held.want.terms.scope, []).extend(map(known_as, (*changes[0], *changes[1])))
-        return changed
+    def _tell(self, error: MemoryConflictError | PartialCommitError, landed: list[Part]) -> Steps[None]:
+        """Tell the observers what became of a call that has failed."""
+        assert self._watch is not None  # noqa: S101 - nobody else is told
+        observers, tool = self._watch
+        cause = error if isinstance(error, MemoryConflictError) else error.__cause__
+        if isinstance(cause, MemoryConflictError):
+            yield from observers.conflicted(tool, cause)
+        yield from observers.committed(tool, _changed(landed))
 
     def _let_go(self) -> None:
         """Note what has become of its namespaces, for calls inside that outlive it, and forget those around it."""
         for held in self.held.values():
             held.born, held.origin = held.committed_born(), None
-        for (held, changes), change in zip(self._made, self._pending, strict=True):
-            if changes is not None:
-                held.born = change.born or self._version
+        for part in self._parts:
+            for (held, changes), change in zip(part.made, part.pending, strict=True):
+                if changes is not None:
+                    held.born = change.born or part.version
         while self.outer is not None and self.outer.state is State.LANDED:
             self.outer = self.outer.outer
-
-    def _wait_for(self, host: UnitOfWork) -> Steps[None]:
-        if time.monotonic() > self._deadline:
-            raise StoreTimeoutError(
-                "nothing was written: the call around this one is still being committed, and what comes of it is not known"
-            )
-        yield _WhileItCommits(0.002)
 
     def fail(self) -> None:
         """Discard what the call changed, unless it has landed. What it has to itself is still to be released."""
         if self.state is not State.LANDED:
             with NESTING:
                 self.state = State.FAILED
+                end(self._views)
 
     @property
     def is_open(self) -> bool:
@@ -468,15 +463,14 @@ class UnitOfWork:
 
     def settle_with(self, answer: Moved, send: Callable[[Commit], Any]) -> None:
         """The rest of `finish` after others were quicker, for a store that answers at once."""
-        self._deadline = time.monotonic() + self.bridge.commit_timeout
-        while (commit := self.settle(answer)) is not None:
+        while (commit := self._part.settle(answer.snapshots, answer.now)) is not None:
             if not isinstance(answer := send(commit), Moved):
                 return
 
     def commit(self) -> Commit | None:
         """The commit of what the call changed; None if there is nothing to commit."""
-        self._pending = pending = []
-        self._made = made = []
+        pending: list[Change] = []
+        made: list[tuple[Held, Changes | None]] = []
         writes = False
         for held in list(self.held.values()):
             held.flush()
@@ -496,96 +490,44 @@ class UnitOfWork:
                 written = {*changes[0], *changes[1]}
                 checked = checked.union(*(view.watched(written) for view in self._views if view.held is held))
             pending.append(change_of(memory, changes, held.want.owner, held.whole, checked))
-        return self._message() if writes else None
+        if not made:
+            self._parts = []
+            return None
+        self._part = part = Part(self.bridge, made, pending)
+        self._parts = [part]
+        return part.message() if writes else None
 
-    def settle(self, moved: Moved, by_content: bool = False) -> Commit | None:
-        """The next commit after others were quicker; None if theirs leaves nothing to write.
+    def absorb(self, inner: UnitOfWork, commit: Commit | None) -> tuple[list[Snapshot], list[float]] | None:
+        """Take up what a nested call changed; the answer is how things stand, and when, if something has moved.
 
-        Args:
-            moved: What is there.
-            by_content: Whether to compare values with those that were loaded, for a call that had loaded from another.
+        None: this unit has ended just now.
         """
-        if time.monotonic() > self._deadline:
-            raise StoreTimeoutError(
-                f"other calls kept changing the same keys for {self.bridge.commit_timeout:g} s, so that nothing was "
-                "written; try again, or spread what they write over more keys",
-                committed=False,
-            )
-        for (held, _), snapshot in zip(self._made, moved.snapshots, strict=True):
-            refuse_owner(held.want, snapshot.owner)
-        conflicts: dict[str, list[str]] = {}
-        misfits: dict[str, list[str]] = {}
-        causes: list[BaseException] = []
-        problems: list[MemoryValidationError] = []
-        pending = []
-        strict = False
-        for (held, changes), change, snapshot in zip(self._made, self._pending, moved.snapshots, strict=True):
-            rebase = Rebase(
-                held.memory,
-                changes,
-                change,
-                snapshot,
-                moved.now,
-                checked=held.checked,
-                born=held.committed_born(),
-                contents=by_content and held.origin is not None,
-                bases=held.bases,
-            )
-            rebased = rebase.run()
-            scope = held.want.terms.scope
-            if held.whole and (keys := rebase.moved()) is not None:
-                strict = True
-                conflicts.setdefault(scope, []).extend(keys)
-            elif rebase.conflicts:
-                strict = strict or not held.checked.isdisjoint(rebase.conflicts)
-                conflicts.setdefault(scope, []).extend(rebase.conflicts)
-                causes.extend(rebase.causes)
-            pending.append(rebased)
-            for view in self._views:
-                if view.held is held and (unfit := view.unfit(rebased, snapshot)) is not None:
-                    misfits.setdefault(scope, []).extend(unfit.fields or (*rebased.puts, *rebased.deletes))
-                    problems.append(unfit)
-        if misfits and not conflicts:
-            raise conflict(misfits, False, problems[0].problem) from problems[0]
-        if conflicts:
-            raise conflict(conflicts, strict) from (causes[0] if causes else None)
-        self._pending = pending
-        # What has nothing left to write goes along as long as something has, for its keys may move again.
-        return self._message() if any(each.puts or each.deletes or each.touch for each in pending) else None
-
-    def _message(self) -> Commit:
-        self._version = self._token[:8] or new_version()
-        return Commit(self._token, self._version, tuple(self._pending), self.bridge.commit_timeout)
-
-    def absorb(self, inner: UnitOfWork, commit: Commit | None) -> Committed | Moved | None:
-        """Take up what a nested call changed; the answer is a store's. None: this unit has ended just now."""
         with NESTING:
             if self.state is not State.OPEN:
                 return None
             for namespace, held in inner.held.items():
                 refuse_owner(held.want, self.held[namespace].owner)
             if commit is not None:
-                current = []
-                moved, now = False, 0.0
-                for (held, _), change in zip(inner._made, commit.changes, strict=True):
-                    self.held[change.namespace].flush()
+                current: list[Snapshot] = []
+                moved = False
+                for (held, _), change in zip(inner._part.made, commit.changes, strict=True):
+                    self.held[change.namespace].expect(change)
                     memory = self.held[change.namespace].memory
                     there = snapshot_of(memory, None if change.whole else change.checks)
                     base = held.memory._base
                     moved = moved or any(there.versions.get(key) != seen for key, seen in change.checks.items())
                     moved = moved or (change.whole and there.versions != base.versions)
                     current.append(there)
-                    now = memory._now
                 if moved:
-                    return Moved(tuple(current), now)
-                for (held, changes), change in zip(inner._made, commit.changes, strict=True):
+                    return current, [self.held[change.namespace].memory._now for change in commit.changes]
+                for (held, changes), change in zip(inner._part.made, commit.changes, strict=True):
                     self._absorb(held, changes, change)
                 show(self._views)
             for namespace, held in inner.held.items():
                 mine = self.held[namespace]
                 mine.whole = mine.whole or held.whole
                 mine.checked |= held.checked
-        return _COMMITTED
+        return [], []
 
     def _absorb(self, held: Held, changes: Changes | None, change: Change) -> None:
         mine = self.held[change.namespace]
@@ -601,7 +543,33 @@ class UnitOfWork:
             mine.want = mine.want._replace(owner=held.want.owner, adopts=held.want.adopts, nested=False)
 
 
-_COMMITTED = Committed()
+def _wait_until(deadline: float) -> Steps[None]:
+    """Wait a moment for the call around, which is being committed."""
+    if time.monotonic() > deadline:
+        raise StoreTimeoutError(
+            "nothing was written: the call around this one is still being committed, and what comes of it is not known"
+        )
+    yield _WhileItCommits(0.002)
+
+
+def _load(wants: dict[Namespace, Want], bridge: Any) -> Load:
+    partial = any(want.keys is not None for want in wants.values())
+    return Load(tuple(wants), tuple(want.keys for want in wants.values()) if partial else None, bridge.load_timeout)
+
+
+def _refuse_owners(wants: dict[Namespace, Want], loaded: Loaded) -> None:
+    for want, snapshot in zip(wants.values(), loaded.snapshots, strict=True):
+        refuse_owner(want, snapshot.owner)
+
+
+def _changed(parts: list[Part]) -> dict[str, list[str]]:
+    """By scope the keys that a call wrote or deleted in these parts of its commit."""
+    changed: dict[str, list[str]] = {}
+    for part in parts:
+        for held, changes in part.made:
+            if changes is not None:
+                changed.setdefault(held.want.terms.scope, []).extend((*changes[0], *changes[1]))
+    return {scope: all_known_as(keys) for scope, keys in changed.items()}
 
 
 def finish_one(memory: Memory, identity: Identity | None, bridge: Any, send: Callable[[Commit], Any]) -> None:
@@ -616,7 +584,7 @@ def finish_one(memory: Memory, identity: Identity | None, bridge: Any, send: Cal
     if isinstance(answer, Moved):
         unit = UnitOfWork.of(memory, Want.of(memory._terms, identity), bridge)
         (held,) = unit.held.values()
-        unit._made, unit._pending = [(held, changes)], [change]
+        unit._part = Part(bridge, [(held, changes)], [change])
         unit.settle_with(answer, send)
 
 

@@ -14,7 +14,13 @@ from agent_gantry_state import codec
 from agent_gantry_state.changes import changes_of, is_due, pack_at, touches
 from agent_gantry_state.codec import shortened
 from agent_gantry_state.compartments import is_reserved
-from agent_gantry_state.errors import FurtherScopeError, MemoryValidationError, ReadOnlyMemoryError, UndeclaredKeyError
+from agent_gantry_state.errors import (
+    FurtherScopeError,
+    MemoryValidationError,
+    ReadOnlyMemoryError,
+    UndeclaredKeyError,
+    UnstorableValueError,
+)
 from agent_gantry_state.memory import Changes, Inherited, Memory, Terms, open_memory
 from agent_gantry_state.merge import graft
 from agent_gantry_state.rebase import Rebase, conflict
@@ -24,7 +30,7 @@ from agent_gantry_state.stores.protocol import KEEP, Change, Snapshot
 if TYPE_CHECKING:
     from agent_gantry_state.holding import Held
 
-__all__ = ["Layered", "View", "flush", "read_only", "undeclared"]
+__all__ = ["Layered", "View", "end", "flush", "read_only", "undeclared"]
 
 #: In `Memory._touched`, a key that was deleted from the nearest scope, so that the next one's shows.
 _REVEALED: Final = Inherited(KEEP, False)
@@ -53,9 +59,16 @@ class _Below(NamedTuple):
 class Layered(Memory):
     """A memory of several scopes: reads fall through to the next, writes go to the nearest."""
 
-    __slots__ = ("_below",)
+    __slots__ = ("_below", "_open")
 
     _below: dict[str, _Below]
+    #: Whether its call goes on; after that it is an ordinary dict.
+    _open: bool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._below = {}
+        self._open = False
 
     def __delitem__(self, key: str) -> None:
         near = self._is_near(key)
@@ -79,6 +92,9 @@ class Layered(Memory):
 
     def clear(self) -> None:
         """Delete the keys of the nearest scope; what further ones hold stays, and shows."""
+        if not self._open:
+            super().clear()
+            return
         for key in [key for key in self if self._is_near(key)]:
             del self[key]
 
@@ -91,25 +107,38 @@ class Layered(Memory):
 
     def origin(self, key: str) -> str | None:
         """Which scope the value of *key* comes from, as `Memory.origin`; one that was assigned comes from the nearest."""
-        return self._below[key].scope if key in self and self._is_below(key) else super().origin(key)
+        if key not in self or key not in self._below:
+            return super().origin(key)
+        return self._below[key].scope if self._is_below(key) else self._terms.scope
 
     def _is_below(self, key: str) -> bool:
         """Whether what shows is a further scope's."""
         touched = self._touched.get(key, _MISSING)
-        if key not in self._below:
+        if key not in self._below or (self._extra is not None and key in self._extra.ttls):
             return False
-        return touched is _REVEALED or (touched is _MISSING and key not in self._base.versions)
+        if touched is not _REVEALED and (touched is not _MISSING or key in self._base.versions):
+            return False
+        # A change in place is a write to the nearest, too.
+        packed = self._below[key].packed
+        return packed is None or _is_packed(self[key], packed)
 
     def _is_near(self, key: str) -> bool:
         return key in self and not self._is_below(key)
 
     def _reveal(self, key: str, near: bool) -> None:
-        if near and key in self._below:
+        if near and self._open and key in self._below:
             _set(self, key, self._below[key].copy())
             self._touched[key] = _REVEALED
 
 
 codec.store_as_dict(Layered, dict)
+
+
+def _is_packed(value: Any, packed: bytes) -> bool:
+    try:
+        return codec.pack(value) == packed
+    except UnstorableValueError:
+        return False
 
 
 class View:
@@ -122,7 +151,7 @@ class View:
         memory: A memory that a body has already, opened from the nearest namespace; None: one is made.
     """
 
-    __slots__ = ("_cut", "_layers", "_prefix", "_undeclared", "_written", "memory", "terms")
+    __slots__ = ("_cut", "_default", "_layers", "_prefix", "_undeclared", "_written", "memory", "terms")
 
     def __init__(self, layers: Sequence[Held], terms: Terms, prefix: str = "", memory: Memory | None = None) -> None:
         self._layers = tuple(layers)
@@ -133,6 +162,8 @@ class View:
         self._cut: set[str] = set()
         self._undeclared: set[str] = set()
         self._written: Changes | None = None
+        # What is shown where there is nothing else, until the body changes something.
+        self._default: Snapshot | None = None
         near = self.held.memory
         assert near._namespace is not None  # noqa: S101 - a unit opens its memories with one
         if memory is None:
@@ -140,8 +171,9 @@ class View:
             # Nobody has seen what is held yet, so that it is as it was loaded.
             base, below = self._stand([held.memory._base for held in self._layers])
             memory = open_memory(near._namespace, base, near._now, terms, kind)
+            self._default = None if memory._base is base else memory._base
             if isinstance(memory, Layered):
-                memory._below = below
+                memory._below, memory._open = below, True
         self.memory = memory
 
     @property
@@ -153,6 +185,16 @@ class View:
     def held(self) -> Held:
         """Where its writes go."""
         return self._layers[0]
+
+    def end(self) -> None:
+        """The call has ended: what the body keeps is an ordinary dict."""
+        if isinstance(self.memory, Layered):
+            self.memory._open = False
+
+    def begin_with_default(self) -> None:
+        """Show what the memory begins with, if nothing is there that the body may see."""
+        if self.terms.default is not None:
+            self._default = self.terms.default()
 
     # From what is held to what is shown.
 
@@ -201,6 +243,8 @@ class View:
                     left = held.memory.ttl(stored)
                     deadline = None if left is None else now + left
                     below[key] = _Below(held.want.terms.scope, value, encoded, deadline)
+        # What no further scope holds any more has not to be deleted there.
+        self._cut &= below.keys()
         for key in self._cut:
             values.pop(key, None)
             packed.pop(key, None)
@@ -218,9 +262,8 @@ class View:
             return
         memory = self.memory
         base, below = self._stand([snapshot_of(held.memory) for held in self._layers])
-        if base.head is None and memory._base.head is None:
-            # Nothing is held yet: what the memory begins with goes on to show.
-            base = _reduced(memory._base, memory)
+        if self._default is not None and not base.values:
+            base = self._default
         for key in list(memory):
             if key not in base.values:
                 dict.pop(memory, key)
@@ -252,6 +295,8 @@ class View:
         self._written = None
         if changes is None and not is_due(memory):
             return False
+        if changes is not None:
+            self._default = None
         self._note_undeclared(changes)
         change = self._change(changes)
         base, prefix = memory._base, self._prefix
@@ -290,6 +335,9 @@ class View:
                 added.pop(key, None)
                 if key in near:
                     deletes.append(key)
+            elif memory._touched.get(key) is _REVEALED and key not in own:
+                # It is written by this body, as what was never deleted would be.
+                put.ttl, put.slides = self.terms.ttl, self.terms.slides
         return changes if puts or deletes else None
 
     def _change(self, changes: Changes | None) -> Change:
@@ -382,15 +430,6 @@ def _stripped(snapshot: Snapshot, length: int) -> Snapshot:
     )
 
 
-def _reduced(snapshot: Snapshot, keys: Collection[str]) -> Snapshot:
-    """What a memory begins with, of which the body may have deleted keys."""
-    if all(key in keys for key in snapshot.values):
-        return snapshot
-    values = {key: value for key, value in snapshot.values.items() if key in keys}
-    packed = {key: encoded for key, encoded in snapshot.packed.items() if key in keys}
-    return Snapshot(values, packed, {}, None, None, born=snapshot.born, reserved=False)
-
-
 def _content(snapshot: Snapshot, key: str) -> bytes:
     packed = snapshot.packed.get(key)
     return codec.pack(snapshot.values[key]) if packed is None else packed
@@ -399,16 +438,13 @@ def _content(snapshot: Snapshot, key: str) -> bytes:
 def flush(views: Sequence[View]) -> None:
     """Bring what a body changed in its views into what its unit holds, and show it in all of them."""
     flushed: list[View] = []
-    written = False
     try:
-        for view in views:
-            written = view.flush() or written
-            flushed.append(view)
+        flushed.extend(view for view in views if view.flush())
     except BaseException:
-        # The body may go on: what is held by now is not to be taken for a stranger's at the next flush.
+        # The body may go on, and what was taken up must not be taken up again.
         show(flushed)
         raise
-    if written:
+    if flushed:
         show(views)
 
 
@@ -416,6 +452,12 @@ def show(views: Sequence[View]) -> None:
     """Show in all views what is held now."""
     for view in views:
         view.show()
+
+
+def end(views: list[View]) -> None:
+    """Forget the views of a call that has ended."""
+    while views:
+        views.pop().end()
 
 
 def read_only(scope: str, changes: Changes) -> ReadOnlyMemoryError:

@@ -8,22 +8,31 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from agent_gantry_state.bridge import Bridge, Closed, bridge_to
-from agent_gantry_state.errors import DeclarationError
+from agent_gantry_state.errors import DeclarationError, StoreURLError
 from agent_gantry_state.events import Observers
 from agent_gantry_state.memory import Terms
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.resolvers import BUILT_IN_SCOPES, Resolver
 from agent_gantry_state.scopes import Identity, Scope
+from agent_gantry_state.several import Several
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.protocol import KEEP
 from agent_gantry_state.stores.urls import open_store
 
-__all__ = ["Layer", "Settings", "Wiring"]
+__all__ = ["Layer", "Settings", "StoreObject", "Wiring"]
+
+
+class StoreObject(Protocol):
+    """What type checkers take for a store; what it must have is said by `Store` and `AsyncStore`."""
+
+    def load(self, message: Any, /) -> Any: ...
+    def commit(self, message: Any, /) -> Any: ...
+    def close(self) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +40,14 @@ class Settings:
     """What holds right now; replaced as a whole, so that a call reads it once and keeps it.
 
     Attributes:
-        bridge: The way to the store.
+        bridge: The way to the store or stores.
         resolvers: The gantry's own; the built-in ones follow.
         identity: Who calls where nothing else is known.
-        direct: The store, if it is a `MemoryStore` and nobody else has to be asked or told: what the shortest call path
-            needs, else None.
+        direct: The store of the scopes that have none of their own, if it is a `MemoryStore` and nobody else has to be asked
+            or told: what the shortest call path needs, else None.
         home: What stands for that store in its slots.
         observers: Who is told of commits and conflicts.
+        elsewhere: Scopes that are not in that store.
     """
 
     bridge: Bridge
@@ -46,6 +56,7 @@ class Settings:
     direct: MemoryStore | None
     home: object
     observers: Observers | None = None
+    elsewhere: frozenset[str] = frozenset()
 
 
 @dataclass(eq=False, slots=True)
@@ -65,8 +76,9 @@ class Wiring:
         app: Keeps this gantry's memories apart from those of other programs on the same store.
         identity: Who calls where nothing else is known.
         resolvers: Tried before the built-in ones.
-        scopes: Declared scopes by name.
+        scopes: Declared scopes by name, or the stores of scopes of which nothing else is declared.
         observers: Who is told of commits and conflicts.
+        partial_commits: Whether a call is committed in parts, where its stores cannot do that in one step.
     """
 
     def __init__(
@@ -75,34 +87,40 @@ class Wiring:
         app: str,
         identity: Identity | None,
         resolvers: tuple[Resolver, ...],
-        scopes: Mapping[str, Scope],
+        scopes: Mapping[str, Scope | str | StoreObject],
         observers: Observers | None = None,
+        partial_commits: bool = False,
     ) -> None:
         if not isinstance(app, str):
             raise TypeError(f"app must be a str, not {type(app).__name__}")
         for resolver in resolvers:
             if not callable(resolver):
                 raise TypeError(f"a resolver must be callable, not {type(resolver).__name__}")
-        for name, scope in scopes.items():
-            if not isinstance(scope, Scope):
-                raise TypeError(f"scopes[{name!r}] must be a Scope(...), not {type(scope).__name__}")
+        if not isinstance(partial_commits, bool):
+            raise TypeError(f"partial_commits must be True or False, not {type(partial_commits).__name__}")
         self.app = app
-        self.scopes = dict(scopes)
+        self.scopes = {name: scope if isinstance(scope, Scope) else Scope(store=scope) for name, scope in scopes.items()}
         self._lock = threading.Lock()
-        self._base = Layer(open_bridge(store), resolvers, None)
+        self._partial = partial_commits
+        self._base = Layer(_open_all(store, self.scopes, partial_commits), resolvers, None)
         self._layers: list[Layer] = []
         self._identity = identity
         self._observers = observers
         self._names: dict[str, weakref.ref[Any] | Callable[[], Any]] = {}
         self._keys: dict[str, object] = {}
         self.closed = False
-        #: The store on which this gantry has set a clock, if it has.
-        self.clocked: Any = None
+        #: The stores on which this gantry has set a clock.
+        self.clocked: Sequence[Any] = ()
         self.settings = self._settle()
 
     def scope(self, name: str) -> Scope:
         """What was declared for a scope."""
         return self.scopes.get(name, _PLAIN)
+
+    def store_key(self, scope: str) -> object:
+        """An object that stands for the store of a scope: the same one for scopes that are committed together."""
+        bridge = self._base.bridge
+        return bridge.elsewhere.get(scope, bridge.main) if isinstance(bridge, Several) else bridge
 
     def key(self, scope: str) -> object:
         """An object that stands for a scope of this gantry: the key of caches, for it is found by its identity."""
@@ -130,11 +148,12 @@ class Wiring:
         with self._lock:
             bridge = layer.bridge or self.settings.bridge
             clocks = [each for each in (*self._layers, layer) if each.clock is not None]
-            if clocks and getattr(bridge.store, "clock", None) is None:
-                raise ValueError(
-                    f"override(clock=...): {type(bridge.store).__name__} goes by its own clock, which cannot be set; "
-                    'override the store as well, for example with store="memory://"'
-                )
+            for store in _stores(bridge) if clocks else ():
+                if getattr(store, "clock", None) is None:
+                    raise ValueError(
+                        f"override(clock=...): {type(store).__name__} goes by its own clock, which cannot be set; "
+                        'override the store as well, for example with store="memory://"'
+                    )
             self._layers.append(layer)
             self.settings = self._settle()
 
@@ -153,12 +172,15 @@ class Wiring:
         assert bridge is not None and resolvers is not None  # noqa: S101, PT018 - the base has both
         if self.closed:
             bridge = Closed()
+        elif self._partial and not isinstance(bridge, Several):
+            bridge = Several(bridge, {}, self._partial)
+        _set_clock(self, [each for each in _stores(bridge) if getattr(each, "clock", None) is not None], clock)
         store = bridge.store
-        _set_clock(self, store, clock if getattr(store, "clock", None) is not None else None)
         # The shortest path tells nobody.
         direct = store if type(store) is MemoryStore and not resolvers and self._observers is None else None
         home = object() if direct is None else direct.home
-        return Settings(bridge, resolvers, self._identity, direct, home, self._observers)
+        elsewhere = frozenset(bridge.elsewhere) if isinstance(bridge, Several) else frozenset[str]()
+        return Settings(bridge, resolvers, self._identity, direct, home, self._observers, elsewhere)
 
     def claim(self, name: str, fn: Callable[..., Any]) -> None:
         """Note that *name* is the tool *fn*, for its memories are filed under that name.
@@ -221,6 +243,41 @@ def open_bridge(store: Any) -> Bridge:
     return bridge_to(open_store(store), owned=True) if isinstance(store, str) else bridge_to(store)
 
 
+def _open_all(store: Any, scopes: Mapping[str, Scope], partial: bool) -> Bridge:
+    """The bridge to the store of a gantry, or to all of them. The same URL, or the same object, is one store.
+
+    Raises:
+        StoreURLError: A URL names no store.
+        TypeError: An object is no store.
+    """
+    main = open_bridge(store)
+    opened: dict[object, Bridge] = {_key_of(store): main}
+    elsewhere: dict[str, Bridge] = {}
+    for name, scope in scopes.items():
+        where = scope.store
+        if where is None:
+            continue
+        try:
+            elsewhere[name] = opened[_key_of(where)] = opened.get(_key_of(where)) or open_bridge(where)
+        except BaseException as error:
+            Several(main, elsewhere, partial).close()
+            if isinstance(error, TypeError):
+                raise TypeError(f"scopes[{name!r}] must be a Scope(...), the URL of a store, or a store: {error}") from error
+            if isinstance(error, StoreURLError):
+                error.args = (f"scopes[{name!r}]: {error}",)
+            raise
+    several = Several(main, elsewhere, partial)
+    return several if several.elsewhere or partial else main
+
+
+def _key_of(where: Any) -> object:
+    return where if isinstance(where, str) else id(where)
+
+
+def _stores(bridge: Bridge) -> tuple[Any, ...]:
+    return bridge.stores if isinstance(bridge, Several) else (bridge.store,)
+
+
 class _StoreClocks:
     """The clocks that gantries have set on one store, and the one that it had before."""
 
@@ -233,21 +290,19 @@ _CLOCKS: weakref.WeakKeyDictionary[Any, _StoreClocks] = weakref.WeakKeyDictionar
 _CLOCKS_LOCK = threading.Lock()
 
 
-def _set_clock(wiring: Wiring, store: Any, clock: Callable[[], float] | None) -> None:
-    """Let *store* go by *clock* for one gantry, or by none of its own; take back what it had set on another store.
+def _set_clock(wiring: Wiring, stores: Sequence[Any], clock: Callable[[], float] | None) -> None:
+    """Let *stores* go by *clock* for one gantry, or by none of its own; take back what it had set on others.
 
     The last clock that a gantry set on a store holds; when none is left the store has the one that it came with.
     """
     with _CLOCKS_LOCK:
-        before, wiring.clocked = wiring.clocked, None if clock is None else store
-        if before is not None and before is not store:
-            _CLOCKS[before].set.pop(id(wiring), None)
-            _apply(before)
-        if clock is not None:
-            _CLOCKS.setdefault(store, _StoreClocks(store.clock)).set[id(wiring)] = clock
-            _apply(store)
-        elif before is store and before is not None:
-            _CLOCKS[store].set.pop(id(wiring), None)
+        before, wiring.clocked = wiring.clocked, () if clock is None else stores
+        for store in before:
+            if not any(store is each for each in wiring.clocked):
+                _CLOCKS[store].set.pop(id(wiring), None)
+                _apply(store)
+        for store in wiring.clocked:
+            _CLOCKS.setdefault(store, _StoreClocks(store.clock)).set[id(wiring)] = clock  # type: ignore[assignment]
             _apply(store)
 
 

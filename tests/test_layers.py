@@ -554,6 +554,29 @@ def test_two_layers_in_one_namespace_are_one(clock):
         assert doing(gantry, ("b", "a"))(lambda memory: (dict(memory), memory.pop("x"), dict(memory))) == ({"x": 1}, 1, {})
 
 
+# Layers in different stores.
+
+
+def test_layers_may_be_kept_in_different_stores(tmp_path):
+    with Gantry(scopes={"user": f"sqlite:///{tmp_path}/users.db"}) as gantry, gantry.session("s1", user="ada"):
+        put(gantry, "user", log=[1])
+
+        doing(gantry)(lambda memory: memory["log"].append(2))
+
+        assert doing(gantry)(lambda memory: (dict(memory), memory.origin("log"))) == ({"log": [1, 2]}, "session")
+        assert stored(gantry, "user") == {"log": [1]}
+    with Gantry(scopes={"user": f"sqlite:///{tmp_path}/users.db"}) as again, again.session("s1", user="ada"):
+        assert doing(again)(dict) == {"log": [1]}
+
+
+@pytest.mark.parametrize("options", [{"isolation": "serializable"}, {"exclusive": True}])
+def test_serializable_layers_in_two_stores_are_refused_at_decoration(options):
+    with Gantry(scopes={"user": MemoryStore()}) as gantry:
+        with pytest.raises(DeclarationError, match="'session' and 'user' are kept in different stores"):
+            doing(gantry, **options)
+        doing(gantry, ("session", "global"), **options)
+
+
 # Beside other memories of the same call.
 
 

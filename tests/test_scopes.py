@@ -290,7 +290,7 @@ def test_sliding_without_a_time_to_live_is_refused():
 
 
 def test_gantry_takes_only_scopes_as_scopes():
-    with pytest.raises(TypeError, match=r"scopes\['session'\] must be a Scope\(...\), not int"):
+    with pytest.raises(TypeError, match=r"scopes\['session'\] must be a Scope\(...\), the URL of a store, or a store"):
         Gantry(scopes={"session": 60})
 
 

@@ -23,7 +23,18 @@ from agent_gantry_state.steps import Pause, Steps
 from agent_gantry_state.unit_of_work import UnitOfWork
 from agent_gantry_state.wiring import Settings
 
-__all__ = ["GENERATORS", "abandon", "acall", "agenerate", "call", "finish_later", "generate", "runner", "warn_of_generator"]
+__all__ = [
+    "GENERATORS",
+    "aabandon",
+    "abandon",
+    "acall",
+    "agenerate",
+    "call",
+    "finish_later",
+    "generate",
+    "runner",
+    "warn_of_generator",
+]
 
 GENERATORS = frozenset({GeneratorType, AsyncGeneratorType})
 #: Longest pause before a body runs again after a conflict, in seconds, and the first one; each is drawn at random.
@@ -108,9 +119,9 @@ async def acall(
             if await _acommitted(plan, unit, attempt, unit.finish(note)):
                 return result
         except BaseException as error:
-            await _aabandon(unit, error)
+            await aabandon(unit, error)
             raise
-        await _aabandon(unit)
+        await aabandon(unit)
         await settings.bridge.arun(_pause(attempt))
 
 
@@ -206,7 +217,7 @@ async def _agenerated(
         refuse_orphan()
         await settings.bridge.arun_uncut(unit.finish())
     except BaseException:
-        await _aabandon(unit)
+        await aabandon(unit)
         raise
 
 
@@ -271,7 +282,8 @@ def abandon(unit: UnitOfWork) -> None:
         unit.bridge.run(unit.release())
 
 
-async def _aabandon(unit: UnitOfWork, error: BaseException | None = None) -> None:
+async def aabandon(unit: UnitOfWork, error: BaseException | None = None) -> None:
+    """`abandon`, for a caller on an event loop."""
     unit.fail()
     if unit.has_to_release:
         if isinstance(error, GeneratorExit):
@@ -302,9 +314,9 @@ async def finish_later(
         if await _acommitted(plan, unit, attempt, unit.finish()):
             return result
     except BaseException as error:
-        await _aabandon(unit, error)
+        await aabandon(unit, error)
         raise
-    await _aabandon(unit)
+    await aabandon(unit)
     await unit.bridge.arun(_pause(attempt))
     return await acall(plan, fn, shift, args, kwargs, _called_and_awaited, None, attempt)
 

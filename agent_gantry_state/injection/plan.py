@@ -6,6 +6,7 @@ import ast
 import contextlib
 import functools
 import inspect
+import itertools
 import sys
 import types
 import typing
@@ -390,6 +391,9 @@ class Plan:
             if (there := wants.get(namespace)) is not None:
                 wants[namespace] = there._replace(terms=replace(there.terms.joined(terms), keys=there.terms.keys))
         unit = UnitOfWork(wants, settings.bridge, unit_around())
+        if beside:
+            # What is loaded later than the rest is committed in its place all the same.
+            unit.declared = tuple(itertools.chain(*namespaces))
         if settings.observers is not None:
             unit.watched(settings.observers, self.name)
         return Opened(unit, identity, tuple(namespaces))

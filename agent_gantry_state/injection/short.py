@@ -17,7 +17,17 @@ from typing import Any
 from agent_gantry_state import codec
 from agent_gantry_state.changes import plain_changes
 from agent_gantry_state.codec import IMMUTABLE
-from agent_gantry_state.injection.call import GENERATORS, abandon, acall, call, finish_later, runner, warn_of_generator
+from agent_gantry_state.committing import new_version
+from agent_gantry_state.injection.call import (
+    GENERATORS,
+    aabandon,
+    abandon,
+    acall,
+    call,
+    finish_later,
+    runner,
+    warn_of_generator,
+)
 from agent_gantry_state.injection.plan import Plan
 from agent_gantry_state.memory import Memory, open_memory
 from agent_gantry_state.namespace import Namespace
@@ -25,7 +35,7 @@ from agent_gantry_state.nesting import CURRENT, FAILED, leave, unit_of
 from agent_gantry_state.scopes import ATTEMPT, ENTERED, refuse_orphan
 from agent_gantry_state.stores.memory import Slot
 from agent_gantry_state.stores.protocol import EMPTY
-from agent_gantry_state.unit_of_work import UnitOfWork, finish_one, new_version
+from agent_gantry_state.unit_of_work import UnitOfWork, finish_one
 from agent_gantry_state.wiring import Settings
 
 __all__ = ["caller"]
@@ -110,7 +120,8 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
                 kwargs[into] = memory
                 result = fn(*args, **kwargs)
         except BaseException:
-            _fail_short(frame, token)
+            if (unit := _fail_short(frame, token)) is not None:
+                abandon(unit)
             raise
         try:
             reset(token)
@@ -177,8 +188,9 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
             else:
                 kwargs[into] = memory
                 result = await fn(*args, **kwargs)
-        except BaseException:
-            _fail_short(frame, token)
+        except BaseException as error:
+            if (unit := _fail_short(frame, token)) is not None:
+                await aabandon(unit, error)
             raise
         try:
             reset(token)
@@ -187,7 +199,7 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
         base, ended = memory._base, frame.pop()
         # A change needs a touched key, a container or another length; asking costs less than a unit of work.
         if ended is not memory:
-            _finish_nesting(ended)
+            await _afinish_nesting(ended)
         elif memory._touched or base.packed or slides or len(memory) != len(base.values):
             try:
                 _finish_short(plan, memory, identity, settings)
@@ -199,13 +211,13 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
-def _fail_short(frame: list[Any], token: Token[Any]) -> None:
+def _fail_short(frame: list[Any], token: Token[Any]) -> UnitOfWork | None:
+    """Mark a call as failed; its unit, to be abandoned, if one was made for calls inside."""
     leave(token)
     # First the mark, then the end: whoever finds the list without its last item looks at the mark.
     frame[0] = FAILED
     ended = frame.pop()
-    if isinstance(ended, UnitOfWork):
-        abandon(ended)
+    return ended if isinstance(ended, UnitOfWork) else None
 
 
 def _finish_nesting(unit: UnitOfWork) -> None:
@@ -215,6 +227,16 @@ def _finish_nesting(unit: UnitOfWork) -> None:
         unit.bridge.run(unit.finish())
     except BaseException:
         abandon(unit)
+        raise
+
+
+async def _afinish_nesting(unit: UnitOfWork) -> None:
+    """`_finish_nesting`, for a caller on an event loop: a call inside may have used a store that has to be waited for."""
+    try:
+        refuse_orphan()
+        await unit.bridge.arun_uncut(unit.finish())
+    except BaseException as error:
+        await aabandon(unit, error)
         raise
 
 
@@ -252,7 +274,7 @@ def _beginner(plan: Plan) -> Callable[[Settings, Any], Memory | None]:
 
     def begin(settings: Settings, identity: Any) -> Memory | None:
         store = settings.direct
-        if store is None:
+        if store is None or scope in settings.elsewhere:
             return None
         namespace = plan.locate(scope, settings, None if impersonal else identity)
         snapshot = store.snapshot(namespace)

@@ -24,7 +24,7 @@ from typing import Any, Protocol, TypeVar, overload
 
 from typing_extensions import ParamSpec, Self
 
-from agent_gantry_state.errors import DeclarationError, StateError
+from agent_gantry_state.errors import DeclarationError, PartialCommitError, StateError
 from agent_gantry_state.events import Callback
 from agent_gantry_state.gantry import Stateful
 from agent_gantry_state.injection.call import acall
@@ -32,6 +32,7 @@ from agent_gantry_state.injection.plan import Kind, Plan, stateful_parameters
 from agent_gantry_state.injection.tool import BoundTool, Tool
 from agent_gantry_state.resolvers import Resolver
 from agent_gantry_state.scopes import ATTEMPT, Attempt, Scope
+from agent_gantry_state.wiring import StoreObject
 
 try:
     import agent_gantry as _upstream
@@ -133,6 +134,8 @@ def _twin(handler: Callable[..., Any]) -> Callable[..., Any]:
         record = _RECORD.get()
         if record is not None and record.landed:
             return record.result
+        if record is not None and record.error is not None:
+            raise MemoryFailure(str(record.error)) from record.error
         with _attempt(record):
             return await acall(plan, fn, shift, args, kwargs, body, None if record is None else record.land)
 
@@ -197,8 +200,12 @@ def _attempt(record: _Record | None) -> Iterator[None]:
         if record is not None:
             record.error = memory_error
         raise MemoryFailure(str(memory_error)) from error
-    except asyncio.CancelledError:
+    except asyncio.CancelledError as cancelled:
         attempt.abandoned = True
+        # What landed of it must not be done again, though nobody was there any more to be told.
+        failure = cancelled.__context__
+        if record is not None and isinstance(failure, PartialCommitError):
+            record.error = failure
         raise
     finally:
         _RECORD.reset(recorded)
@@ -261,10 +268,13 @@ class AgentGantry(Stateful, _upstream.AgentGantry):
         session: The session of every call, in a program that has but one user.
         user: The user of every call, likewise.
         resolvers: Asked in order, before the built-in ones, which memory a request means.
-        scopes: How the memories of a scope behave, by its name; also declares custom scopes.
+        scopes: How the memories of a scope behave, by its name; also declares custom scopes. A URL or a store object is
+            where they live, and short for ``Scope(store=...)``.
         on_commit: Told, by a `MemoryEvent`, of each memory that a call has changed, when it has committed. Sync or async; if
             it raises that is logged, and changes nothing.
         on_conflict: Told of each conflict, also of one after which the call runs again. Likewise.
+        partial_commits: Whether a call that changed memories which cannot be written in one step is committed in one step
+            for each, in the order of its decorators. Else it is refused with a `NotAtomicError`.
         kwargs: Passed on to agent-gantry.
 
     Raises:
@@ -281,12 +291,13 @@ class AgentGantry(Stateful, _upstream.AgentGantry):
         session: str | None = None,
         user: str | None = None,
         resolvers: Iterable[Resolver] = (),
-        scopes: Mapping[str, Scope] | None = None,
+        scopes: Mapping[str, Scope | str | StoreObject] | None = None,
         on_commit: Callback | None = None,
         on_conflict: Callback | None = None,
+        partial_commits: bool = False,
         **kwargs: Any,
     ) -> None:
-        self._wire(store, app, session, user, resolvers, scopes, on_commit, on_conflict)
+        self._wire(store, app, session, user, resolvers, scopes, on_commit, on_conflict, partial_commits)
         super().__init__(*args, **kwargs)
         # agent-gantry makes its registry and engine itself. Giving them our subclass afterwards keeps whatever it made
         # them with, which a copy of its constructor calls would not.
@@ -371,7 +382,7 @@ class AgentGantry(Stateful, _upstream.AgentGantry):
         return self
 
     async def close(self) -> None:
-        """Release what agent-gantry holds, and close the store if it was made from a URL."""
+        """Release what agent-gantry holds, and close every store that was made from a URL."""
         await super().close()
         if (bridge := self._wiring.close()) is not None:
             await bridge.aclose()

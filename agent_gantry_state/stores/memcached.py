@@ -20,6 +20,7 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
+from agent_gantry_state.compartments import known_as
 from agent_gantry_state.errors import (
     MemoryTooLargeError,
     NotAtomicError,
@@ -306,8 +307,8 @@ class MemcachedStore(RemoteStore):
             raise NotAtomicError(
                 "memcached writes one memory at a time, and nothing was written: this call "
                 + ("changed several" if len(written) > 1 else "changed one and had to find another as it was")
-                + f" ({', '.join(each.namespace.scope for each in several)}). Change one memory in a call, or use a store "
-                "that commits together",
+                + f" ({', '.join(each.namespace.scope for each in several)}). Change one memory in a call, use a store "
+                "that commits together, or make the gantry with partial_commits=True",
                 scopes=[each.namespace.scope for each in several],
             )
         landed = False
@@ -506,7 +507,7 @@ def _counts(change: Change) -> bool:
 
 def _too_large(change: Change, after: Snapshot, size: int, limit: int) -> MemoryTooLargeError:
     changed = {key: put.packed for key, put in change.puts.items()} or after.packed
-    key = max(changed, key=lambda each: len(changed[each]), default="")
+    key = known_as(max(changed, key=lambda each: len(changed[each]), default=""))
     return MemoryTooLargeError(
         f"nothing was written: a {change.namespace.scope} memory of {size} bytes is more than memcached keeps in an item "
         f"({limit} bytes); the largest key that the call changed is {key!r}. Keep less in it, spread it over several "

@@ -294,7 +294,8 @@ class RedisStore(RemoteStore):
             scopes = dict.fromkeys(change.namespace.scope for change in changes)
             raise NotAtomicError(
                 f"a Redis Cluster cannot write the memories of scopes {', '.join(map(repr, scopes))} in one step, for they "
-                "lie in different slots; nothing was written. Change one of them per call, or use one Redis",
+                "lie in different slots; nothing was written. Change one of them per call, use one Redis, or make the "
+                "gantry with partial_commits=True",
                 scopes=scopes,
             )
         keys: list[bytes] = []

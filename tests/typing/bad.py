@@ -263,6 +263,8 @@ Namespace("session", 5)  # E
 Scope(ttl="60")  # E
 Gantry(app=5)  # E
 Gantry(scopes={"session": 60})  # E
+Gantry(scopes={"session": object()})  # E
+Gantry(partial_commits="yes")  # E
 Gantry("memory://", "mine")  # E
 
 

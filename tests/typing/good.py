@@ -60,6 +60,7 @@ gantry = Gantry("memory://?max_namespaces=10", app="mine", resolvers=[by_team, B
 other = Gantry(
     MemoryStore(max_namespaces=10), session="local", user="me", scopes={"team": Scope(ttl=60, sliding=True, owned=True)}
 )
+Gantry(scopes={"user": "sqlite:///u.db", "team": Scope(store="memory://"), "tenant": MemoryStore()}, partial_commits=True)
 
 
 # Decorators, bare and called.
