@@ -137,7 +137,8 @@ def _put(memory: Memory, key: str, value: Any, old: Any, extra: Extra | None, te
     """The put for a key that is in the memory, None if it is as it was loaded."""
     refuse_key(key)
     base = memory._base
-    if not terms.bare:
+    if not terms.bare and key not in base.values:
+        # One that is there is somebody's compartment, which is about to be taken out of sight.
         refuse_reserved(key)
     kind = type(value)
     packed: bytes | None = None

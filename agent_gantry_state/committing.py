@@ -12,7 +12,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from agent_gantry_state.errors import NotAtomicError, PartialCommitError, StateError, StoreTimeoutError
+from agent_gantry_state.errors import (
+    MemoryValidationError,
+    NotAtomicError,
+    PartialCommitError,
+    StateError,
+    StoreTimeoutError,
+)
 from agent_gantry_state.holding import Held, refuse_owner
 from agent_gantry_state.limits import known, refuse_too_large
 from agent_gantry_state.memory import Changes
@@ -145,6 +151,8 @@ class Part:
         times = now if isinstance(now, Sequence) else [now] * len(snapshots)
         conflicts: dict[str, list[str]] = {}
         causes: list[BaseException] = []
+        misfits: dict[str, list[str]] = {}
+        problems: list[MemoryValidationError] = []
         pending = []
         strict = False
         for (held, changes), change, snapshot, moment in zip(self.made, self.pending, snapshots, times, strict=True):
@@ -171,8 +179,10 @@ class Part:
             pending.append(rebased)
             for view in held.views:
                 if view.held is held and (unfit := view.unfit(rebased, snapshot)) is not None:
-                    conflicts.setdefault(scope, []).extend(unfit.fields)
-                    causes.append(unfit)
+                    misfits.setdefault(scope, []).extend(unfit.fields or (*rebased.puts, *rebased.deletes))
+                    problems.append(unfit)
+        if misfits and not conflicts:
+            raise conflict(misfits, False, problems[0].problem) from problems[0]
         if conflicts:
             raise conflict(conflicts, strict) from (causes[0] if causes else None)
         self.pending = pending

@@ -109,6 +109,9 @@ class Rebase:
             if key in self.checked:
                 self.conflicts.append(key)
                 continue
+            if self.changes is None or not (key in self.changes[0] or key in self.changes[1]):
+                # It is only to be known how it stands when the rest is written.
+                continue
             try:
                 merged = self._merge(key)
             except (Conflict, UnstorableValueError) as error:
@@ -218,17 +221,24 @@ def _add(theirs: Any, n: Any) -> Any:
     return current + n
 
 
-def conflict(by_scope: dict[str, list[str]], serializable: bool) -> MemoryConflictError:
+def conflict(by_scope: dict[str, list[str]], serializable: bool, unfit: str = "") -> MemoryConflictError:
     """The error of a call that cannot commit.
 
     Args:
         by_scope: For each scope the keys that stand in the way, as far as they are known.
         serializable: Whether it was what the call read that had to stay as it was: then no merge would have helped.
+        unfit: What is wrong where all could be merged, but not to something that the tool may see.
     """
     by_scope = {scope: all_known_as(keys) for scope, keys in by_scope.items()}
     known = {scope: keys for scope, keys in by_scope.items() if keys}
     where = "; ".join(f"{scope} memory: {_named(keys)}" for scope, keys in known.items())
     where = where or f"{' and '.join(by_scope)} memory"
+    if unfit:
+        return MemoryConflictError(
+            f"{where}: what this call wrote does not go with what another one wrote meanwhile ({unfit}), so that nothing "
+            'was written. Have the tool run again, with on_conflict="retry".',
+            by_scope=by_scope,
+        )
     many = sum(map(len, known.values())) > 1
     told = (
         f"{where} {'were' if many else 'was'} changed by another call since this one read {'them' if many else 'it'}, so "

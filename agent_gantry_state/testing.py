@@ -13,6 +13,7 @@ close the store afterwards. Needs pytest, and anyio's plugin for it, which comes
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import decimal
 import importlib.util
@@ -29,7 +30,7 @@ import pytest
 
 from agent_gantry_state import codec
 from agent_gantry_state.bridge import Bridge, bridge_to
-from agent_gantry_state.errors import MemoryTooLargeError, StoreClosedError
+from agent_gantry_state.errors import MemoryConflictError, MemoryTooLargeError, MemoryValidationError, StoreClosedError
 from agent_gantry_state.gantry import Gantry
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.scopes import Scope
@@ -260,6 +261,23 @@ def _limited(store: Any, max_bytes: int = LIMIT) -> Gantry:
 def _content(gantry: Gantry) -> dict[str, Any]:
     with gantry.memory() as memory:
         return dict(memory)
+
+
+@dataclasses.dataclass
+class _Noted:
+    numbers: list[int] = dataclasses.field(default_factory=list)
+    name: str = ""
+    at: dt.date | None = None
+
+
+@dataclasses.dataclass
+class _Span:
+    low: int = 0
+    high: int = 0
+
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise ValueError("low is above high")
 
 
 class StoreContract:
@@ -1182,6 +1200,59 @@ class StoreContract:
 
             with gantry.memory() as memory:
                 assert (sorted(memory["log"]), memory["n"]) == (list(range(100)), 100)
+
+    def test_layers_compartments_and_typed_state_stand_beside_each_other(self, talk: Talk, store: Any) -> None:
+        with Gantry(store, session="s", user="u") as gantry:
+
+            @gantry.with_memory(into="mine", scope="user", private=True)
+            @gantry.with_memory(scope=("user", "session"))
+            def remember(n: int, memory: _Noted, mine: _Noted) -> tuple[list[int], str, dt.date | None]:
+                before = mine.at
+                memory.numbers.append(n)
+                mine.at = dt.date(2024, 2, n)
+                return memory.numbers, memory.name, before
+
+            with gantry.memory() as memory:
+                memory.update(numbers=[0], name="far", other=(1, {2}))
+
+            assert remember(1) == ([0, 1], "far", None)
+            assert remember(2) == ([0, 1, 2], "far", dt.date(2024, 2, 1))
+
+            with gantry.memory("user") as memory:
+                assert memory == {"numbers": [0, 1, 2]}
+                memory["name"] = 5
+            with pytest.raises(MemoryValidationError) as caught:
+                remember(3)
+            assert caught.value.fields == ("name",)
+            with gantry.memory("user") as memory:
+                assert memory == {"numbers": [0, 1, 2], "name": 5}
+                del memory["name"]
+            with gantry.memory() as memory:
+                assert memory == {"numbers": [0], "name": "far", "other": (1, {2})}
+
+    def test_fields_that_depend_on_each_other_are_checked_together(self, talk: Talk, store: Any) -> None:
+        with Gantry(store, session="s") as gantry:
+
+            @gantry.with_memory
+            def widen(memory: _Span) -> None:
+                memory.high += 10
+
+            @gantry.with_memory
+            def narrow(memory: _Span) -> None:
+                memory.high -= 5
+
+            @gantry.with_memory
+            def raise_low(memory: _Span) -> None:
+                memory.low += 8
+                with gantry.independent():
+                    narrow()
+
+            widen()
+            with pytest.raises(MemoryConflictError) as caught:
+                raise_low()
+            assert isinstance(caught.value.__cause__, MemoryValidationError)
+            with gantry.memory() as memory:
+                assert memory == {"high": 5}
 
     # Memories that show several namespaces, or a part of one.
 

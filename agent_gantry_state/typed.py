@@ -44,6 +44,9 @@ _SPEAKING = frozenset(
     }
 )  # fmt: skip
 _SHOWN_PROBLEMS = 3
+#: In a schema of pydantic's: what stands for a class or its fields, and what is beside the validation.
+_CLASSES = frozenset({"dataclass", "dataclass-args", "definition-ref", "model", "model-fields", "typed-dict"})
+_NO_VALIDATION = frozenset({"config", "default", "metadata", "serialization"})
 
 
 def shape_of(
@@ -113,6 +116,22 @@ def _adapter(declared: StateClass, where: str, names: Mapping[str, Any] | None) 
     return adapter
 
 
+def _is_joint(schema: Any) -> bool:
+    """Whether a validation may look at several fields at once: one of the class, or one that is told of the others."""
+    if isinstance(schema, list):
+        return any(map(_is_joint, schema))
+    if not isinstance(schema, dict):
+        return False
+    if schema.get("post_init") or schema.get("custom_init"):
+        return True
+    kind = schema.get("type")
+    if isinstance(kind, str) and kind.startswith("function-"):
+        inner = schema.get("schema")
+        if schema["function"]["type"] != "no-info" or (isinstance(inner, dict) and inner.get("type") in _CLASSES):
+            return True
+    return any(_is_joint(part) for name, part in schema.items() if name not in _NO_VALIDATION)
+
+
 class Shape:
     """How a typed memory is loaded, checked and dumped.
 
@@ -125,9 +144,11 @@ class Shape:
     Attributes:
         fields: Names of what is stored.
         frozen: Whether the memory is read-only.
+        extra: Whether keys that the class does not name are a part of the instance.
+        joint: Whether what one field may be can depend on another.
     """
 
-    __slots__ = ("_adapter", "_declared", "_default", "fields", "frozen", "scope")
+    __slots__ = ("_adapter", "_declared", "_default", "extra", "fields", "frozen", "joint", "scope")
 
     def __init__(self, declared: StateClass, adapter: TypeAdapter[Any], scope: str, default: _Default | None = None) -> None:
         self._declared = declared
@@ -136,6 +157,8 @@ class Shape:
         self.scope = scope
         self.fields = declared.fields
         self.frozen = declared.frozen
+        self.extra = declared.extra
+        self.joint = _is_joint(adapter.core_schema)
 
     def __repr__(self) -> str:
         return f"Shape({self._declared.name})"
@@ -219,7 +242,7 @@ class Shape:
         Raises:
             MemoryValidationError: The values do not fit.
         """
-        fresh = self.load(values)
+        fresh = self._validate(values, "what was written elsewhere in this call")
         seen: set[int] = set()
         chosen = None if names is None else frozenset(names)
         if self._declared.kind == "dict":

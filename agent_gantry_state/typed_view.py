@@ -6,7 +6,7 @@ was when it was loaded; so reading writes nothing, neither defaults nor what val
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agent_gantry_state import codec
@@ -36,23 +36,22 @@ class TypedView(View):
         MemoryValidationError: What is stored does not fit.
     """
 
-    __slots__ = ("_dumped", "_invalid", "_shape", "_state")
+    __slots__ = ("_dumped", "_failure", "_shape", "_shown", "_state")
 
     def __init__(self, layers: Sequence[Held], terms: Terms, prefix: str, shape: Shape) -> None:
         super().__init__(layers, terms, prefix)
         self._shape = shape
-        self._invalid: MemoryValidationError | None = None
+        # Why what was written beside the instance is not in it.
+        self._failure: Exception | None = None
         base = self.memory._base
         self._state = shape.load({key: base.value(key) for key in base.values})
-        self._dumped = self._packed(shape.dump(self._state))
+        self._dumped = _packed(shape.dump(self._state))
+        # What of the memory is in the instance; None: all of it.
+        self._shown: dict[str, bytes] | None = None
 
     @property
     def given(self) -> Any:
         return self._state
-
-    @staticmethod
-    def _packed(dumped: dict[str, Any]) -> dict[str, bytes]:
-        return {key: pack_at(value, key) for key, value in dumped.items()}
 
     def flush(self) -> bool:
         """Bring what the body changed in the instance into the memory, and that into what is held.
@@ -61,47 +60,74 @@ class TypedView(View):
             MemoryValidationError: What the body left in the instance does not fit its class.
         """
         dumped = self._shape.dump(self._state)
-        packed, before = self._packed(dumped), self._dumped
-        changed = [key for key, encoded in packed.items() if encoded != before.get(key)]
-        memory = self.memory
-        if changed:
-            valid = self._packed(self._shape.validated(dumped))
-            for key in changed:
-                if key in valid:
-                    memory[key] = codec.unpack(valid[key])
-        for key in before:
-            if key not in packed:
-                memory.pop(key, None)
-        self._dumped = packed
+        packed, before = _packed(dumped), self._dumped
+        if packed != before:
+            self._take(dumped, packed, before)
         return super().flush()
+
+    def _take(self, dumped: dict[str, Any], packed: dict[str, bytes], before: dict[str, bytes]) -> None:
+        changed = [key for key, encoded in packed.items() if encoded != before.get(key)]
+        gone = [key for key in before if key not in packed]
+        memory = self.memory
+        if self._shown is None:
+            self._shown = _packed(memory)
+        shown = self._shown
+        if self._failure is not None:
+            there = _packed(memory)
+            if any(there.get(key) != shown.get(key) for key in (*changed, *gone)):
+                # The body has not seen what it would write over.
+                raise self._failure
+        valid = _packed(self._shape.validated(dumped)) if changed else {}
+        for key in changed:
+            if key in valid:
+                memory[key] = codec.unpack(valid[key])
+                shown[key] = valid[key]
+        for key in gone:
+            memory.pop(key, None)
+            shown.pop(key, None)
+        self._dumped = packed
 
     def show(self) -> None:
         """Bring what others wrote into the instance, in place."""
-        memory = self.memory
-        before = self._packed(memory)
+        shown = _packed(self.memory) if self._shown is None else self._shown
         super().show()
-        after = self._packed(memory)
-        moved = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-        if not moved and self._invalid is None:
-            return
-        try:
-            self._shape.update(self._state, {key: codec.unpack(encoded) for key, encoded in after.items()}, moved)
-        except MemoryValidationError as error:
-            # That of a nested call, which has ended well; what is refused is to commit it, if it stays.
-            self._invalid = error
-        else:
-            self._invalid = None
-            self._dumped = self._packed(self._shape.dump(self._state))
+        there = _packed(self.memory)
+        moved = [key for key in {**shown, **there} if shown.get(key) != there.get(key)]
+        self._shown = shown
+        if moved:
+            try:
+                self._shape.update(self._state, {key: codec.unpack(encoded) for key, encoded in there.items()}, moved)
+                self._dumped = _packed(self._shape.dump(self._state))
+            except Exception as error:  # noqa: BLE001 - it may be a class's own
+                # Whoever wrote it has ended well; what is refused is to commit it, if it stays.
+                self._failure = error
+                return
+        self._shown = there
+        self._failure = None
 
     def refuse(self, stored: Iterable[str]) -> None:
         """Refuse to commit, as `View.refuse`, or if what was written beside the instance does not fit its class."""
         super().refuse(stored)
-        if self._invalid is not None:
-            raise self._invalid
+        if self._failure is not None:
+            raise self._failure
+
+    def watched(self, written: Collection[str]) -> Iterable[str]:
+        """The keys of all fields, where one of them is written and what it may be can depend on the others."""
+        if not self._shape.joint or not self._sees_any(written):
+            return ()
+        names = {*self._shape.fields, *(self.memory if self._shape.extra else ())}
+        return [self._prefix + name for name in names]
+
+    def _sees_any(self, stored: Iterable[str]) -> bool:
+        shape = self._shape
+        keys = [key for each in stored if (key := self._key(each)) is not None]
+        return bool(keys) if shape.extra else not set(keys).isdisjoint(shape.fields)
 
     def unfit(self, change: Change, current: Snapshot) -> MemoryValidationError | None:
         """Why what the call wrote, merged with what others wrote, does not fit the class; None: it does."""
-        values = {key: codec.unpack(encoded) for key, encoded in self._packed(self.memory).items()}
+        if not self._sees_any((*change.puts, *change.deletes)):
+            return None
+        values = {key: codec.unpack(encoded) for key, encoded in _packed(self.memory).items()}
         for stored in change.checks:
             if (key := self._key(stored)) is not None and stored not in current.values:
                 self._lose(values, key)
@@ -126,3 +152,7 @@ class TypedView(View):
             values.pop(key, None)
         else:
             values[key] = below.copy()
+
+
+def _packed(values: Mapping[str, Any]) -> dict[str, bytes]:
+    return {key: pack_at(value, key) for key, value in values.items()}

@@ -485,7 +485,11 @@ class UnitOfWork:
             elif not (held.whole or held.checked):
                 continue
             made.append((held, changes))
-            pending.append(change_of(memory, changes, held.want.owner, held.whole, held.checked))
+            checked = held.checked
+            if changes is not None and self._views:
+                written = {*changes[0], *changes[1]}
+                checked = checked.union(*(view.watched(written) for view in self._views if view.held is held))
+            pending.append(change_of(memory, changes, held.want.owner, held.whole, checked))
         if not made:
             self._parts = []
             return None

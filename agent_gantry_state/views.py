@@ -7,7 +7,7 @@ what others have written there meanwhile is shown in it, inside the containers t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from agent_gantry_state import codec
@@ -391,6 +391,11 @@ class View:
                 key=key,
                 scope=holder,
             )
+
+    def watched(self, written: Collection[str]) -> Iterable[str]:
+        """Stored keys of which the commit must know how they stand, beside those that it writes: where the body sees keys
+        that depend on each other and the unit has *written* one of them."""
+        return ()
 
     def unfit(self, change: Change, current: Snapshot) -> MemoryValidationError | None:
         """Why what the call wrote, merged with what others wrote, is nothing that the body may see; None: it may.

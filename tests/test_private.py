@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import decimal
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +68,18 @@ def doing(
 
 def public(gantry: Gantry, scope: str = "session") -> Callable[..., Any]:
     return doing(gantry, "public", scope, private=False)
+
+
+@pytest.mark.parametrize("value", [dt.date(2024, 2, 29), decimal.Decimal("1.5"), 1.5, (1,), b"x", [1]], ids=repr)
+def test_whatever_a_compartment_holds_the_rest_of_the_memory_is_there(gantry, value):
+    doing(gantry)(lambda memory: memory.update(a=value))
+
+    public(gantry)(lambda memory: memory.update(b=value))
+
+    assert public(gantry)(dict) == {"b": value}
+    assert doing(gantry)(dict) == {"a": value}
+    with gantry.memory() as memory:
+        assert memory == {"b": value}
 
 
 def test_each_tool_has_a_memory_of_its_own_in_one_session(gantry):

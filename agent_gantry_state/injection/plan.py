@@ -182,11 +182,7 @@ class Plan:
         parameter = self._parameters.get(declaration.into)
         if declaration.kind != "memory" or parameter is None or parameter.annotation is parameter.empty or declaration.shape:
             return declaration
-        hint = _hints(self.code, [declaration.into])[0].get(declaration.into, parameter.annotation)
-        names = _names_outside()
-        with contextlib.suppress(Exception):
-            # A class that was made in the function that decorates: what evaluating somebody's annotation raises, stays out.
-            hint = hint_in(hint, names, _globals(inspect.unwrap(self.code)))
+        hint, names = self._hint(parameter)
         where = f"{self.label}: {declaration.decorator}"
         given = {"default": declaration.default, "default_factory": declaration.default_factory}
         shape = shape_of(hint, where=where, scope=declaration.scope, names=names, **given)  # type: ignore[arg-type]
@@ -199,6 +195,20 @@ class Plan:
                 "of its fields, or leave out keys"
             )
         return replace(declaration, shape=shape, terms=replace(terms, read_only=terms.read_only or shape.frozen))
+
+    def _hint(self, parameter: inspect.Parameter) -> tuple[Any, Mapping[str, Any]]:
+        """What a parameter's annotation means, and the local names of where it stands."""
+        source = inspect.unwrap(self.code)
+        around, caller = _names_outside(source)
+        hint = parameter.annotation
+        # What evaluating somebody's annotation raises, stays out.
+        if around:
+            with contextlib.suppress(Exception):
+                return hint_in(hint, around, _globals(source)), around
+        hint = _hints(self.code, [parameter.name])[0].get(parameter.name, hint)
+        with contextlib.suppress(Exception):
+            hint = hint_in(hint, caller, _globals(source))
+        return hint, {**caller, **around}
 
     @property
     def _awaits(self) -> bool:
@@ -603,12 +613,22 @@ def _hints(fn: Callable[..., Any], names: list[str]) -> tuple[dict[str, Any], bo
     return hints, complete
 
 
-def _names_outside() -> Mapping[str, Any]:
-    """The local names where the decorator stands: of the nearest caller that is no part of this package."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(_PACKAGE):
+def _names_outside(fn: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The local names around *fn*, of the functions and classes in which it is being made, and those of whoever decorates
+    it: the nearest caller that is no part of this package."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(_PACKAGE):
         frame = frame.f_back
-    return {**frame.f_locals}
+    caller = {} if frame is None else {**frame.f_locals}
+    names = [name for name in getattr(fn, "__qualname__", "").split(".")[:-1] if name != "<locals>"]
+    around: dict[str, Any] = {}
+    # Between them may stand decorators of somebody else.
+    while frame is not None and names:
+        if frame.f_code.co_name == names[-1] and frame.f_globals is _globals(fn):
+            names.pop()
+            around = {**frame.f_locals, **around}
+        frame = frame.f_back
+    return around, caller
 
 
 def _globals(fn: Any) -> dict[str, Any]:
