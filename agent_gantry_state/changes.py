@@ -11,7 +11,7 @@ from agent_gantry_state import codec
 from agent_gantry_state.codec import shortened
 from agent_gantry_state.compartments import FIRST_OPEN, is_reserved, known_as
 from agent_gantry_state.errors import UnstorableValueError
-from agent_gantry_state.memory import EXPIRY, Changes, Extra, Inherited, Memory, Terms
+from agent_gantry_state.memory import EXPIRY, Changes, Extra, Inherited, Memory, Terms, given_ttl
 from agent_gantry_state.merge import ABSENT
 from agent_gantry_state.stores.protocol import KEEP, SMALL_SIZE, UNSHARED, Put
 
@@ -152,9 +152,8 @@ def _put(memory: Memory, key: str, value: Any, old: Any, extra: Extra | None, te
         unchanged = packed == base.packed.get(key)
         shared = UNSHARED
     last = extra is not None and key in extra.removed and old is not ABSENT
-    if extra is not None and key in extra.ttls:
-        ttl, slides = extra.ttls[key]
-        return Put(shared, packed, ttl, slides, last)
+    if extra is not None and (given := given_ttl(memory, key)) is not None:
+        return Put(shared, packed, *given, last)
     inherited = memory._touched.get(key)
     if type(inherited) is Inherited:
         return None if unchanged and not last and inherited.ttl is KEEP else Put(shared, packed, *inherited, last)

@@ -169,9 +169,10 @@ class Part:
             )
             rebased = rebase.run()
             scope = held.want.terms.scope
-            if held.whole and (keys := rebase.moved()) is not None:
+            moved = rebase.moved() if held.whole else None
+            if moved is not None and (not moved or (moved := held.guarded(moved))):
                 strict = True
-                conflicts.setdefault(scope, []).extend(keys)
+                conflicts.setdefault(scope, []).extend(moved)
             elif rebase.conflicts:
                 strict = strict or not held.checked.isdisjoint(rebase.conflicts)
                 conflicts.setdefault(scope, []).extend(rebase.conflicts)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from agent_gantry_state.changes import is_due, touches
-from agent_gantry_state.compartments import has_reserved
+from agent_gantry_state.compartments import has_reserved, is_reserved
 from agent_gantry_state.errors import SessionOwnerError
 from agent_gantry_state.memory import Changes, Memory, Terms, open_memory
 from agent_gantry_state.merge import Merge
@@ -28,7 +28,8 @@ class Want(NamedTuple):
         adopts: Whether the caller takes over what is nobody's.
         keys: Which keys to load; None: all.
         nested: Whether it is only wanted for a call inside.
-        whole: Whether the namespace must be unchanged when the call commits.
+        parts: Prefixes of the parts of the namespace that must be unchanged when the call commits; "" stands for all that
+            belongs to no compartment.
         checked: Keys that must be.
     """
 
@@ -37,11 +38,11 @@ class Want(NamedTuple):
     adopts: bool = False
     keys: tuple[str, ...] | None = None
     nested: bool = False
-    whole: bool = False
+    parts: tuple[str, ...] = ()
     checked: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, terms: Terms, identity: Identity | None, keys: tuple[str, ...] | None = None) -> Want:
+    def of(cls, terms: Terms, identity: Identity | None, keys: tuple[str, ...] | None = None, prefix: str = "") -> Want:
         """What a caller wants of a namespace with these terms."""
         owner, adopts = ("", False) if identity is None else (identity.owner, identity.adopt)
         kept = terms.serializable or terms.exclusive
@@ -50,7 +51,7 @@ class Want(NamedTuple):
             owner if terms.owned else None,
             adopts and terms.owned,
             terms.keys if keys is None else keys,
-            whole=kept and terms.keys is None,
+            parts=(prefix,) if kept and terms.keys is None else (),
             checked=terms.keys or () if kept else (),
         )
 
@@ -70,7 +71,7 @@ class Want(NamedTuple):
     def for_nested(self) -> Want:
         """The same for the call around it, which holds it only for the one inside."""
         terms = Terms(self.terms.scope, owned=self.terms.owned, limits=self.terms.limits, bare=True)
-        return self._replace(terms=terms, whole=False, checked=(), nested=True)
+        return self._replace(terms=terms, parts=(), checked=(), nested=True)
 
     def beside(self, view: Want) -> Want:
         """This, of a memory that a body sees, in a call that has a view of the same namespace as well."""
@@ -90,7 +91,7 @@ class Want(NamedTuple):
             keys=keys,
             owner=owner,
             adopts=self.adopts or other.adopts,
-            whole=self.whole or other.whole,
+            parts=(*self.parts, *other.parts),
             checked=(*self.checked, *other.checked),
         )
 
@@ -103,7 +104,7 @@ class Held:
         want: What the call wants of it.
         keys: The keys that were loaded, whether they were there or not; None: all.
         origin: Where the memory was loaded from the call around this one: what that one holds.
-        whole: Whether the namespace must be unchanged when the unit commits.
+        parts: Prefixes of the parts of the namespace that must be unchanged when the unit commits.
         checked: Keys that must be.
         view: What the body sees of it, where that is not `memory` itself: of all that is there the keys that it named, or
             those that belong to no compartment.
@@ -113,19 +114,29 @@ class Held:
         born: Head of the namespace's first commit, as far as it is known after the unit has landed.
     """
 
-    __slots__ = ("bases", "born", "checked", "keys", "memory", "origin", "view", "views", "want", "whole")
+    __slots__ = ("bases", "born", "checked", "keys", "memory", "origin", "parts", "view", "views", "want")
 
     def __init__(self, memory: Memory, want: Want, origin: Held | None = None, views: list[View] | None = None) -> None:
         self.memory = memory
         self.want = want
         self.keys = None if want.keys is None else set(want.keys)
         self.origin = origin
-        self.whole = False
+        self.parts: set[str] = set()
         self.checked: set[str] = set()
         self.view: View | None = None
         self.views: list[View] = [] if views is None else views
         self.bases: dict[str, bytes] = {}
         self.born: bytes | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether the store has to say whether anything has changed."""
+        return bool(self.parts)
+
+    def guarded(self, keys: Iterable[str]) -> list[str]:
+        """Those of the keys that belong to a part which must be unchanged."""
+        parts = tuple(part for part in self.parts if part)
+        return [key for key in keys if (key.startswith(parts) if is_reserved(key) else "" in self.parts)]
 
     def has(self, keys: tuple[str, ...] | None) -> bool:
         """Whether these keys are loaded; None: all."""

@@ -22,7 +22,19 @@ from agent_gantry_state.stores.protocol import EMPTY, KEEP, Put, Snapshot, Ttl
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["EXPIRY", "Changes", "Extra", "Inherited", "Memory", "Terms", "extra_of", "open_memory", "timed_by", "ttl_of"]
+__all__ = [
+    "EXPIRY",
+    "Changes",
+    "Extra",
+    "Inherited",
+    "Memory",
+    "Terms",
+    "extra_of",
+    "given_ttl",
+    "open_memory",
+    "timed_by",
+    "ttl_of",
+]
 
 _Dict = dict[str, Any]
 #: In `Memory._touched`, a key of which only the expiry was set; None is one that was assigned or deleted, and a number is
@@ -334,12 +346,22 @@ def extra_of(memory: Memory) -> Extra:
     return extra
 
 
+def given_ttl(memory: Memory, key: str) -> tuple[Ttl, bool] | None:
+    """The time to live that somebody gave a key in the call, and whether it slides; None: nobody has."""
+    extra = memory._extra
+    if extra is None or key not in extra.ttls:
+        return None
+    if key in extra.lent and memory._terms.ttl is not KEEP and memory._touched.get(key, ABSENT) is None:
+        # The body has written the key after the nested call whose decorator's time that was.
+        return None
+    return extra.ttls[key]
+
+
 def ttl_of(memory: Memory, key: str) -> tuple[Ttl, bool]:
     """What the call makes of a key's time to live, and whether it slides; KEEP: what it was when it was loaded."""
-    extra = memory._extra
-    if extra is not None and key in extra.ttls:
-        return extra.ttls[key]
-    touched = memory._touched.get(key, ABSENT)
+    if (given := given_ttl(memory, key)) is not None:
+        return given
+    extra, touched = memory._extra, memory._touched.get(key, ABSENT)
     if type(touched) is Inherited:
         return touched
     if touched is not ABSENT and memory._terms.ttl is not KEEP:

@@ -9,8 +9,8 @@ from typing import Any
 
 from agent_gantry_state import codec
 from agent_gantry_state.changes import pack_at, refuse_key, refuse_reserved
-from agent_gantry_state.memory import EXPIRY, Inherited, Memory, extra_of, ttl_of
-from agent_gantry_state.merge import graft
+from agent_gantry_state.memory import EXPIRY, Inherited, Memory, extra_of, given_ttl, ttl_of
+from agent_gantry_state.merge import ABSENT, graft
 from agent_gantry_state.stores.protocol import KEEP, UNSHARED, Change, Snapshot, Ttl
 
 __all__ = ["apply_changes", "extend_memory", "snapshot_of", "was_deleted"]
@@ -144,9 +144,10 @@ def apply_changes(
         if ttl[0] is KEEP and memory._terms.ttl is KEEP:
             continue
         extra = extra_of(memory)
-        if put.ttl is KEEP and key in extra.ttls:
+        if put.ttl is KEEP and given_ttl(memory, key) is not None:
             continue
         # Where the call around has a time of its own for what it writes, that holds for what it writes after this one.
+        assigned = assigned or memory._touched.get(key, ABSENT) is None
         if assigned and key not in timed and memory._terms.ttl is not KEEP:
             extra.ttls.pop(key, None)
             memory._touched[key] = Inherited(*ttl)

@@ -216,9 +216,9 @@ class UnitOfWork:
                         snapshot = snapshot_of(origin.memory, want.keys)
                         self._take(namespace, want, snapshot, origin.memory._now, origin)
         for namespace, want in wants.items():
-            if want.whole or want.checked:
+            if want.parts or want.checked:
                 held = self.held[namespace]
-                held.whole = held.whole or want.whole
+                held.parts.update(want.parts)
                 held.checked.update(want.checked)
 
     def _load_all(self, missing: dict[Namespace, Want], several: Several) -> Steps[None]:
@@ -516,7 +516,9 @@ class UnitOfWork:
                     there = snapshot_of(memory, None if change.whole else change.checks)
                     base = held.memory._base
                     moved = moved or any(there.versions.get(key) != seen for key, seen in change.checks.items())
-                    moved = moved or (change.whole and there.versions != base.versions)
+                    if change.whole and not moved:
+                        seen = held.guarded({**base.versions, **there.versions})
+                        moved = any(there.versions.get(key) != base.versions.get(key) for key in seen)
                     current.append(there)
                 if moved:
                     return current, [self.held[change.namespace].memory._now for change in commit.changes]
@@ -525,7 +527,7 @@ class UnitOfWork:
                 show(self._views)
             for namespace, held in inner.held.items():
                 mine = self.held[namespace]
-                mine.whole = mine.whole or held.whole
+                mine.parts |= held.parts
                 mine.checked |= held.checked
         return [], []
 

@@ -3303,3 +3303,26 @@ def test_a_temporary_key_stays_in_sight_of_a_call_of_other_keys_while_it_calls(w
         return await call(parent), await world.remembered()
 
     assert world.run(main) == ({"a": 1}, {"b": 2, "a": 1})
+
+
+@pytest.mark.parametrize(
+    ("inside", "after", "left"),
+    [
+        (lambda memory: memory.add("n"), lambda memory: memory.update(n=5), 50),
+        (lambda memory: memory.add("n"), lambda memory: None, None),
+        (lambda memory: memory.update(n=1), lambda memory: memory.update(n=5), 50),
+        (lambda memory: memory.set("n", 1, ttl=7), lambda memory: memory.update(n=5), 7),
+    ],
+)
+def test_what_a_call_writes_after_one_inside_has_the_time_of_its_own_decorator(inside, after, left):
+    with Gantry(MemoryStore(clock=lambda: 1000.0), session="s") as gantry:
+        plain = gantry.with_memory(lambda body, memory: body(memory))
+
+        @gantry.with_memory(ttl=50)
+        def outer(memory):
+            plain(inside)
+            after(memory)
+
+        outer()
+
+        assert plain(lambda memory: memory.ttl("n")) == left

@@ -57,11 +57,9 @@ def doing(
         return body(memory)
 
     def call(body: Callable[[Memory], Any]) -> Any:
-        try:
-            return do(body)
-        finally:
-            # The next one of this name is to be the same tool.
-            gantry._wiring.release(name, do.plan.target)
+        # Whatever has this name is to be the same tool.
+        gantry._wiring._names.pop(name, None)
+        return do(body)
 
     return call
 
@@ -439,3 +437,51 @@ def test_prefixes_are_never_the_beginning_of_another():
     assert has_reserved(["a", prefix_of("t") + "k"])
     assert not has_reserved(["", "a"])
     assert not has_reserved([])
+
+
+SERIALIZABLE = [{"isolation": "serializable"}, {"exclusive": True}]
+
+
+@pytest.mark.parametrize("options", SERIALIZABLE)
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_serializable_call_does_not_conflict_with_compartments_that_it_does_not_see(gantry, options, nested):
+    def body(memory):
+        memory["a"] = len(memory)
+        with gantry.independent():
+            doing(gantry, "other")(lambda other: other.update(secret=1))
+
+    def outer(memory):
+        doing(gantry, "public", private=False, **options)(body)
+        doing(gantry, "mine", **options)(body)
+
+    outer({}) if not nested else public(gantry)(outer)
+
+    assert public(gantry)(dict) == {"a": 0}
+    assert doing(gantry)(dict) == {"a": 0}
+    assert doing(gantry, "other")(dict) == {"secret": 1}
+
+
+@pytest.mark.parametrize("options", SERIALIZABLE)
+def test_a_serializable_call_conflicts_with_its_own_compartment(gantry, options):
+    def body(memory):
+        memory["a"] = len(memory)
+        with gantry.independent():
+            doing(gantry, "mine")(lambda other: other.update(b=1))
+
+    with pytest.raises(MemoryConflictError, match="key 'b' was changed"):
+        doing(gantry, "mine", **options)(body)
+
+    assert doing(gantry)(dict) == {"b": 1}
+
+
+def test_a_serializable_nested_call_does_not_conflict_with_a_sibling_s_compartment(gantry):
+    def outer(memory):
+        def body(inner):
+            inner["a"] = 1
+            doing(gantry, "other")(lambda other: other.update(secret=1))
+
+        doing(gantry, "public", private=False, isolation="serializable")(body)
+
+    public(gantry, "user")(outer)
+
+    assert public(gantry)(dict) == {"a": 1}

@@ -421,7 +421,7 @@ class Plan:
                 bare=True,
             )
             # Which keys may be written is the view's business.
-            _add(wants, namespace, Want.of(bare, identity)._replace(terms=replace(bare, keys=None)))
+            _add(wants, namespace, Want.of(bare, identity, prefix=prefix)._replace(terms=replace(bare, keys=None)))
         return tuple(namespaces)
 
     def _prefix(self, declaration: Declaration) -> str:
