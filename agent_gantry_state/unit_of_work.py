@@ -108,6 +108,7 @@ class UnitOfWork:
         "_deadline",
         "_grants",
         "_made",
+        "_moments",
         "_pending",
         "_token",
         "_turns",
@@ -133,6 +134,8 @@ class UnitOfWork:
         self.outer = outer
         self.held: dict[Namespace, Held] = {}
         self._views: list[View] = []
+        #: Whether what it holds was loaded at more than one moment.
+        self._moments = False
         self.state = State.OPEN
         #: Queues of its nested calls.
         self.inner: Turns | None = None
@@ -215,6 +218,7 @@ class UnitOfWork:
         if missing:
             host = self.host()
             if host is None:
+                self._moments = bool(self.held)
                 partial = any(want.keys is not None for want in missing.values())
                 loaded: Loaded = yield Load(
                     tuple(missing),
@@ -380,17 +384,14 @@ class UnitOfWork:
                 if host is not None and host.state is State.CLOSING:
                     yield from self._wait_for(host)
                     continue
+                if host is None and not alone:
+                    alone = True
+                    if (look := self._look_again(commit)) is not None:
+                        loaded: Loaded = yield look
+                        commit = self.settle(Moved(loaded.snapshots, loaded.now), by_content=True)
                 if host is None and commit is None:
                     break
                 if host is None:
-                    if not alone and any(held.origin is not None for held, _ in self._made):
-                        # What it saw in the calls around it need not be what they have committed.
-                        namespaces = tuple([change.namespace for change in self._pending])
-                        loaded: Loaded = yield Load(namespaces, None, self.bridge.load_timeout)
-                        commit = self.settle(Moved(loaded.snapshots, loaded.now), by_content=True)
-                        if commit is None:
-                            break
-                    alone = True
                     if self._token:
                         answer = yield from sent(commit, self._deadline, again=True)  # type: ignore[arg-type]
                     else:
@@ -419,6 +420,17 @@ class UnitOfWork:
         if self._watch is not None and host is None:
             observers, tool = self._watch
             yield from observers.committed(tool, self._changed())
+
+    def _look_again(self, commit: Commit | None) -> Load | None:
+        """What to load before it ends, where a commit does not tell, or not as it should, whether what it saw is there."""
+        namespaces = tuple([change.namespace for change in self._pending])
+        if any(held.origin is not None for held, _ in self._made):
+            # What it saw in the calls around it need not be what they have committed.
+            return Load(namespaces, None, self.bridge.load_timeout)
+        if commit is None and self._moments and (len(namespaces) > 1 or any(not held.whole for held, _ in self._made)):
+            # It wrote nothing, and must have read one moment: if all is now as each was loaded, it was so in between.
+            return Load(namespaces, ((),) * len(namespaces), self.bridge.load_timeout, names=True)
+        return None
 
     def _changed(self) -> dict[str, list[str]]:
         """By scope the keys that the call wrote or deleted."""
