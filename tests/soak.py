@@ -1,7 +1,8 @@
-"""The long forms of the tests that look for faults by chance: `python -m tests.soak --minutes 10`, from the repository's root.
+"""The long forms of the tests that look for faults by chance: `python -m tests.soak --minutes 10`, from the root.
 
-Each area has a function `soak(deadline, report)`, named below, which runs until *deadline* on the monotonic clock and reports
-what it has counted. It takes the seeds of its rounds from `seeds`, so that a round that failed can be run again by itself.
+Each area has a function of *deadline* and *report*, named below, which runs until *deadline* on the monotonic clock and
+reports what it has counted. It takes the seeds of its rounds from `seeds`, so that one that failed can be run again by
+itself.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Calls of real tools, made in threads and tasks at once, and what each of them saw: what `checker` looks at.
 
-A body follows a script: a list of steps, made of plain data. It is a generator, which one loop drives for sync tools and one for
-async ones: it yields where others may come between, and the scripts of tools that it calls.
+A body follows a script: a list of steps, made of plain data. It is a generator, which one loop drives for sync tools and
+one for async ones: it yields where others may come between, and the scripts of tools that it calls.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ SHAPES = {
     "both": (("session", "user"), ()),
     "beside": (("session",), ("user",)),
     "look": ((), ("session", "user")),
+    "glance": ((), ("session",)),
 }
 
 
@@ -243,8 +244,16 @@ def _noted(run: Run, slot: Slot, kind: str, rest: list[Any], there: list[str], m
 # Scripts, and who follows them.
 
 
-def script_for(rng: random.Random, shape: str, is_async: bool, depth: int = 0) -> list[list[Any]]:
-    """Something for a tool of this shape to do."""
+def script_for(rng: random.Random, shape: str, is_async: bool, free: bool = False, depth: int = 0) -> list[list[Any]]:
+    """Something for a tool of this shape to do.
+
+    Args:
+        rng: Chooses.
+        shape: One of SHAPES, or "session".
+        is_async: Whether it can call several tools at once.
+        free: Whether the tools that it calls may load what it has not, so that it reads at several moments.
+        depth: How many tools are around it.
+    """
     if shape == "session":
         steps = [[rng.choice(["read", "append"]), "session", rng.choice(LISTS)] for _ in range(rng.randint(1, 3))]
         return [*steps, ["fail"]] if rng.random() < 0.1 else steps
@@ -252,11 +261,13 @@ def script_for(rng: random.Random, shape: str, is_async: bool, depth: int = 0) -
     steps: list[list[Any]] = []
     for _ in range(rng.randint(1, 4)):
         chance = rng.random()
-        if chance < 0.15 and depth < 2:
-            shapes = [each for each, (w, r) in SHAPES.items() if {*w} <= {*writes} and {*w, *r} <= {*writes, *looks}]
+        if chance < (0.3 if free else 0.15) and depth < 2:
+            fits = [each for each, (w, r) in SHAPES.items() if {*w} <= {*writes} and {*w, *r} <= {*writes, *looks}]
+            # Of those that only look, what they call only looks, too, so that nothing but the looking is to be right.
+            shapes = [each for each, (w, _) in SHAPES.items() if writes or not w] if free else fits
             count = rng.choice([1, 2, 3]) if is_async else 1
             inner = [rng.choice(shapes) for _ in range(count)]
-            steps.append(["call", [[each, script_for(rng, each, is_async, depth + 1)] for each in inner]])
+            steps.append(["call", [[each, script_for(rng, each, is_async, free, depth + 1)] for each in inner]])
         elif chance < 0.6 and writes:
             steps.append(["append", rng.choice(writes), rng.choice(LISTS)])
         else:
@@ -327,9 +338,8 @@ class Lanes:
 
     def _loop(self, lane: int) -> None:
         async def main() -> None:
-            await asyncio.gather(
-                *(self._task(lane + number, not self.job.hops or number % 3 != 1) for number in range(self.job.tasks))
-            )
+            hopping = [self.job.hops and number % 3 == 1 for number in range(self.job.tasks)]
+            await asyncio.gather(*(self._task(lane + number, not hops) for number, hops in enumerate(hopping)))
 
         asyncio.run(main())
 
@@ -347,12 +357,15 @@ class Lanes:
             mode = rng.choice(MODES) if self.job.mode == "mixed" else self.job.mode
             shape = rng.choice(self.job.shapes)
             tool = self.tools.get(mode, shape, rng.random() < 0.5, is_async)
-            yield tool, f"{self.name}.{lane}.{number}", mode, shape, script_for(rng, shape, is_async)
+            # Not exclusive ones, which could wait for each other.
+            free = mode == "serializable" and "both" in self.job.shapes and rng.random() < 0.5
+            txn = Txn(f"{self.name}.{lane}.{number}", mode, moments=free or shape == "session")
+            yield tool, txn, script_for(rng, shape, is_async, free)
 
     @contextlib.contextmanager
-    def _noting(self, name: str, mode: str, shape: str, script: list[list[Any]]) -> Iterator[tuple[Any, Slot]]:
-        slot = Slot(Record(name))
-        txn = Txn(name, mode, moments=shape == "session", start=time.monotonic())
+    def _noting(self, txn: Txn, script: list[list[Any]]) -> Iterator[tuple[Any, Slot]]:
+        slot = Slot(Record(txn.name))
+        txn.start = time.monotonic()
         try:
             yield script, slot
         except Planned:
@@ -368,7 +381,7 @@ class Lanes:
         self.txns.append(txn)
         lost = slot.record.lost
         if lost:
-            self.txns.append(Txn(f"{name}.lost", mode, "failed", [["append", *each] for each in lost], moments=True))
+            self.txns.append(Txn(f"{txn.name}.lost", txn.mode, "failed", [["append", *each] for each in lost], moments=True))
 
 
 def content(gantry: Gantry) -> tuple[dict[str, list[str]], dict[str, int]]:

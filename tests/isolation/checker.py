@@ -1,29 +1,30 @@
-"""Whether a history of calls is one that DESIGN.md allows: calls append elements that are all different to lists, and read them.
+"""Whether a history of calls is one that the documentation allows: calls append elements to lists, and read them.
 
-The order of a list's versions is the order of its elements in the longest read of it; all reads must be beginnings of that.
-From it follow the edges between calls: `ww` (appended next), `wr` (read what the other appended last), `rw` (did not read what
-the other appended next), `rt` (had returned before the other one began). A history is good if no call stands before itself.
+All elements are different. The order of a list's versions is the order of its elements in the longest read of it; all
+reads must be beginnings of that. From it follow the edges between calls: `ww` (appended next), `wr` (read what the other
+appended last), `rw` (did not read what the other appended next), `rt` (had returned before the other one began). A
+history is good if no call stands before itself.
 
-Each call is a moment of reading, s, and a moment of writing, c, not before it. What a mode promises is what it asks of the two:
+Each call is a moment of reading, s, and a moment of writing, c, not before it. What a mode promises of the two:
 
 merge (the default)
-    Each call reads one snapshot, of all its namespaces, and commits in one step; the snapshot is no older than the call. Lists that
-    both sides appended to are theirs, then ours: a block for each commit, in the order of the commits. So s and c are two nodes,
-    and the graph of all s and c must have no cycle. Forbidden: G0, G1a, G1b, G1c, read skew (G-single of rw and wr), lost
-    and doubled appends, and each of these in real time. Allowed: write skew (G2 over two s), and the G-single of a merge (it
-    appends behind what it has not seen).
+    Each call reads one snapshot, of all its namespaces, no older than the call, and commits in one step. Lists that both
+    sides appended to are theirs, then ours: a block for each commit, in the order of the commits. So s and c are two
+    nodes, and the graph of all s and c has no cycle. Forbidden: G0, G1a, G1b, G1c, read skew (G-single of rw and wr),
+    lost and doubled appends, and each of these in real time. Allowed: write skew (G2 over two s), and the G-single of a
+    merge (it appends behind what it has not seen).
 conflict (`merge.conflict` on each key)
-    The same, and the first committer of a key wins: what a call appends follows directly on what it has read ("lost update"
-    otherwise). This is strong snapshot isolation. Allowed: write skew.
-serializable (`isolation="serializable"`), of calls that write and calls that read one snapshot
-    s and c are one node: nothing that was read has changed at the commit. Together with rt this is strict serializability. Nothing
+    The same, and the first committer of a key wins: what a call appends follows directly on what it has read, or else it
+    is a lost update. This is strong snapshot isolation. Allowed: write skew.
+serializable (`isolation="serializable"`)
+    s and c are one node: nothing that was read has changed at the commit. With rt this is strict serializability. Nothing
     is allowed.
 exclusive (`exclusive=True`)
-    The same, and the bodies of two such calls on one namespace never run at once ("overlap").
+    The same, and the bodies of two such calls on one namespace never run at once (overlap).
 
-Modes may be mixed in one history: each call is held to its own. In all of them a failed call's elements are seen by nobody
-(G1a), but what it has read was one snapshot, too; nobody sees a part of a call (G1b, "torn"), and a call whose outcome is not
-known has landed whole or not at all.
+Modes may be mixed in one history: each call is held to its own. In all of them a failed call's elements are seen by
+nobody (G1a), but what it has read was one snapshot, too; nobody sees a part of a call (G1b, torn), and a call whose
+outcome is not known has landed whole or not at all.
 """
 
 from __future__ import annotations

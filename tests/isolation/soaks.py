@@ -47,7 +47,7 @@ def place_of(name: str, folder: pathlib.Path) -> Iterator[tuple[Any, str]]:
 
 def shapes_for(name: str) -> tuple[str, ...]:
     """The tools that can run there: some stores cannot write, or look at, several namespaces in one step."""
-    return ("one", "session") if name in ("memcached", "redis-cluster") else (*SHAPES, "session")
+    return ("one", "glance", "session") if name in ("memcached", "redis-cluster") else (*SHAPES, "session")
 
 
 def histories(deadline: float, report: Callable[[str, int], None]) -> None:

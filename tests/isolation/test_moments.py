@@ -1,4 +1,4 @@
-"""A serializable call that loads its memories one after the other has seen them as they were at one moment, on every store."""
+"""A serializable call that loads memories one after the other has seen one moment of them, on every store."""
 
 from __future__ import annotations
 
