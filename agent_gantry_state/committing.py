@@ -132,6 +132,12 @@ class Part:
         )
         return self.settle(loaded.snapshots, loaded.now, by_content)
 
+    def compare(self) -> Steps[None]:
+        """Compare what had to stay as it was with what is there now."""
+        namespaces = tuple([change.namespace for change in self.pending])
+        loaded: Loaded = yield Load(namespaces, ((),) * len(namespaces), self.bridge.load_timeout, names=True)
+        self.settle(loaded.snapshots, loaded.now)
+
     def settle(self, snapshots: Sequence[Snapshot], now: float | Sequence[float], by_content: bool = False) -> Commit | None:
         """The next commit after others were quicker; None if theirs leaves nothing to write.
 

@@ -96,6 +96,7 @@ class UnitOfWork:
 
     __slots__ = (
         "_grants",
+        "_moments",
         "_part",
         "_parts",
         "_turns",
@@ -120,6 +121,8 @@ class UnitOfWork:
         self.outer = outer
         self.held: dict[Namespace, Held] = {}
         self._views: list[View] = []
+        #: Whether what it holds was loaded at more than one moment.
+        self._moments = False
         self.state = State.OPEN
         #: Queues of its nested calls.
         self.inner: Turns | None = None
@@ -199,6 +202,7 @@ class UnitOfWork:
         if missing:
             host = self.host()
             if host is None:
+                self._moments = bool(self.held)
                 if type(self.bridge) is Several:
                     yield from self._load_all(missing, self.bridge)
                 else:
@@ -379,6 +383,7 @@ class UnitOfWork:
                 host = None if self.outer is None else self.host()
                 if host is None:
                     if commit is None:
+                        yield from self._look_again()
                         break
                     part, refuse = self._part, None
                     if self.outer is not None:
@@ -431,6 +436,24 @@ class UnitOfWork:
         if isinstance(cause, MemoryConflictError):
             yield from observers.conflicted(tool, cause)
         yield from observers.committed(tool, _changed(landed))
+
+    def _look_again(self) -> Steps[None]:
+        """Refuse a call that wrote nothing, of which a commit does not tell whether what it had to find unchanged is there.
+
+        Raises:
+            MemoryConflictError: It is not.
+        """
+        parts = self._parts
+        if type(self.bridge) is Several:
+            parts = [each for part in parts for each in part.by_store(self.bridge, self.declared)]
+        for part in parts:
+            if any(held.origin is not None for held, _ in part.made):
+                # What it saw in the calls around it need not be what they have committed.
+                part.sees_others = True
+                yield from part.look()
+            elif self._moments and (len(part.made) > 1 or any(not held.whole for held, _ in part.made)):
+                # It must have read one moment: if all is now as each was loaded, it was so in between.
+                yield from part.compare()
 
     def _let_go(self) -> None:
         """Note what has become of its namespaces, for calls inside that outlive it, and forget those around it."""

@@ -453,6 +453,48 @@ def test_serializable_session_that_only_read_lands_if_nothing_changed_between_tw
     assert tool() == (1, 1)
 
 
+# Memories that are loaded one after the other.
+
+
+@pytest.mark.parametrize("kind", ["tool inside", "two sessions", "keys"])
+def test_serializable_call_that_only_read_saw_its_memories_as_they_were_at_one_moment(gantry, kind):
+    @gantry.with_memory(scope="user", into="mine", isolation="serializable", keys=("a",) if kind == "keys" else None)
+    def inside(mine):
+        return mine["a"]
+
+    @gantry.with_memory(isolation="serializable", keys=("a",) if kind == "keys" else None)
+    def outside(meet, memory):
+        first = memory["a"]
+        meet()
+        return first, inside()
+
+    @gantry.with_session(isolation="serializable")
+    @gantry.with_session(scope="user", into="mine", isolation="serializable")
+    def by_key(meet, session: SyncSession, mine: SyncSession):
+        first = session.get("a")
+        meet()
+        return first, mine.get("a")
+
+    @gantry.with_memory
+    @gantry.with_memory(scope="user", into="mine")
+    def both(value, memory, mine):
+        memory["a"] = mine["a"] = value
+
+    def meet():
+        with gantry.independent():
+            both(2)
+
+    tool = by_key if kind == "two sessions" else outside
+    both(1)
+    with pytest.raises(MemoryConflictError):
+        tool(meet)
+    both(1)
+    assert tool(lambda: None) == (1, 1)
+    both(1)
+    # What has moved before it was loaded is no matter.
+    assert tool(lambda: meanwhile(gantry, "user", a=3)) == (1, 3)
+
+
 # keys=.
 
 
