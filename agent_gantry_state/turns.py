@@ -19,6 +19,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,8 @@ _log = logging.getLogger("agent_gantry_state")
 EXCLUSIVE_SECONDS = 60.0
 #: How long a lease lasts that nobody renews, in seconds; it is renewed three times as often.
 LEASE_SECONDS = 10.0
+#: Seconds after which a lease is given back once more that may have been granted after it had been given back.
+_DOUBTFUL = 0.5
 #: Longest pause before a lease that somebody else holds is asked for again, in seconds.
 _LONGEST_PAUSE = 0.05
 
@@ -193,6 +196,10 @@ class Grant:
         left: float = yield Lease(self.namespace, self.holder, LEASE_SECONDS, self.bridge.load_timeout)
         return left
 
+    def end(self) -> Steps[None]:
+        """Give it back."""
+        yield Release(self.namespace, self.holder, self.bridge.load_timeout)
+
 
 def leased(bridge: Bridge, namespace: Namespace, deadline: float) -> Steps[Grant]:
     """Get a lease and have it renewed.
@@ -215,23 +222,31 @@ def _asked(grant: Grant) -> Steps[float]:
     try:
         return (yield from grant.renew())
     except BaseException:
-        # Whatever went wrong, it may have been granted all the same.
-        give_back(grant)
+        # Whatever went wrong, it may have been granted all the same, or be yet.
+        give_back(grant, doubtful=True)
         raise
 
 
-def give_back(grant: Grant) -> None:
-    """`released` for a caller that cannot wait: a thread does it."""
-    _renewer(grant.bridge).give_back(grant)
+def give_back(grant: Grant, doubtful: bool = False) -> None:
+    """`released` for a caller that cannot wait: a thread does it.
+
+    Args:
+        grant: What was granted.
+        doubtful: Whether the question for it may still be on its way, and come after what gives it back.
+    """
+    _renewer(grant.bridge).give_back(grant, doubtful)
 
 
 def released(grant: Grant) -> Steps[None]:
     """Give a lease back. If that fails it is logged, and the lease lapses."""
     _renewer(grant.bridge).remove(grant)
     try:
-        yield Release(grant.namespace, grant.holder, grant.bridge.load_timeout)
+        yield from grant.end()
     except Exception as error:  # noqa: BLE001 - whatever a store raises: the call has committed or failed already
         _log.warning("a lease could not be given back and has to lapse: %s", error)
+    except BaseException:
+        give_back(grant)
+        raise
 
 
 class _Renewer:
@@ -240,7 +255,8 @@ class _Renewer:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._held: dict[bytes, Grant] = {}
-        self._returned: list[Grant] = []
+        #: What is to be done to give each back, and when on the monotonic clock.
+        self._returned: list[tuple[float, Grant, Callable[[Grant], Steps[None]]]] = []
         self._running = False
 
     def add(self, grant: Grant) -> None:
@@ -258,28 +274,38 @@ class _Renewer:
             self._held.pop(grant.holder, None)
             self._changed.notify()
 
-    def give_back(self, grant: Grant) -> None:
+    def give_back(self, grant: Grant, doubtful: bool) -> None:
         """Have a lease given back by the thread."""
+        now = time.monotonic()
         with self._changed:
             self._held.pop(grant.holder, None)
-            self._returned.append(grant)
+            self._returned.append((now, grant, released))
+            if doubtful:
+                self._returned.append((now + _DOUBTFUL, grant, Grant.end))
             self._start()
             self._changed.notify()
 
     def _run(self) -> None:
+        renewal = time.monotonic() + LEASE_SECONDS / 3
         while True:
             with self._changed:
-                end = time.monotonic() + LEASE_SECONDS / 3
-                while self._held and not self._returned and (left := end - time.monotonic()) > 0:
-                    self._changed.wait(left)
-                if not self._held and not self._returned:
+                while self._held or self._returned:
+                    now = time.monotonic()
+                    end = min([renewal, *(at for at, _, _ in self._returned)])
+                    if end <= now:
+                        break
+                    self._changed.wait(end - now)
+                else:
                     self._running = False
                     return
-                returned, self._returned = self._returned, []
-                due = list(self._held.values())
-            for grant in returned:
+                returned = [each for each in self._returned if each[0] <= now]
+                self._returned = [each for each in self._returned if each[0] > now]
+                due = list(self._held.values()) if renewal <= now else []
+            for _, grant, give in returned:
                 with contextlib.suppress(Exception):
-                    grant.bridge.run(released(grant))
+                    grant.bridge.run(give(grant))
+            if renewal <= now:
+                renewal = time.monotonic() + LEASE_SECONDS / 3
             for grant in due:
                 self._renew(grant)
 

@@ -7,9 +7,9 @@ import contextlib
 import socket
 import time
 import weakref
-from collections.abc import Awaitable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from agent_gantry_state import steps as _steps
 from agent_gantry_state.steps import Wait
@@ -23,11 +23,10 @@ from agent_gantry_state.stores.memcached_connection import (
 )
 from agent_gantry_state.stores.memcached_server import Server
 from agent_gantry_state.stores.memcached_wire import Credentials, Replies, Request, exchange, greeting
+from agent_gantry_state.stores.network import within
 from agent_gantry_state.stores.pool import AsyncPool
 
 __all__ = ["AsyncMemcachedLink"]
-
-T = TypeVar("T")
 
 
 class AsyncMemcachedLink:
@@ -117,31 +116,28 @@ def _expires(connection: Connection, deadline: float) -> Iterator[None]:
 
 async def _aopen(server: Server, until: float) -> socket.socket:
     if server.port is None:
-        return await _adialled(socket.AF_UNIX, server.host, until)
+        return await within(_adialled(socket.AF_UNIX, server.host), _left(until), socket.socket.close)
     error: OSError | None = None
     loop = asyncio.get_running_loop()
-    found = await _within(loop.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM), until)
+    found = await within(loop.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM), _left(until))
     for family, _, _, _, address in found:
         try:
-            return await _adialled(family, address, until)
+            return await within(_adialled(family, address), _left(until), socket.socket.close)
         except OSError as failed:
             error = failed
     raise error or OSError("no address")
 
 
-async def _adialled(family: int, address: Any, until: float) -> socket.socket:
+async def _adialled(family: int, address: Any) -> socket.socket:
     sock = new_socket(family)
     try:
         sock.setblocking(False)
-        await _within(asyncio.get_running_loop().sock_connect(sock, address), until)
+        await asyncio.get_running_loop().sock_connect(sock, address)
     except BaseException:
         sock.close()
         raise
     return sock
 
 
-async def _within(awaitable: Awaitable[T], until: float) -> T:
-    try:
-        return await asyncio.wait_for(awaitable, max(until - time.monotonic(), 0.001))
-    except asyncio.TimeoutError:
-        raise TimeoutError from None
+def _left(until: float) -> float:
+    return max(until - time.monotonic(), 0.001)

@@ -101,10 +101,17 @@ class Connection:
         loop, sock = asyncio.get_running_loop(), self.sock
 
         async def perform(step: bytes | None) -> bytes:
-            if step is None:
-                return await loop.sock_recv(sock, _CHUNK)
-            self.sent = True
-            await loop.sock_sendall(sock, step)
+            try:
+                if step is None:
+                    return await loop.sock_recv(sock, _CHUNK)
+                self.sent = True
+                await loop.sock_sendall(sock, step)
+            except GeneratorExit:
+                # Closed, not cancelled: the loop would go on watching it, and take the next socket of its number for it.
+                with contextlib.suppress(NotImplementedError):
+                    loop.remove_reader(sock)
+                    loop.remove_writer(sock)
+                raise
             return b""
 
         return perform

@@ -17,8 +17,8 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import AsyncGenerator, Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from typing import Any, Protocol, TypeVar
 
 import anyio.to_thread
 
@@ -43,7 +43,9 @@ from agent_gantry_state.stores.protocol import (
     Release,
 )
 
-__all__ = ["CONNECT_SECONDS", "TIMEOUTS", "AsyncLink", "Link", "RemoteStore", "driver", "hang_up"]
+__all__ = ["CONNECT_SECONDS", "TIMEOUTS", "AsyncLink", "Link", "RemoteStore", "driver", "hang_up", "within"]
+
+T = TypeVar("T")
 
 _log = logging.getLogger("agent_gantry_state")
 
@@ -115,6 +117,38 @@ def hang_up(transport: asyncio.BaseTransport, loop: asyncio.AbstractEventLoop) -
                     same.shutdown(socket.SHUT_RDWR)
     with contextlib.suppress(RuntimeError):  # the loop is closed
         loop.call_soon_threadsafe(transport.abort if isinstance(transport, asyncio.WriteTransport) else transport.close)
+
+
+async def within(awaitable: Awaitable[T], seconds: float, discard: Callable[[T], object] = lambda _: None) -> T:
+    """`asyncio.wait_for` that never swallows a cancellation, as that may up to Python 3.11.
+
+    It is awaited in a task of its own: asyncio leaves a socket half watched whose coroutine is closed, not cancelled.
+
+    Args:
+        awaitable: What to wait for.
+        seconds: For how long.
+        discard: What is done with what it gives if nobody waits for it any more.
+
+    Raises:
+        TimeoutError: It took longer.
+    """
+
+    def end(task: asyncio.Future[T]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            discard(task.result())
+
+    task = asyncio.ensure_future(awaitable)
+    try:
+        await asyncio.wait([task], timeout=seconds)
+    except BaseException:
+        task.cancel()
+        task.add_done_callback(end)
+        raise
+    if task.done():
+        return task.result()
+    task.cancel()
+    task.add_done_callback(end)
+    raise TimeoutError
 
 
 def reason(error: BaseException) -> str:
@@ -429,7 +463,7 @@ def _shut(link: Link) -> None:
 
 async def _ashut(link: AsyncLink) -> None:
     try:
-        await asyncio.wait_for(link.close(), _CLOSE_SECONDS)
+        await within(link.close(), _CLOSE_SECONDS)
     except Exception as error:  # noqa: BLE001 - of any driver
         _log.warning("a connection could not be closed in order: %s", type(error).__name__)
         _drop(link)

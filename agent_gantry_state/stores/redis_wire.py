@@ -21,7 +21,7 @@ from agent_gantry_state.errors import (
     StoreTimeoutError,
     StoreUnavailableError,
 )
-from agent_gantry_state.stores.network import driver, hang_up, reason
+from agent_gantry_state.stores.network import driver, hang_up, reason, within
 from agent_gantry_state.stores.redis_layout import damaged, newer
 from agent_gantry_state.stores.rows import to_bytes
 
@@ -244,7 +244,7 @@ class AWire(asyncio.Protocol):
         host = node.host if access.tls is not None else None
         connecting = loop.create_connection(make, node.host, node.port, ssl=access.tls, server_hostname=host)
         try:
-            await asyncio.wait_for(connecting, left)
+            await within(connecting, left, lambda made: made[1].close())
             greeting, count = access.greeting()
             if count:
                 _welcomed(await made[-1].exchange(greeting, count, deadline))
