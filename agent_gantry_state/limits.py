@@ -97,11 +97,12 @@ def refuse_too_large(limits: Limits, change: Change, before: Snapshot) -> None:
             size += 2 * key.__sizeof__() + len(packed)
     if size > limits.plain_bytes:
         size = _counted(limits, change, before)
-    change.size = size
+    # What was not loaded takes bytes as well.
+    change.size = size if before.until is None else math.inf
 
 
 def _counted(limits: Limits, change: Change, before: Snapshot) -> float:
-    """`Change.size`, when it was looked at as closely as it takes to know whether the change is refused."""
+    """The bytes, looked at as closely as it takes to know whether the change is refused."""
     if before.head is None:
         # What a memory begins with is not there before it is written.
         before = EMPTY
@@ -111,7 +112,7 @@ def _counted(limits: Limits, change: Change, before: Snapshot) -> float:
         size += 2 * key.__sizeof__() + put.size - len(before.packed.get(key, b""))
     if size > limits.plain_bytes and change.puts:
         size = _exact(limits, change, before)
-    return size if before.until is None else math.inf
+    return size
 
 
 def _exact(limits: Limits, change: Change, before: Snapshot) -> int:

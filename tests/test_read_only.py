@@ -48,6 +48,17 @@ def test_write_is_an_error_that_names_the_key_and_writes_nothing(gantry, call, k
     assert committed(gantry) == START
 
 
+def test_plain_write_is_an_error_also_where_other_tools_have_written(new_gantry, call):
+    with new_gantry(session="s1") as gantry:
+        for n in range(3):
+            call(gantry, lambda memory, n=n: memory.update(n=n))
+
+        with pytest.raises(ReadOnlyMemoryError):
+            call(gantry, lambda memory: memory.update(n=99), read_only=True)
+
+        assert committed(gantry) == {"n": 2}
+
+
 def test_write_to_another_memory_of_the_call_is_not_written_either(gantry):
     @gantry.with_memory(scope="user", into="prefs")
     @gantry.with_memory(read_only=True)

@@ -23,6 +23,7 @@ from agent_gantry_state.stores.clock import Clocked
 from agent_gantry_state.stores.options import count
 from agent_gantry_state.stores.protocol import (
     EMPTY,
+    SMALL_BYTES,
     Change,
     Commit,
     Committed,
@@ -219,14 +220,16 @@ class MemoryStore(Clocked):
             there = slot.snapshot
             if slot.home is not self.home or there.head != head or there.packed or there.first_expiry != math.inf:
                 return False
-            room = (there.room or there.room_below(max_bytes)) - len(values)
-            if room < 0:
-                return False
+            more = SMALL_BYTES * len(values)
+            if there.size + more > max_bytes:
+                there.measure()
+                if there.size + more > max_bytes:
+                    return False
             slot.used = True
             versions = there.versions.copy()
             for key in values:
                 versions[key] = version
-            slot.snapshot = there.with_plain(there.values | values, versions, version, room)
+            slot.snapshot = there.with_plain(there.values | values, versions, version, there.size + more)
         return True
 
     def forget(self, message: Forget, /) -> None:

@@ -106,9 +106,6 @@ SMALL_SIZE: Final = 500
 #: More than a key takes of which name and value are small.
 SMALL_BYTES: Final = 4 * SMALL_SIZE
 
-#: As far as is counted at once.
-_ROOM: Final = 250 * SMALL_BYTES
-
 _new = object.__new__
 
 
@@ -120,7 +117,7 @@ class Snapshot:
     `born` is the head of its first commit: one that was erased and made anew is another one. A snapshot of some keys only
     says in `until` when the last of all keys expires (infinite if never); else that is None. `reserved` says whether some of
     its keys belong to compartments, `plain` that none does and that none expires. `size` are at least as many bytes as it
-    takes, infinite until somebody asks; `room` is how many small keys were found to fit in beside.
+    takes, infinite until somebody asks.
     """
 
     __slots__ = (
@@ -132,7 +129,6 @@ class Snapshot:
         "packed",
         "plain",
         "reserved",
-        "room",
         "size",
         "slides",
         "touched",
@@ -167,7 +163,6 @@ class Snapshot:
         self.slides = slides
         self.touched = touched
         self.size = size
-        self.room = 0
         self.first_expiry = self._first_expiry() if expires_at or slides else math.inf
         self.reserved = has_reserved(values) if reserved is None else reserved
         self.plain = not self.reserved and self.first_expiry == math.inf
@@ -210,21 +205,15 @@ class Snapshot:
             born,
         )
 
-    def with_plain(self, values: dict[str, Any], versions: dict[str, bytes], head: bytes, room: int) -> Snapshot:
+    def with_plain(self, values: dict[str, Any], versions: dict[str, bytes], head: bytes, size: float) -> Snapshot:
         """What follows this snapshot, in which nothing expires, when plain values are written and nothing else changes."""
         after: Snapshot = _new(Snapshot)
         after.values, after.packed, after.versions, after.head = values, self.packed, versions, head
         after.owner, after.expires_at, after.slides = self.owner, self.expires_at, self.slides
         after.touched, after.born, after.first_expiry, after.until = self.touched, self.born, math.inf, None
         after.reserved, after.plain = self.reserved, self.plain
-        after.size, after.room = math.inf, room
+        after.size = size
         return after
-
-    def room_below(self, max_bytes: float) -> int:
-        """How many small keys can be written without asking again whether it becomes larger than *max_bytes*."""
-        if self.size == math.inf:
-            self.measure()
-        return 0 if self.size > max_bytes else int(min(max_bytes - self.size, _ROOM) // SMALL_BYTES)
 
     def measure(self) -> None:
         """Set `size`, without encoding anything."""
