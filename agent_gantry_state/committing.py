@@ -299,6 +299,8 @@ class Parts:
                 if (yield from part.look()) is None:
                     self._waiting.remove(part)
                     self.parts.append(part)
+                else:
+                    part.refuse_too_large()
             is_later = is_later or writes
 
     def _fail(self, part: Part, error: Exception) -> None:

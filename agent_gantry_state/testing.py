@@ -1118,6 +1118,17 @@ class StoreContract:
 
         assert talk.content() == {"y": 3}
 
+    @pytest.mark.parametrize("ttl", [None, 1_000.0])
+    def test_key_that_lives_longer_outlives_one_that_was_alone(self, talk: Talk, clock: Clock, ttl: float | None) -> None:
+        talk.write(A, x=put(1, ttl=10.0))
+        talk.write(A, y=put(2, ttl=ttl))
+        clock.now += 100
+
+        # A store may take this for the time to clear away what is expired.
+        talk.write(B, z=3)
+
+        assert talk.content(A) == {"y": 2}
+
     def test_clock_set_back_brings_nothing_back(self, talk: Talk, clock: Clock) -> None:
         talk.write(A, x=put(1, ttl=10.0), y=1)
         clock.now += 10

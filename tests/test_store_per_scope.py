@@ -19,6 +19,7 @@ from agent_gantry_state import (
     MemoryConflictError,
     MemoryErasedError,
     MemoryEvent,
+    MemoryTooLargeError,
     Namespace,
     NotAtomicError,
     PartialCommitError,
@@ -637,6 +638,22 @@ def test_owner_of_a_memory_in_a_later_part_is_checked_before_anything_is_written
         run(gantry, body, ("user", "session"))
 
     assert (first.asked(Commit), second.asked(Commit)) == ([], [])
+
+
+def test_memory_that_a_merge_makes_too_large_is_found_before_anything_is_written(run):
+    first, second = Watched(), Watched()
+    scopes = {"session": Scope(store=first), "user": Scope(store=second, max_bytes=150)}
+    with Gantry(scopes=scopes, partial_commits=True, **WHO) as gantry:
+
+        def body(session, user):
+            session["x"] = 1
+            user["log"] = ["x" * 100]
+            commit(gantry, "user", WHO, {"log": ["y" * 100]})
+
+        with pytest.raises(MemoryTooLargeError):
+            run(gantry, body)
+
+        assert first.asked(Commit) == []
 
 
 def test_conflict_before_anything_is_written_has_the_body_run_again(watched, run):

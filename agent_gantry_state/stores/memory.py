@@ -323,7 +323,7 @@ class MemoryStore(Clocked):
             self._slots[namespace] = slot
         else:
             slot.snapshot = after
-            if after.first_expiry != slot.registered:
+            if after.first_expiry != math.inf or slot.registered != math.inf:
                 self._register(namespace, slot)
         if token:
             now = self.now()
