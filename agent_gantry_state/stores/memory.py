@@ -314,7 +314,8 @@ class MemoryStore(Clocked):
             self._slots[namespace] = slot
         else:
             slot.snapshot = after
-            if after.first_expiry != slot.registered:
+            # By when the last key expires, not the first; it need not be asked where none expires, before or now.
+            if after.first_expiry != math.inf or slot.registered != math.inf:
                 self._register(namespace, slot)
         if token:
             now = self.now()
