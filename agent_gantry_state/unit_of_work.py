@@ -533,6 +533,9 @@ class UnitOfWork:
                 bases=held.bases,
             )
             rebased = rebase.run()
+            if held.origin is not None and snapshot.born is not None and held.committed_born() is not None:
+                # Seen to be what the call around committed to, whatever becomes of that one's keys.
+                held.born = snapshot.born
             scope = held.want.terms.scope
             if held.whole and (keys := rebase.moved()) is not None:
                 strict = True
