@@ -1,7 +1,8 @@
 """Calls inside a call, in every order: the memory of the one around is what they load from and commit to.
 
-The model of `interleave` for them: a call inside begins with what the one around has made of its memory so far, and is merged into
-that by what values there are. When the one around has landed, it goes on from the store; when that has failed, it is orphaned.
+The model of `interleave` for them: a call inside begins with what the one around has made of its memory so far, and is
+merged into that by what values there are. When the one around has landed, it goes on from the store; when that has
+failed, it is orphaned.
 """
 
 from __future__ import annotations
@@ -122,6 +123,9 @@ class Inner(Call):
             return super()._answer(request, world)
         # It goes on from what is committed.
         there = world.state.live(world.now)
+        if self.outer.base.life == 0 and self.outer.number not in (0, there.life, *there.writes.values()):
+            # Nothing tells a memory that others have made first, and written over since, from one that was erased.
+            self.also = "erased"
         self.plan = plan = self.planned(there, world.now)
         self.expected = f"conflict {sorted(plan.clashes)}" if plan.clashes else "landed"
         return world.store.load(request)

@@ -218,7 +218,7 @@ class Plan:
 def planned(base: State, ours: Ours, there: State, now: float, before_that: Plan | None = None) -> Plan:
     """What a call that has loaded *base* is to write where it finds *there*."""
     puts, deletes, checks, clashes = {}, [], [], []
-    for key in dict.fromkeys((*base.values, *ours.values)):
+    for key in dict.fromkeys((*ours.values, *base.values)):
         before, theirs, mine = (side.get(key, GONE) for side in (base.values, there.values, ours.values))
         is_last = key in ours.removed and before is not GONE and mine is not GONE
         if _same(before, mine) and key not in ours.ttls and not is_last:
