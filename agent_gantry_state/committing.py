@@ -174,6 +174,9 @@ class Part:
                 bases=held.bases,
             )
             rebased = rebase.run()
+            if held.origin is not None and snapshot.born is not None and held.committed_born() is not None:
+                # Seen to be what the call around committed to, whatever becomes of that one's keys.
+                held.born = snapshot.born
             scope = held.want.terms.scope
             moved = rebase.moved() if held.whole else None
             if moved is not None and (not moved or (moved := held.guarded(moved))):
