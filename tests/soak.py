@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 #: By name, the function of an area: its module, as seen from this directory, and its name there.
 SOAKS = {
     "isolation": "isolation.soaks:histories",
+    "cancels": "faults.soaks:cancels",
+    "faults": "faults.soaks:faults",
     "orders": "isolation.soaks:orders",
 }
 

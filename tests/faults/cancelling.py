@@ -772,7 +772,7 @@ def applies(name: str, scenario: str, way: str = "cancel") -> bool:
     """Whether store and Python can do it: a group of tasks cannot be closed, nor an asynchronous generator that runs."""
     if way == "close" and scenario in ("nested", "waiting", "generated"):
         return False
-    return not (name == "memcached" and SCENARIOS[scenario].several)
+    return not (name in ("memcached", "redis-cluster") and SCENARIOS[scenario].several)
 
 
 def always_blocked(gantry: Gantry) -> Gantry:
