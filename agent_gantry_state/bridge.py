@@ -337,6 +337,8 @@ class HomeLoop(_Methods):
                 raise  # the store's own error
             future.cancel()
             raise _late(request) from None
+        except concurrent.futures.CancelledError:
+            raise _closed(request) from None
 
     async def aperform(self, request: Message | Wait) -> Any:
         if isinstance(request, Wait):
@@ -348,6 +350,8 @@ class HomeLoop(_Methods):
         if not done:
             future.cancel()
             raise _late(request)
+        if future.cancelled():
+            raise _closed(request)
         return future.result()
 
     def run(self, steps: Steps[T]) -> T:
@@ -367,6 +371,8 @@ class HomeLoop(_Methods):
             if self._owned:
                 self._start(self.store.close()).result()
             if self._loop is not None and self._thread is not None:
+                # Who still waits for an answer is told at once, and not when his time is over.
+                self._start(_cancel_others()).result()
                 self._loop.call_soon_threadsafe(self._loop.stop)
                 self._thread.join()
                 self._loop.close()
@@ -470,8 +476,19 @@ def _late(request: Message) -> StoreTimeoutError:
     )
 
 
-def _closed() -> StoreClosedError:
-    return StoreClosedError("this gantry is closed: make a new one, or close it only when no tool is called any more")
+def _closed(request: Message | None = None) -> StoreClosedError:
+    return StoreClosedError(
+        "this gantry is closed: make a new one, or close it only when no tool is called any more",
+        committed=None if isinstance(request, (Commit, Forget)) else False,
+    )
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    if others:
+        await asyncio.wait(others, timeout=GRACE)
 
 
 def on_event_loop() -> bool:

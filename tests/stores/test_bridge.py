@@ -928,3 +928,36 @@ def test_store_that_mixes_plain_and_async_methods_is_refused():
     assert inspect.iscoroutinefunction(Mixed().load)
     with pytest.raises(TypeError, match=r"Mixed is no store: .*all async or none.*commit"):
         Gantry(Mixed())
+
+
+@pytest.mark.parametrize("asks", ["sync", "async"])
+def test_request_that_is_in_flight_when_an_async_store_is_closed_is_told_so_at_once(asks):
+    entered = threading.Event()
+
+    class Slow(AsyncStore):
+        async def commit(self, message, /):
+            entered.set()
+            await asyncio.sleep(60)
+
+    its_bridge = bridge.bridge_to(Slow())
+    message = Commit(b"t" * 16, b"v" * 8, (), 6.0)
+
+    async def aask():
+        await its_bridge.aperform(message)
+
+    told = []
+
+    def ask():
+        try:
+            its_bridge.perform(message) if asks == "sync" else asyncio.run(aask())
+        except StoreClosedError as error:
+            told.append(error.committed)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert entered.wait(5)
+    its_bridge.close()
+    thread.join(2)
+
+    assert not thread.is_alive()
+    assert told == [None]
