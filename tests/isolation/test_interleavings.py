@@ -77,7 +77,7 @@ def test_calls_inside_a_call_in_every_order(end):
     )
 
     print(f"{count} interleavings")
-    assert count > 100
+    assert count > 90
 
 
 @pytest.mark.parametrize("start", ["nothing", "much"])
