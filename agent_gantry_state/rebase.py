@@ -136,6 +136,9 @@ class Rebase:
                 puts.pop(key, None)
                 if merged is ABSENT:
                     deletes.append(key)
+        if self.changes is not None and len(puts) > 1 and not puts.keys() <= change.puts.keys():
+            # One that had been left to theirs is written after all: in its own place among the new ones.
+            puts = {**{key: puts[key] for key in self.changes[0] if key in puts}, **puts}
         return Change(
             change.namespace,
             current.head,

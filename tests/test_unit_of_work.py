@@ -182,6 +182,18 @@ def test_a_retry_has_the_token_of_its_unit():
     assert first.token == second.token
 
 
+def test_new_keys_keep_their_order_though_one_was_there_for_a_moment():
+    unit, memory = opened()
+    memory.update(x=9, n=3)
+    steps = unit.finish()
+    next(steps)
+    steps.send(Moved((snapshot(b"h1", x=9),), 0.0))
+
+    commit = steps.send(Moved((snapshot(b"h2"),), 0.0))
+
+    assert list(written(commit).items()) == [("x", 9), ("n", 3)]
+
+
 def test_a_key_that_nobody_else_changed_is_sent_again_as_it_is():
     unit, memory = opened(snapshot(a=1, b=1))
     memory["a"] = 2

@@ -70,14 +70,14 @@ def test_lost_answers_and_time_or_an_erasure_bring_nothing_back(event):
 
 @pytest.mark.parametrize("end", ["nothing", "append", None])
 def test_calls_inside_a_call_in_every_order(end):
+    one_inside = [(start, (each,)) for start in ("nothing", "much") for each in INSIDE]
     count = sum(
         all_orders(start, lambda inner=inner: nested("append", end, inner, ()))
-        for start in ("nothing", "much")
-        for inner in (*pairs(("append", "put"), 2), *((each,) for each in INSIDE))
+        for start, inner in (*one_inside, ("nothing", ("append", "append")), ("much", ("append", "put")))
     )
 
     print(f"{count} interleavings")
-    assert count > 100
+    assert count > 90
 
 
 @pytest.mark.parametrize("start", ["nothing", "much"])
