@@ -69,7 +69,7 @@ class Part:
         self.token = _getrandbits(128).to_bytes(16, "big") if bridge.resendable else b""
         self.version = b""
         #: What is there of each, as far as it is known.
-        self.before = [held.memory._base for held, _ in made]
+        self.before = [held.memory._base.entire for held, _ in made]
         #: Whether nobody has looked yet what has become of it in the store.
         self.is_new = True
         #: Whether that is to be compared with what the call saw in one around it.
@@ -174,6 +174,9 @@ class Part:
                 bases=held.bases,
             )
             rebased = rebase.run()
+            if held.origin is not None and snapshot.born is not None and held.committed_born() is not None:
+                # Seen to be what the call around committed to, whatever becomes of that one's keys.
+                held.born = snapshot.born
             scope = held.want.terms.scope
             moved = rebase.moved() if held.whole else None
             if moved is not None and (not moved or (moved := held.guarded(moved))):
@@ -193,7 +196,8 @@ class Part:
         if conflicts:
             raise conflict(conflicts, strict) from (causes[0] if causes else None)
         self.pending = pending
-        self.before = [known(held.memory._base, snapshot) for (held, _), snapshot in zip(self.made, snapshots, strict=True)]
+        bases = [held.memory._base.entire for held, _ in self.made]
+        self.before = [known(base, snapshot) for base, snapshot in zip(bases, snapshots, strict=True)]
         # What has nothing left to write goes along as long as something has, for its keys may move again.
         return self.message() if any(each.puts or each.deletes or each.touch for each in pending) else None
 

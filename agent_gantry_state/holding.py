@@ -176,15 +176,20 @@ class Held:
             return True
         return self.memory._base.reserved or any(view.held is self for view in self.views)
 
+    def make_entire(self) -> None:
+        """Have the keys of compartments in the memory, for a call inside or a view that may look for them."""
+        if self.memory._base.full is not None:
+            self.split()
+
     def split(self) -> None:
         """Go on with a memory that may have all keys, of which the body goes on to see those that it may."""
         seen, terms = self.memory, self.want.terms
         assert seen._namespace is not None  # noqa: S101 - a unit opens its memories with one
         # How calls inside merge what they wrote holds on.
         unseen = replace(self.want.unseen().terms, merges=seen._terms.merges)
-        self.memory = open_memory(seen._namespace, seen._base, seen._now, unseen)
+        self.memory = open_memory(seen._namespace, seen._base.entire, seen._now, unseen)
         self.view = View((self,), terms, memory=seen)
-        if seen._base.reserved and not seen._touched:
+        if seen._base.full is not None and not seen._touched:
             # What is there may be nothing but compartments.
             self.view.begin_with_default()
         self.views.append(self.view)

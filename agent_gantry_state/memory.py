@@ -373,9 +373,12 @@ def open_memory(
     namespace: Namespace, snapshot: Snapshot, now: float, terms: Terms, kind: type[Memory] | None = None
 ) -> Memory:
     """Make the working copy of *snapshot* for one call, an instance of *kind*."""
-    if terms.default is not None and snapshot.head is None and not snapshot.values:
+    if snapshot.reserved and not terms.bare:
+        snapshot = snapshot.opened()
+    if terms.default is not None and not snapshot.values and (snapshot.head is None or snapshot.full is not None):
         # As if it had been loaded, though no key of it is there: so it is merged with what others make of the same.
-        snapshot = terms.default()
+        default = terms.default()
+        snapshot = default if snapshot.full is None else default.copy().in_front_of(snapshot.full)
     memory: Memory = _new(kind or Memory)
     _update(memory, snapshot.values)
     if snapshot.packed:

@@ -33,7 +33,10 @@ def is_erased(base: Snapshot, current: Snapshot, now: float, born: bytes | None 
     """
     if base.head is None and born is None:
         return False
-    return current.born != (born or base.born) and now < base.last_expiry()
+    if current.born == (born or base.born) or now >= base.last_expiry():
+        return False
+    # A commit that is still to be seen in it was not its first one, for a stranger's was quicker; it has lived on since.
+    return born is None or born not in (current.head, *current.versions.values())
 
 
 def erased(scope: str) -> MemoryErasedError:

@@ -34,6 +34,7 @@ def snapshot_of(memory: Memory, keys: Iterable[str] | None = None) -> Snapshot:
     expires_at: dict[str, float] = {}
     slides: dict[str, float] = {}
     base = memory._base
+    timeless = memory._extra is None and memory._terms.ttl is KEEP and base.first_expiry == math.inf
     for key in list(memory) if keys is None else [key for key in keys if key in memory]:
         value = memory[key]
         refuse_key(key)
@@ -44,6 +45,8 @@ def snapshot_of(memory: Memory, keys: Iterable[str] | None = None) -> Snapshot:
             values[key] = value
         else:
             values[key], packed[key] = None, encoded
+        if timeless:
+            continue
         ttl, _ = ttl_of(memory, key)
         if ttl is KEEP and key in base.slides:
             slides[key] = base.slides[key]

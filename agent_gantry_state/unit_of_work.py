@@ -34,7 +34,7 @@ from agent_gantry_state.stores.protocol import Change, Commit, Load, Loaded, Mov
 from agent_gantry_state.turns import EXCLUSIVE_SECONDS, Grant, Turn, Turns, give_back, leased, released, turns_of
 from agent_gantry_state.typed import Shape
 from agent_gantry_state.typed_view import TypedView
-from agent_gantry_state.views import View, end, read_only, show
+from agent_gantry_state.views import View, end, flush, read_only, show
 
 __all__ = ["NESTING", "State", "UnitOfWork", "finish_one", "orphan"]
 
@@ -216,6 +216,7 @@ class UnitOfWork:
                 with NESTING:
                     for namespace, want in missing.items():
                         origin = host.held[namespace]
+                        origin.make_entire()
                         origin.flush()
                         snapshot = snapshot_of(origin.memory, want.keys)
                         self._take(namespace, want, snapshot, origin.memory._now, origin)
@@ -265,10 +266,11 @@ class UnitOfWork:
         Raises:
             MemoryValidationError: What is stored does not fit that.
         """
-        near = self.held[namespaces[0]]
-        if near.view is None and not near.memory._terms.bare:
-            near.split()
         layers = [self.held[namespace] for namespace in namespaces]
+        if layers[0].view is None and not layers[0].memory._terms.bare:
+            layers[0].split()
+        for held in layers[1:]:
+            held.make_entire()
         view = View(layers, terms, prefix) if shape is None else TypedView(layers, terms, prefix, shape)
         self._views.append(view)
         return view.given
@@ -495,8 +497,10 @@ class UnitOfWork:
         pending: list[Change] = []
         made: list[tuple[Held, Changes | None]] = []
         writes = False
+        if self._views:
+            # The body has ended: what it sees need not be brought up to date, but where one view writes what another shows.
+            flush(self._views, last=len(self._views) == 1)
         for held in list(self.held.values()):
-            held.flush()
             memory = held.memory
             changes = changes_of(memory)
             held.refuse(changes)
@@ -604,7 +608,7 @@ def finish_one(memory: Memory, identity: Identity | None, bridge: Any, send: Cal
     if changes is not None and memory._terms.read_only:
         raise read_only(memory._terms.scope, changes)
     change = change_of(memory, changes, identity.owner if identity is not None and memory._terms.owned else None)
-    refuse_too_large(memory._terms.limits, change, memory._base)
+    refuse_too_large(memory._terms.limits, change, memory._base.entire)
     answer = send(Commit(b"", new_version(), (change,)))
     if isinstance(answer, Moved):
         unit = UnitOfWork.of(memory, Want.of(memory._terms, identity), bridge)

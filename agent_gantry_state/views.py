@@ -240,8 +240,10 @@ class View:
                     elif stored in near.slides:
                         slides[key] = near.slides[stored]
                 else:
-                    left = held.memory.ttl(stored)
-                    deadline = None if left is None else now + left
+                    deadline = snapshot.deadline(stored)
+                    if deadline is not None:
+                        # By the clock of the nearest one's store.
+                        deadline += now - held.memory._now
                     below[key] = _Below(held.want.terms.scope, value, encoded, deadline)
         # What no further scope holds any more has not to be deleted there.
         self._cut &= below.keys()
@@ -435,8 +437,13 @@ def _content(snapshot: Snapshot, key: str) -> bytes:
     return codec.pack(snapshot.values[key]) if packed is None else packed
 
 
-def flush(views: Sequence[View]) -> None:
-    """Bring what a body changed in its views into what its unit holds, and show it in all of them."""
+def flush(views: Sequence[View], last: bool = False) -> None:
+    """Bring what a body changed in its views into what its unit holds, and show it in all of them.
+
+    Args:
+        views: All of the unit's.
+        last: Whether nothing needs to be shown, for nobody looks there any more.
+    """
     flushed: list[View] = []
     try:
         flushed.extend(view for view in views if view.flush())
@@ -444,7 +451,7 @@ def flush(views: Sequence[View]) -> None:
         # The body may go on, and what was taken up must not be taken up again.
         show(flushed)
         raise
-    if flushed:
+    if flushed and not last:
         show(views)
 
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 #: By name, the function of an area: its module, as seen from this directory, and its name there.
 SOAKS = {
     "isolation": "isolation.soaks:histories",
+    "orders": "isolation.soaks:orders",
 }
 
 _given: int | None = None

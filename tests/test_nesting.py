@@ -223,11 +223,11 @@ class World:
         async with self.gantry.memory(scope) if not self.is_sync else _sync(self.gantry.memory(scope)) as memory:
             memory.update(values)
 
-    async def forget(self):
+    async def forget(self, scope="session"):
         if self.is_sync:
-            self.gantry.forget("session")
+            self.gantry.forget(scope)
         else:
-            await self.gantry.aforget("session")
+            await self.gantry.aforget(scope)
 
 
 @contextlib.asynccontextmanager
@@ -1690,6 +1690,43 @@ def test_an_orphan_is_not_refused_because_all_that_its_parent_loaded_expired(wor
         return await world.remembered()
 
     assert world.run(main) == {"parent": 1, "child": 1}
+
+
+@pytest.mark.parametrize("is_erased", [False, True])
+def test_an_orphan_is_refused_after_an_erasure_and_not_because_a_stranger_made_the_memory_first(world, is_erased):
+    begun, go = world.gate(), world.gate()
+
+    @world.tool(scope="user")
+    async def child(memory):
+        begun.open()
+        await go.wait()
+        memory["child"] = 1
+
+    @world.tool(scope="user")
+    async def parent(spawn, memory):
+        memory["parent"] = 1
+        outcome = spawn(child)
+        await begun.wait()
+        # Of another key, so that what this call writes is written as it is.
+        with world.gantry.independent():
+            await world.put("user", stranger=1)
+        return outcome
+
+    async def main():
+        async with world.spawning() as spawn:
+            outcome = await call(parent, spawn)
+            if is_erased:
+                await world.forget("user")
+                await world.put("user", stranger=2)
+            go.open()
+            if is_erased:
+                with pytest.raises(MemoryErasedError):
+                    await outcome.result()
+            else:
+                await outcome.result()
+        return await world.remembered("user")
+
+    assert world.run(main) == ({"stranger": 2} if is_erased else {"stranger": 1, "parent": 1, "child": 1})
 
 
 def test_an_orphan_is_not_refused_because_all_that_its_parent_committed_expired(world):

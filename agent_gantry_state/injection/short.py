@@ -283,7 +283,7 @@ def _beginner(plan: Plan) -> Callable[[Settings, Any], Memory | None]:
             return None
         namespace = plan.locate(scope, settings, None if impersonal else identity)
         snapshot = store.snapshot(namespace)
-        if snapshot.reserved or (owned and snapshot.owner is not None and snapshot.owner != identity.owner):
+        if owned and snapshot.owner is not None and snapshot.owner != identity.owner:
             return None
         if slides or snapshot.first_expiry != inf:
             # The next call has to ask the store as well.

@@ -323,6 +323,7 @@ class MemoryStore(Clocked):
             self._slots[namespace] = slot
         else:
             slot.snapshot = after
+            # By when the last key expires, not the first; it need not be asked where none expires, before or now.
             if after.first_expiry != math.inf or slot.registered != math.inf:
                 self._register(namespace, slot)
         if token:

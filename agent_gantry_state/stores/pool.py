@@ -1,7 +1,8 @@
 """Pools of connections, one request at a time on each: for callers that may block, and for those on one asyncio event loop.
 
 The connection used last is used next. Waiting for one ends at the request's own deadline, a connection on which anything was
-left half-done is closed, and when a server turns out to have gone away, so are those to it that nobody uses.
+left half-done is closed, and when a server turns out to have gone away, so are those to it that nobody uses. When one has
+stayed silent for some requests in a row, the next ones fail at once, but for one now and then that tries.
 """
 
 from __future__ import annotations
@@ -16,10 +17,17 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from agent_gantry_state.errors import StoreError, StoreUnavailableError
 
-__all__ = ["AsyncPool", "Pool"]
+__all__ = ["LONGEST_PAUSE", "SILENT_REQUESTS", "AsyncPool", "Pool"]
 
 #: Seconds for which a connection that nobody uses is kept.
 IDLE_SECONDS: Final = 600.0
+#: Requests in a row that wait in vain before the next ones fail at once.
+SILENT_REQUESTS: Final = 3
+#: Seconds for which they do until one tries again, the first time and at most.
+_FIRST_PAUSE: Final = 0.1
+LONGEST_PAUSE: Final = 1.0
+#: Seconds that have to be waited in vain to count: who fails at once keeps nobody waiting.
+_SILENCE: Final = 0.25
 
 
 class Connection(Protocol):
@@ -50,6 +58,51 @@ A = TypeVar("A", bound=AsyncConnection)
 T = TypeVar("T")
 
 
+class _Silence:
+    """Whether a server has stopped answering. Any thread may ask."""
+
+    __slots__ = ("_again", "_count", "_lock")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+        #: When the next one may try, on the monotonic clock.
+        self._again = 0.0
+
+    def refuse(self) -> None:
+        """Refuse to wait for a server that stays silent, unless it is time to try again.
+
+        Raises:
+            StoreUnavailableError: It is not.
+        """
+        if self._count < SILENT_REQUESTS:
+            return
+        with self._lock:
+            now = time.monotonic()
+            if now < self._again:
+                raise StoreUnavailableError(
+                    "the store has stayed silent, so that it was not asked this time; it is asked again within a second",
+                    committed=False,
+                )
+            pause = _FIRST_PAUSE * 2.0 ** min(self._count - SILENT_REQUESTS, 10)
+            self._again = now + min(pause, LONGEST_PAUSE)
+
+    def broken(self) -> None:
+        """It has answered."""
+        if self._count:
+            self._count = 0
+
+    def note(self, error: BaseException, began: float) -> None:
+        """Note how a request ended to which it gave no answer."""
+        now = time.monotonic()
+        # What is no error of ours is mostly a cancellation: nobody has waited for long enough to know.
+        if isinstance(error, StoreError) and error.transient and now - began >= _SILENCE:
+            with self._lock:
+                self._count += 1
+                # And from the beginning of the last try for longer: that may go on waiting when the silence is over.
+                self._again = max(self._again, now + _FIRST_PAUSE)
+
+
 class Pool(Generic[C]):
     """Connections for callers that may block. Any thread may use it.
 
@@ -65,6 +118,7 @@ class Pool(Generic[C]):
         self._freed = threading.Condition()
         self._open = self._waiting = 0
         self._closed = False
+        self._silence = _Silence()
 
     def use(self, work: Callable[[C], T], deadline: float) -> T:
         """What *work* makes of a connection that is nobody else's.
@@ -72,12 +126,15 @@ class Pool(Generic[C]):
         Raises:
             StoreError: None came free, or could be made, by *deadline*.
         """
+        self._silence.refuse()
         connection = self._take(deadline)
+        began = time.monotonic()
         try:
             result = work(connection)
         except BaseException as error:
-            self._give_after(connection, error)
+            self._give_after(connection, error, began)
             raise
+        self._silence.broken()
         self._give(connection)
         return result
 
@@ -97,9 +154,11 @@ class Pool(Generic[C]):
             if connection.is_usable():
                 return connection
             self._lose(connection)
+        began = time.monotonic()
         try:
             return self._connect(deadline)
         except BaseException as error:
+            self._silence.note(error, began)
             self._count_off()
             if isinstance(error, StoreUnavailableError):
                 self._empty()
@@ -136,11 +195,13 @@ class Pool(Generic[C]):
             # Another thread has taken it.
             pass
 
-    def _give_after(self, connection: C, error: BaseException) -> None:
+    def _give_after(self, connection: C, error: BaseException, began: float) -> None:
         # What is no error of ours has come from anywhere, a signal perhaps.
         if isinstance(error, StoreError) and connection.is_usable():
+            self._silence.broken()
             self._give(connection)
             return
+        self._silence.note(error, began)
         self._lose(connection)
         if isinstance(error, StoreUnavailableError):
             self._empty()
@@ -181,19 +242,32 @@ class AsyncPool(Generic[A]):
         self._connecting = 0
         self._waiters: deque[asyncio.Future[bool]] = deque()
         self._closed = False
+        self._silence = _Silence()
 
     async def use(self, work: Callable[[A], Awaitable[T]], deadline: float) -> T:
         """As `Pool.use`."""
+        try:
+            self._silence.refuse()
+        except StoreUnavailableError:
+            # Whoever tries again and again lets others run meanwhile, those who ask the server among them.
+            await asyncio.sleep(0)
+            raise
         connection = await self._take(deadline)
+        began = time.monotonic()
         try:
             result = await work(connection)
         except BaseException as error:
             # What is no error of ours is mostly a cancellation.
             again = isinstance(error, StoreError) and connection.is_usable()
+            if again:
+                self._silence.broken()
+            else:
+                self._silence.note(error, began)
             self._give(connection, again)
             if not again and isinstance(error, StoreUnavailableError):
                 self._empty()
             raise
+        self._silence.broken()
         self._give(connection, True)
         return result
 
@@ -222,10 +296,12 @@ class AsyncPool(Generic[A]):
                 break
             await self._turn(deadline)
         self._connecting += 1
+        began = time.monotonic()
         try:
             connection = await self._connect(deadline)
             self._used.add(connection)
         except BaseException as error:
+            self._silence.note(error, began)
             if isinstance(error, StoreUnavailableError):
                 self._empty()
             # One more may be made now, in its place.

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from agent_gantry_state import codec
-from agent_gantry_state.compartments import has_reserved
+from agent_gantry_state.compartments import has_reserved, is_reserved
 from agent_gantry_state.namespace import Namespace
 
 __all__ = [
@@ -117,13 +117,14 @@ class Snapshot:
     `born` is the head of its first commit: one that was erased and made anew is another one. A snapshot of some keys only
     says in `until` when the last of all keys expires (infinite if never); else that is None. `reserved` says whether some of
     its keys belong to compartments, `plain` that none does and that none expires. `size` are at least as many bytes as it
-    takes, infinite until somebody asks.
+    takes, infinite until somebody asks. `full` is what a snapshot without the keys of compartments was made of.
     """
 
     __slots__ = (
         "born",
         "expires_at",
         "first_expiry",
+        "full",
         "head",
         "owner",
         "packed",
@@ -153,6 +154,7 @@ class Snapshot:
         size: float = math.inf,
     ) -> None:
         self.born = born
+        self.full: Snapshot | None = None
         self.until = until
         self.values = values
         self.packed = packed
@@ -212,7 +214,7 @@ class Snapshot:
         after.owner, after.expires_at, after.slides = self.owner, self.expires_at, self.slides
         after.touched, after.born, after.first_expiry, after.until = self.touched, self.born, math.inf, None
         after.reserved, after.plain = self.reserved, self.plain
-        after.size = size
+        after.size, after.full = size, None
         return after
 
     def measure(self) -> None:
@@ -221,6 +223,40 @@ class Snapshot:
         values, packed = self.values, self.packed
         plain = sum([key.__sizeof__() + value.__sizeof__() for key, value in values.items()])
         self.size = 2 * plain + sum(map(len, packed.values()))
+
+    @property
+    def entire(self) -> Snapshot:
+        """This snapshot with the keys of compartments."""
+        return self.full or self
+
+    def opened(self) -> Snapshot:
+        """This snapshot without the keys of compartments."""
+        gone = {key for key in self.values if is_reserved(key)}
+        return Snapshot(
+            _without(self.values, gone),
+            _without(self.packed, gone),
+            _without(self.versions, gone),
+            self.head,
+            self.owner,
+            self.expires_at,
+            self.slides,
+            self.touched,
+            self.born,
+            self.last_expiry(),
+            False,
+        ).in_front_of(self)
+
+    def in_front_of(self, full: Snapshot) -> Snapshot:
+        """This snapshot, noting that it stands for *full*."""
+        self.full = full
+        return self
+
+    def copy(self) -> Snapshot:
+        """The same once more."""
+        copied: Snapshot = _new(Snapshot)
+        for name in Snapshot.__slots__:
+            setattr(copied, name, getattr(self, name))
+        return copied
 
     def deadline(self, key: str) -> float | None:
         """Time on the store's clock at which *key* expires; None: never."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import servers
 from isolation.calls import SHAPES, Job
+from isolation.cases import random_order
 from isolation.checker import MODES
 from isolation.workers import Workers, history
 from soak import seeds
@@ -70,3 +71,12 @@ def histories(deadline: float, report: Callable[[str, int], None]) -> None:
                         report(f"calls that ended in {txn.error}", 1)
     finally:
         workers.close()
+
+
+def orders(deadline: float, report: Callable[[str, int], None]) -> None:
+    """Random orders of the messages of many calls."""
+    for seed in seeds(deadline):
+        rng = random.Random(seed)
+        for _ in range(100):
+            random_order(rng)
+        report("random orders of messages", 100)

@@ -129,6 +129,33 @@ def test_bound_holds_while_namespaces_expire_and_come_back(clock):
             assert len(store) <= 10
 
 
+@pytest.mark.parametrize("ttl", [None, 20])
+def test_namespace_whose_first_key_expires_stays_for_the_keys_that_came_later(clock, ttl):
+    store = MemoryStore(clock=clock)
+    talk = Talk(bridge_to(store))
+    talk.send(talk.change(A, {"code": put(1, ttl=5)}))
+    talk.send(talk.change(A, {"name": put(2, ttl=ttl)}))
+
+    clock.now += 6
+    # Whatever is written has the store drop what is over.
+    write(store, session(1), x=1)
+
+    assert content(store) == {"name": 2}
+    assert len(store) == 2
+
+
+def test_namespace_that_was_to_expire_and_no_longer_is_stays(clock):
+    store = MemoryStore(clock=clock)
+    talk = Talk(bridge_to(store))
+    talk.send(talk.change(A, {"code": put(1, ttl=5)}))
+    talk.send(talk.change(A, {"code": put(1, ttl=None)}))
+
+    clock.now += 6
+    write(store, session(1), x=1)
+
+    assert content(store) == {"code": 1}
+
+
 def test_bound_must_be_positive():
     with pytest.raises(ValueError, match="max_namespaces"):
         MemoryStore(0)
