@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import decimal
+import sqlite3
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from agent_gantry_state import (
     AgentGantry,
+    CorruptEntryError,
     DeclarationError,
     Gantry,
     Memory,
@@ -425,6 +428,21 @@ def test_callbacks_are_told_the_keys_as_the_tool_knows_them(clock):
         doing(gantry)(lambda memory: memory.update(a=1))
 
     assert [(event.tool, event.scope, event.keys) for event in told] == [("mine", "session", ("a",))]
+
+
+def test_damaged_entry_is_named_as_the_tool_knows_it(tmp_path):
+    path = tmp_path / "state.db"
+    with Gantry(f"sqlite:///{path}", session="s1") as gantry:
+        tool = gantry.with_memory(private=True)(lambda memory: memory.update(k=1))
+        tool()
+        with contextlib.closing(sqlite3.connect(path)) as database, database:
+            database.execute("UPDATE entry SET record = ? WHERE length(key) > 1", (b"\x01\xc1",))
+
+        with pytest.raises(CorruptEntryError) as caught:
+            tool()
+
+    assert caught.value.path == "memory['k']"
+    assert str(caught.value).startswith("key 'k' in ")
 
 
 def test_prefixes_are_never_the_beginning_of_another():

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from agent_gantry_state import codec
+from agent_gantry_state.compartments import known_as
 from agent_gantry_state.errors import CorruptEntryError
 from agent_gantry_state.namespace import Namespace
 
@@ -132,7 +133,7 @@ def _array(length: int) -> bytes:
 
 def corrupt(key: str, where: str) -> CorruptEntryError:
     """The error of a key whose entry cannot be read."""
-    shown = codec.shortened(repr(key))
+    shown = codec.shortened(repr(known_as(key)))
     return CorruptEntryError(
         f"key {shown} in {where} cannot be read: its bytes are damaged, or were written by a newer version of "
         "agent-gantry-state; they were left as they are. Upgrade the package, or forget this memory",
