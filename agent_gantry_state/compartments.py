@@ -6,6 +6,7 @@ what holds for the namespace (owner, erasure, limits, one atomic commit) holds f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 from typing import Final
 
@@ -13,6 +14,7 @@ __all__ = ["FIRST_OPEN", "RESERVED", "has_reserved", "is_reserved", "known_as", 
 
 #: The character with which the keys of compartments begin, and no others.
 RESERVED: Final = "\0"
+_STORED = re.compile(r"\0([0-9]{1,18}):")
 #: No key from here on is one of them. (Below it is the empty key as well, which is none.)
 FIRST_OPEN: Final = "\1"
 
@@ -34,11 +36,9 @@ def has_reserved(keys: Collection[str]) -> bool:
 
 
 def known_as(key: str) -> str:
-    """A key as the tool knows it that sees it."""
-    if not is_reserved(key):
-        return key
-    length, _, rest = key[1:].partition(":")
-    return rest[int(length) :]
+    """A key as the tool knows it that sees it; one that is damaged stays as it is."""
+    found = _STORED.match(key)
+    return key if found is None else key[found.end() + int(found[1]) :]
 
 
 def all_known_as(keys: Iterable[str]) -> list[str]:

@@ -453,6 +453,8 @@ def test_prefixes_are_never_the_beginning_of_another():
         assert known_as(prefix_of(one) + "key") == "key"
         assert is_reserved(prefix_of(one))
     assert has_reserved(["a", prefix_of("t") + "k"])
+    for damaged in ("\0", "\0x", "\0x:key", "\0-1:key", "\0:key", "\0" + "9" * 5000 + ":key"):
+        assert known_as(damaged) == damaged
     assert not has_reserved(["", "a"])
     assert not has_reserved([])
 

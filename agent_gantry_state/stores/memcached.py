@@ -20,6 +20,7 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
+from agent_gantry_state.codec import shortened
 from agent_gantry_state.compartments import known_as
 from agent_gantry_state.errors import (
     MemoryTooLargeError,
@@ -510,8 +511,8 @@ def _too_large(change: Change, after: Snapshot, size: int, limit: int) -> Memory
     key = known_as(max(changed, key=lambda each: len(changed[each]), default=""))
     return MemoryTooLargeError(
         f"nothing was written: a {change.namespace.scope} memory of {size} bytes is more than memcached keeps in an item "
-        f"({limit} bytes); the largest key that the call changed is {key!r}. Keep less in it, spread it over several "
-        "memories, or start memcached with a higher limit, -I 4m",
+        f"({limit} bytes); the largest key that the call changed is {shortened(repr(key))}. Keep less in it, spread "
+        "it over several memories, or start memcached with a higher limit, -I 4m",
         key=key,
         size=size,
         limit=limit,
