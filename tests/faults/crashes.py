@@ -37,19 +37,26 @@ class Script:
 
     Attributes:
         allowed: How it may stand at this moment.
+        history: What was acknowledged so far.
+        tell: Called with what is allowed and the time, whenever that changes.
     """
 
-    def __init__(self, store: FileStore, clock: Clock) -> None:
+    def __init__(self, store: Any, clock: Clock) -> None:
         self.store, self.clock = store, clock
         self.talk = Talk(bridge_to(store))
         self.allowed: list[State] = [(None, None, None)]
         #: What somebody was told was there.
         self.acknowledged: State = (None, None, None)
+        self.history = [self.acknowledged]
+        self.tell: Callable[[list[State], float], None] = lambda allowed, now: None
 
     def _do(self, after: State, act: Callable[[], Any]) -> None:
         self.allowed = [self.acknowledged, after]
+        self.tell(self.allowed, self.clock.now)
         act()
         self.acknowledged, self.allowed = after, [after]
+        self.history.append(after)
+        self.tell(self.allowed, self.clock.now)
 
     def _write(self, n: int, *namespaces: Namespace, **terms: Any) -> None:
         after = tuple([n if each in namespaces else old for each, old in zip(ALL, self.acknowledged, strict=True)])
@@ -76,7 +83,8 @@ class Script:
         self.clock.now += 200.0
         self.acknowledged = (4, None, None)
         self.allowed = [self.acknowledged]
-        self.store._commits = 1000
+        self.tell(self.allowed, self.clock.now)
+        self.store._commits = 1024
         self._write(6, A)
         self._write(7, B, C)
         self._forget(C)
