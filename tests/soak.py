@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 #: By name, the function of an area: its module, as seen from this directory, and its name there.
 SOAKS = {
     "isolation": "isolation.soaks:histories",
+    "crashes": "faults.losing:crashes_and_damage",
 }
 
 _given: int | None = None

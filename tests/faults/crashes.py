@@ -276,7 +276,7 @@ def without_fsync(folder: pathlib.Path, chance: random.Random, limit: int) -> Co
     for tree, now in seen.values():
         counts["prefixes replayed"] += 1
         found = _survivors(places, tree, Clock(now))
-        counts["damaged"] += found.count("damaged")
+        counts["damaged without fsync, and told"] += found.count("damaged")
         for each in found:
             assert each in (None, "damaged", 1, 2, 3, 4, 5, 6, 7), (found, tree)
     return counts

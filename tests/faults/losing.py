@@ -1,4 +1,4 @@
-"""The long form: crashes at every operation, kills at every step, and every bit of what is stored, until the time is over."""
+"""The long form: crashes at every operation, kills at every step, and every bit of what is stored."""
 
 from __future__ import annotations
 

@@ -29,10 +29,10 @@ def read(gantry):
         return dict(memory)
 
 
-def in_mid_call(gantry, happens, key="n", value=-1):
+def in_mid_call(gantry, happens, key="n", value=-1, **options):
     """A call that has loaded what there is when something happens, and then writes."""
 
-    @gantry.with_memory
+    @gantry.with_memory(**options)
     def tool(memory):
         assert memory
         happens()
@@ -112,6 +112,18 @@ def test_call_that_read_what_a_fail_over_has_lost_is_refused_or_leaves_it_lost(c
             # Another key: the call is merged into what is left, and brings the lost one not back.
             in_mid_call(gantry, happens, "other")
             assert read(gantry) == {"n": 1, "other": -1}
+
+
+def test_serializable_call_that_read_what_a_fail_over_has_lost_is_refused():
+    with redis_server() as (server, gantry):
+        write(gantry, n=1)
+        happens = saved_and_killed(server)
+        write(gantry, n=2)
+
+        with pytest.raises(MemoryConflictError):
+            in_mid_call(gantry, happens, "other", isolation="serializable")
+
+        assert read(gantry) == {"n": 1}
 
 
 def test_memory_that_a_fail_over_has_lost_as_a_whole_is_erased():
