@@ -23,6 +23,7 @@ SOAKS = {
     "cancels": "faults.soaks:cancels",
     "faults": "faults.soaks:faults",
     "orders": "isolation.soaks:orders",
+    "crashes": "faults.losing:crashes_and_damage",
 }
 
 _given: int | None = None

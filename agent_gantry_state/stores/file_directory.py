@@ -271,6 +271,9 @@ class Directory:
         aside = os.open(_CORRUPT, _DIRECTORY, dir_fd=self.fd)
         try:
             os.rename(name, f"{name}-{os.urandom(8).hex()}", src_dir_fd=self.fd, dst_dir_fd=aside)
+            # Before anybody is told that it is kept there.
+            os.fsync(aside)
+            self.sync()
         finally:
             os.close(aside)
 

@@ -30,7 +30,8 @@ __all__ = ["close", "discard", "is_pending", "publish", "replay", "write_journal
 _log = logging.getLogger("agent_gantry_state")
 
 _JOURNAL: Final = "journal"
-#: The first byte of a journal; a greater one is of a newer version.
+#: The first byte of a journal; a greater one is of a newer version. In all of them the checksum of it and of the body
+#: follows, so that a damaged one, which would be in everybody's way, is told from a newer one.
 _LAYOUT: Final = b"\x01"
 
 
@@ -88,7 +89,7 @@ def write_journal(directory: Directory, moves: Sequence[tuple[New, str]]) -> New
     if len(moves) < 2:
         return None
     body = codec.pack([[new.name, name, new.checksum] for new, name in moves])
-    return directory.write(_LAYOUT + zlib.crc32(body).to_bytes(4, "big") + body)
+    return directory.write(_LAYOUT + _checksum(_LAYOUT + body) + body)
 
 
 def replay(directory: Directory) -> None:
@@ -151,18 +152,22 @@ def close(news: Iterable[New]) -> None:
                     new.close()
 
 
+def _checksum(data: bytes) -> bytes:
+    return zlib.crc32(data).to_bytes(4, "big")
+
+
 def _moves(data: bytes) -> Sequence[tuple[str, str, bytes]] | None:
     """What a journal lists; None if it cannot be read."""
-    if data[:1] > _LAYOUT:
+    layout, checksum, body = data[:1], data[1:5], data[5:]
+    if _checksum(layout + body) != checksum:
+        return None
+    if layout != _LAYOUT:
         raise StoreError(
             f"the file store's journal was written by a newer version of agent-gantry-state (layout {data[0]}, this one "
             f"knows {_LAYOUT[0]}): upgrade the package; nothing was changed"
         )
-    body = data[5:]
-    if not data or zlib.crc32(body).to_bytes(4, "big") != data[1:5]:
-        return None
     try:
-        moves = [(str(new), str(name), bytes(checksum)) for new, name, checksum in codec.unpack(body)]
+        moves = [(str(new), str(name), bytes(sum_)) for new, name, sum_ in codec.unpack(body)]
     except (StateError, TypeError, ValueError):
         return None
     return moves if all(is_new(new) and is_namespace(name) for new, name, _ in moves) else None

@@ -217,6 +217,14 @@ class SharedDirectory:
                 "be made"
             ) from None
         self._check(directory, made)
+        if made or self.fsync:
+            # Also of one that is there: who made it may have been killed before it had seen to that.
+            try:
+                self._sync_place()
+            except OSError:
+                # Who made it may have had the right to do so, and has answered for it.
+                if made:
+                    raise
         return directory
 
     def _make(self) -> bool:
@@ -230,13 +238,15 @@ class SharedDirectory:
                 "URL (file:///relative/dir, file:////absolute/dir)",
                 committed=False,
             ) from None
-        if self.fsync:
-            parent = os.open(self.path.parent, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-            try:
-                os.fsync(parent)
-            finally:
-                os.close(parent)
         return True
+
+    def _sync_place(self) -> None:
+        """Bring to the disk that there is such a directory."""
+        parent = os.open(self.path.parent, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        try:
+            os.fsync(parent)
+        finally:
+            os.close(parent)
 
     def _check(self, directory: Directory, made: bool) -> None:
         name = self.path.name
@@ -274,17 +284,18 @@ class SharedDirectory:
             )
 
     def _mark(self, directory: Directory) -> None:
-        """Say that a directory is ours. Two may do it at once."""
+        """Say that a directory is ours. Two may do it at once.
+
+        The disk is waited for in any case: without this file nothing that is in the directory can be read.
+        """
         os.close(directory.open_lock(_LOCK))
         new = directory.write(b"agent-gantry-state file store, layout %d\n" % LAYOUT)
         try:
-            if self.fsync:
-                new.sync()
+            new.sync()
             directory.rename(new.name, _MARKER)
         finally:
             directory.discard([new])
-        if self.fsync:
-            directory.sync()
+        directory.sync()
 
 
 _directories: weakref.WeakSet[SharedDirectory] = weakref.WeakSet()

@@ -41,7 +41,7 @@ from agent_gantry_state.stores.protocol import (
     Release,
     Snapshot,
 )
-from agent_gantry_state.stores.rows import namespace_of, place, to_bytes, to_owner
+from agent_gantry_state.stores.rows import namespace_of, owned_by, place, to_bytes, to_owner
 from agent_gantry_state.stores.urls import StoreURL
 from agent_gantry_state.stores.whole import applied
 
@@ -341,7 +341,8 @@ class PostgreSQLStore(RemoteStore):
             self._kept.drop(namespace)
 
     def _list(self, message: List) -> Steps[Page]:
-        wanted = [None if each is None else to_bytes(each) for each in (message.app, message.scope, message.owner)]
+        wanted = [None if each is None else to_bytes(each) for each in (message.app, message.scope)]
+        wanted.append(None if message.owner is None else owned_by(message.owner))
         limit = wire.packed_int(message.limit + 1)
         result = yield from self._ask("list_1", message.after or b"", *wanted, limit, self._time())
         get, count = result.get_value, min(result.ntuples, message.limit)

@@ -14,7 +14,7 @@ from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.stores import postgresql_wire as wire
 from agent_gantry_state.stores.kept import KEY_BYTES
 from agent_gantry_state.stores.protocol import EMPTY, KEEP, Change, Put, Snapshot
-from agent_gantry_state.stores.rows import place, to_bytes, to_owner, to_text, values_of
+from agent_gantry_state.stores.rows import corrupt, owned_by, place, sealed, to_bytes, to_owner, to_text, values_of
 
 __all__ = [
     "NOW",
@@ -94,8 +94,11 @@ def made(result: Any, start: int, end: int, namespace: Namespace, until: float |
     expires: dict[str, float] = {}
     sliding: dict[str, float] = {}
     for _, row in rows:
-        stored = get(row, _NAME) or get(row, _KEY)
-        name = to_text(stored, WHERE)
+        stored, long = get(row, _KEY), get(row, _NAME)
+        name = to_text(long or stored, WHERE)
+        if (long is not None or stored[:1] == _HASHED) and filed(name)[0] != stored:
+            # Who writes that key would not find it, and there would be two.
+            raise corrupt(name, WHERE)
         versions[name] = get(row, VERSION)
         record = get(row, RECORD)
         if record is None:
@@ -150,7 +153,7 @@ def written(changes: Sequence[Change]) -> list[bytes | None]:
                 least[term] = min(least.get(term, ttl), ttl)
             keys.append(name)
             names.append(long)
-            records.append(put.record)
+            records.append(sealed(name if long is None else long, put.record))
             terms.append(term | (_LAST if put.last else 0) | (0 if checks.get(key) is not None else _NEW))
             ttls.append(ttl)
         due.append(least.get(_FIXED))
@@ -172,8 +175,8 @@ def written(changes: Sequence[Change]) -> list[bytes | None]:
         wire.bytes_array([change.head for change in changes]),
         wire.int_array(tuple([_flags(change) for change in changes])),
         wire.bytes_array([change.born for change in changes]),
-        _texts([change.loaded_owner for change in changes]),
-        _texts([change.owner for change in changes]),
+        _owners([change.loaded_owner for change in changes]),
+        _owners([change.owner for change in changes]),
         *made_anew,
         _floats(due),
         _floats(slide),
@@ -194,8 +197,8 @@ def written(changes: Sequence[Change]) -> list[bytes | None]:
 _NOTHING: Final = wire.bytes_array(())
 
 
-def _texts(texts: Sequence[str | None]) -> bytes:
-    return _maybe([None if text is None else to_bytes(text) for text in texts])
+def _owners(texts: Sequence[str | None]) -> bytes:
+    return _maybe([None if text is None else owned_by(text) for text in texts])
 
 
 def _maybe(items: Sequence[bytes | None]) -> bytes:

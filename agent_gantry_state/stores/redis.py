@@ -48,6 +48,7 @@ from agent_gantry_state.stores.redis_layout import (
     listed,
     mark_of,
     moment,
+    owner_argument,
     place_of,
     text_argument,
     version_of,
@@ -354,7 +355,7 @@ class RedisStore(RemoteStore):
     def _list(self, message: List) -> Steps[Page]:
         found: list[tuple[Listed, bytes]] = []
         after = b"" if message.after is None else message.after.hex().encode()
-        asked = [text_argument(text) for text in (message.app, message.scope, message.owner)]
+        asked = [text_argument(message.app), text_argument(message.scope), owner_argument(message.owner)]
         tag, wanted = message.after[0] if message.after else 0, message.limit + 1
         at_once = TAGS if self._route.together else _TAGS_AT_ONCE
         while tag < TAGS and len(found) < wanted:

@@ -18,7 +18,7 @@ from agent_gantry_state.errors import CorruptEntryError
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.stores.kept import KEY_BYTES
 from agent_gantry_state.stores.protocol import EMPTY, KEEP, Change, Listed, Put, Snapshot
-from agent_gantry_state.stores.rows import corrupt, namespace_of, to_bytes, to_text, values_of
+from agent_gantry_state.stores.rows import corrupt, namespace_of, owned_by, sealed, to_bytes, to_owner, to_text, values_of
 
 __all__ = [
     "TAGS",
@@ -30,6 +30,7 @@ __all__ = [
     "mark_of",
     "moment",
     "newer",
+    "owner_argument",
     "place_of",
     "text_argument",
     "version_of",
@@ -125,8 +126,8 @@ def written(change: Change, address: bytes) -> list[Any]:
     arguments: list[Any] = [
         change.head or b"",
         change.born or b"",
-        text_argument(change.loaded_owner),
-        text_argument(change.owner),
+        owner_argument(change.loaded_owner),
+        owner_argument(change.owner),
         _FLAGS[change.whole, change.touch],
         b"" if change.head else address,
         len(change.checks),
@@ -138,7 +139,8 @@ def written(change: Change, address: bytes) -> list[Any]:
     if change.deletes:
         arguments += map(to_bytes, change.deletes)
     for key, put in puts.items():
-        arguments += (to_bytes(key), _terms(put), put.record)
+        name = to_bytes(key)
+        arguments += (name, _terms(put), sealed(name, put.record))
     return arguments
 
 
@@ -155,6 +157,11 @@ def _terms(put: Put) -> bytes:
 def text_argument(text: str | None) -> bytes:
     """A text or nothing, as an argument of a script."""
     return b"" if text is None else b"=" + to_bytes(text)
+
+
+def owner_argument(owner: str | None) -> bytes:
+    """An owner or nobody, as an argument of a script."""
+    return b"" if owner is None else b"=" + owned_by(owner)
 
 
 # What comes back.
@@ -182,9 +189,9 @@ def _header(raw: bytes) -> _Header:
     except struct.error:
         raise damaged("a memory") from None
     end = _HEADER.size + size
-    if layout != LAYOUT or len(raw) < end:
+    if layout != LAYOUT or len(raw) < end or owned != (size > 0):
         raise damaged("a memory")
-    return _Header(head, touched, born, timed, to_text(raw[_HEADER.size : end], _WHERE) if owned else None, raw[end:])
+    return _Header(head, touched, born, timed, to_owner(raw[_HEADER.size : end] or None, _WHERE), raw[end:])
 
 
 def mark_of(flat: Sequence[bytes]) -> bytes:

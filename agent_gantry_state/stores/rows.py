@@ -1,10 +1,13 @@
 """What stores have in common that keep a row for each key: texts as bytes, addresses, and records read many at once.
 
-Each function that may find something damaged is told *where*, for the error.
+A record is stored behind a checksum of it and of its key, and an owner behind one of it, so that no damage makes another
+value or another person of them. Each function that may find something damaged is told *where*, for the error.
 """
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final
@@ -14,9 +17,10 @@ from agent_gantry_state.compartments import known_as
 from agent_gantry_state.errors import CorruptEntryError
 from agent_gantry_state.namespace import Namespace
 
-__all__ = ["corrupt", "namespace_of", "place", "to_bytes", "to_owner", "to_text", "values_of"]
+__all__ = ["corrupt", "namespace_of", "owned_by", "place", "sealed", "to_bytes", "to_owner", "to_text", "values_of"]
 
 _FORMAT: Final = codec.FORMAT[0]
+_SUM_BYTES: Final = 4
 
 
 def place(namespace: Namespace) -> tuple[bytes, bytes]:
@@ -59,13 +63,33 @@ def to_text(stored: bytes, where: str) -> str:
         raise CorruptEntryError(f"a name in {where} cannot be read: its bytes are damaged") from None
 
 
+def owned_by(owner: str) -> bytes:
+    """An owner as it is stored."""
+    text = to_bytes(owner)
+    return _sum(text) + text
+
+
 def to_owner(stored: bytes | None, where: str) -> str | None:
     """A stored owner; None if there is none.
 
     Raises:
-        CorruptEntryError: It is no text.
+        CorruptEntryError: It is damaged.
     """
-    return None if stored is None else to_text(stored, where)
+    if stored is None:
+        return None
+    text = stored[_SUM_BYTES:]
+    if _sum(text) != stored[:_SUM_BYTES]:
+        raise CorruptEntryError(f"the owner of a memory in {where} cannot be read: its bytes are damaged")
+    return to_text(text, where)
+
+
+def sealed(key: bytes, record: bytes) -> bytes:
+    """A record as it is stored, under a key's bytes."""
+    return _sum(record, zlib.crc32(key)) + record
+
+
+def _sum(data: bytes, start: int = 0) -> bytes:
+    return zlib.crc32(data, start).to_bytes(_SUM_BYTES, "big")
 
 
 def namespace_of(address: bytes, where: str) -> Namespace:
@@ -86,14 +110,15 @@ def namespace_of(address: bytes, where: str) -> Namespace:
         raise CorruptEntryError(f"the address of a memory in {where} cannot be read: its bytes are damaged") from None
 
 
-def values_of(names: Sequence[str], records: Sequence[Any], where: str) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The `values` and `packed` of a `Snapshot`, from the names of keys and their records.
+def values_of(names: Sequence[str], stored: Sequence[Any], where: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The `values` and `packed` of a `Snapshot`, from the names of keys and their records as they are stored.
 
     Raises:
         CorruptEntryError: A record is damaged, or of a newer format; its `path` names the key.
     """
     values: dict[str, Any] = {}
     packed: dict[str, bytes] = {}
+    records = _records(names, stored, where)
     immutable = codec.IMMUTABLE
     for name, record, value in zip(names, records, _decoded(names, records, where), strict=True):
         if type(value) in immutable:
@@ -103,7 +128,27 @@ def values_of(names: Sequence[str], records: Sequence[Any], where: str) -> tuple
     return values, packed
 
 
-def _decoded(names: Sequence[str], records: Sequence[Any], where: str) -> Sequence[Any]:
+def _records(names: Sequence[str], stored: Sequence[Any], where: str) -> Sequence[bytes]:
+    """What stands behind the checksums, which are compared all at once."""
+    try:
+        records = [each[_SUM_BYTES:] for each in stored]
+        sums = map(zlib.crc32, records, map(zlib.crc32, [name.encode() for name in names]))
+        if struct.pack(f">{len(records)}I", *sums) == b"".join([each[:_SUM_BYTES] for each in stored]):
+            return records
+    except (TypeError, UnicodeEncodeError):
+        pass
+    return [_record(name, each, where) for name, each in zip(names, stored, strict=True)]
+
+
+def _record(name: str, stored: Any, where: str) -> bytes:
+    if type(stored) is bytes:
+        record = stored[_SUM_BYTES:]
+        if _sum(record, zlib.crc32(to_bytes(name))) == stored[:_SUM_BYTES]:
+            return record
+    raise corrupt(name, where)
+
+
+def _decoded(names: Sequence[str], records: Sequence[bytes], where: str) -> Sequence[Any]:
     """The values.
 
     The format byte happens to be MessagePack's number one, so that records behind each other are an array of ones and
@@ -115,13 +160,13 @@ def _decoded(names: Sequence[str], records: Sequence[Any], where: str) -> Sequen
             # Bytes that are too few or too many would shift what comes behind them.
             if both[:-1:2] == [_FORMAT] * len(records) and codec.pack(both[-1]) == codec.END:
                 return both[1:-1:2]  # type: ignore[no-any-return]
-    except (CorruptEntryError, TypeError, IndexError):
+    except (CorruptEntryError, IndexError):
         pass
     values = []
     for name, record in zip(names, records, strict=True):
         try:
             values.append(codec.decode(record))
-        except (CorruptEntryError, TypeError):
+        except CorruptEntryError:
             raise corrupt(name, where) from None
     return values
 

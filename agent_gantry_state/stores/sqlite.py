@@ -43,7 +43,7 @@ from agent_gantry_state.stores.protocol import (
     Snapshot,
     Ttl,
 )
-from agent_gantry_state.stores.rows import namespace_of, place, to_bytes, to_owner, to_text, values_of
+from agent_gantry_state.stores.rows import namespace_of, owned_by, place, sealed, to_bytes, to_owner, to_text, values_of
 from agent_gantry_state.stores.sqlite_file import Execute, SQLiteFile
 from agent_gantry_state.stores.urls import StoreURL
 from agent_gantry_state.stores.whole import applied
@@ -375,7 +375,7 @@ class SQLiteStore(Clocked):
         for name, text in (("app", message.app), ("scope", message.scope), ("owner", message.owner)):
             if text is not None:
                 statement += _OF[name]
-                parameters.append(to_bytes(text))
+                parameters.append(owned_by(text) if name == "owner" else to_bytes(text))
         rows = execute(statement + _IN_ORDER, (*parameters, message.limit + 1)).fetchall()
         page = rows[: message.limit]
         listed = tuple([Listed(namespace_of(address, _WHERE), to_owner(owner, _WHERE)) for _, address, owner in page])
@@ -507,7 +507,8 @@ def _overwrite(execute: Execute, change: Change, version: bytes, now: float) -> 
     seen = change.checks
     for key, put in puts.items():
         left -= 1
-        record, name = put.record, to_bytes(key)
+        name = to_bytes(key)
+        record = sealed(name, put.record)
         pages += len(record) >> 12
         expiry: tuple[Any, ...] = () if put.ttl is KEEP else _expiry(put, now)
         if not put.last and seen.get(key) is not None:
@@ -593,12 +594,11 @@ def _apply(execute: Execute, change: Change, state: Any, version: bytes, now: fl
         deadline = expires_at if slides is None else touched + slides
         if deadline is not None:
             first = deadline if first is None else min(first, deadline)
-        record = put.record
-        execute(
-            _PUT[False, put.last, put.ttl is not KEEP], (digest, to_bytes(key), version, record, expires_at, slides, last)
-        )
+        name = to_bytes(key)
+        record = sealed(name, put.record)
+        execute(_PUT[False, put.last, put.ttl is not KEEP], (digest, name, version, record, expires_at, slides, last))
         pages += len(record) >> 12
-    owner = owner if change.owner is None else to_bytes(change.owner)
+    owner = owner if change.owner is None else owned_by(change.owner)
     if state is None:
         app, scope = to_bytes(namespace.app), to_bytes(namespace.scope)
         execute(_NEW, (version, last, touched, first, born, owner, digest, app, scope, address))

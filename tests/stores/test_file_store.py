@@ -18,6 +18,7 @@ import tempfile
 import textwrap
 import threading
 import time
+import zlib
 from contextlib import closing, contextmanager
 
 import anyio
@@ -627,12 +628,40 @@ def test_journal_that_cannot_be_read_is_kept_aside(path, talk, make, content, ca
 
 def test_journal_of_a_newer_version_is_refused_and_left(path, talk):
     talk.write(A, x=1)
-    (path / "journal").write_bytes(b"\x02whatever")
+    content = b"\x02" + zlib.crc32(b"\x02whatever").to_bytes(4, "big") + b"whatever"
+    (path / "journal").write_bytes(content)
 
     with pytest.raises(StoreError, match="newer version"):
         talk.load(A)
 
-    assert (path / "journal").read_bytes() == b"\x02whatever"
+    assert (path / "journal").read_bytes() == content
+
+
+def test_journal_that_is_damaged_anywhere_stands_in_nobodys_way(path, make, monkeypatch, caplog):
+    talk = Talk(bridge_to(make(fsync=False)))
+    talk.ask(several(talk, 1, A, B))
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            file_store, "publish", lambda directory, moves, journal, fsync: directory.rename(journal.name, "journal")
+        )
+        talk.ask(several(talk, 2, A, B))
+    journal = (path / "journal").read_bytes()
+    files = {each.name: each.read_bytes() for each in path.iterdir()}
+
+    for index in range(len(journal)):
+        copy = path.with_name(f"copy{index}")
+        copy.mkdir(0o700)
+        for name, data in files.items():
+            (copy / name).write_bytes(data)
+        bad = bytearray(journal)
+        bad[index] ^= 1 << index % 8
+        (copy / "journal").write_bytes(bad)
+        for damaged in (bytes(bad), journal[:index]):
+            (copy / "journal").write_bytes(damaged)
+            with closing(FileStore(copy, fsync=False)) as again:
+                late = Talk(bridge_to(again))
+                assert [late.content(each)["n"] for each in (A, B)] == [1, 1]
+                assert damaged in [each.read_bytes() for each in copy.glob("corrupt/journal-*")]
 
 
 @pytest.mark.parametrize("content", [b"", b"\x01", b"torn", b"\xff" * 60])

@@ -32,7 +32,6 @@ from agent_gantry_state import (
     StoreTimeoutError,
     StoreUnavailableError,
     StoreURLError,
-    codec,
 )
 from agent_gantry_state.bridge import Local, bridge_to
 from agent_gantry_state.stores import sqlite as sqlite_store
@@ -388,22 +387,6 @@ def test_conflict_with_a_record_that_cannot_be_read_is_typed_and_leaves_the_stor
 
     talk.write(B, x=1)
     assert talk.content(B) == {"x": 1}
-
-
-def test_every_flipped_bit_of_a_record_is_an_error_or_a_value(path, store, talk):
-    talk.write(A, x=["text", 1, {"a": (1, 2)}])
-    record = raw(path, "SELECT record FROM entry WHERE key > 0")[0][0]
-
-    for index in range(len(record)):
-        bad = bytearray(record)
-        bad[index] ^= 1 << (index % 8)
-        raw(path, ("UPDATE entry SET record = ? WHERE key > 0", (bytes(bad),)))
-        try:
-            talk.content()
-        except StoreError:
-            pytest.fail("a damaged record is no failure of the store")
-        except CorruptEntryError:
-            pass
 
 
 def test_memory_that_lies_under_anothers_digest_is_refused(path, talk):
@@ -1210,7 +1193,7 @@ def test_layout_has_not_changed_without_its_number(path, talk):
         "lease": ["digest", "holder", "until"],
         "token": ["token", "until"],
     }
-    assert raw(path, "SELECT record FROM entry WHERE key > 0") == [(codec.encode(1),)]
+    assert raw(path, "SELECT record FROM entry WHERE key > 0") == [(b"\xcb\xbf\xe1-\x01\x01",)]
     assert raw(path, "SELECT digest, record, app, scope FROM entry WHERE key = 0") == [
         (A.digest, A.address, b"app", b"session")
     ]
