@@ -172,6 +172,8 @@ class InRedis(Stored):
         for kind, field, *name in parts:
             if not name and kind == "terms":
                 told = field if field == b"h" else field[:1] + parts["sealed", field, "name"]
+                if told in fields:
+                    raise ValueError("a hash has no two fields of one name")
                 fields[told] = parts["terms", field] + parts["sealed", field]
         with self.admin.pipeline() as pipeline:
             pipeline.delete(self.key)
@@ -346,7 +348,7 @@ def damage_everything(stored: Stored, bits: Callable[[int], Iterator[int]], cuts
                 parts = {**whole, part: damaged}
                 try:
                     stored.put_back(parts)
-                except (psycopg.DatabaseError, sqlite3.Error, struct.error):
+                except (psycopg.DatabaseError, sqlite3.Error, ValueError):
                     # The database itself does not take it.
                     continue
                 there = stored.parts()
