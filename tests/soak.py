@@ -20,6 +20,9 @@ from collections.abc import Callable, Iterator
 #: By name, the function of an area: its module, as seen from this directory, and its name there.
 SOAKS = {
     "isolation": "isolation.soaks:histories",
+    "ids": "hostile.soaks:ids",
+    "values": "hostile.soaks:contents",
+    "decoder": "hostile.soaks:decoder",
 }
 
 _given: int | None = None
