@@ -53,8 +53,10 @@ def plain_changes(memory: Memory) -> dict[str, Any] | None:
         kind = type(value)
         if kind not in _EQUAL_IS_SAME or value.__sizeof__() > SMALL_SIZE:
             return None
+        if type(key) is not str:
+            return None
         if old is ABSENT:
-            if type(key) is not str or key < FIRST_OPEN or key.__sizeof__() > SMALL_SIZE:
+            if key < FIRST_OPEN or key.__sizeof__() > SMALL_SIZE:
                 return None
             expected += 1
         elif kind is type(old) and value == old:
@@ -78,6 +80,9 @@ def changes_of(memory: Memory) -> Changes | None:
     fresh = 0
     for key, delta in memory._touched.items():
         value, old = _get(memory, key, ABSENT), values.get(key, ABSENT)
+        if type(key) is not str and (value is not ABSENT or old is not ABSENT):
+            # It may be equal to one that is there, as a dict sees it, and another one for a store.
+            refuse_key(key)
         if value is ABSENT:
             if old is not ABSENT:
                 deletes.append(key)
@@ -171,9 +176,10 @@ def refuse_key(key: Any) -> None:
         UnstorableValueError: It is none.
     """
     if type(key) is not str:
+        name = codec.name_of(type(key))
         raise UnstorableValueError(
-            f"memory has a key of type {type(key).__name__}, which cannot be stored; keys are str, so use str(key)",
-            path=f"memory[<{type(key).__name__}>]",
+            f"memory has a key of type {name}, which cannot be stored; keys are str, so use str(key)",
+            path=f"memory[<{name}>]",
         )
 
 

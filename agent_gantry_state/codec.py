@@ -13,7 +13,7 @@ import decimal
 import enum
 import pathlib
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import ormsgpack
@@ -21,7 +21,19 @@ import ormsgpack
 from agent_gantry_state.errors import CorruptEntryError, UnstorableValueError
 from agent_gantry_state.wellformed import is_wellformed
 
-__all__ = ["END", "FORMAT", "IMMUTABLE", "decode", "encode", "pack", "repack", "shortened", "unpack"]
+__all__ = [
+    "END",
+    "FORMAT",
+    "IMMUTABLE",
+    "decode",
+    "encode",
+    "name_of",
+    "pack",
+    "repack",
+    "shortened",
+    "shown",
+    "unpack",
+]
 
 #: First byte of every stored record; a reader refuses one that it does not know.
 FORMAT = b"\x01"
@@ -41,6 +53,8 @@ _PAIR: Final = b"\x92"
 #: extensions starts it anew, so that their number is limited too, or a hostile value could exhaust the C stack.
 MAX_DEPTH = 200
 _MAX_EXTENSION_DEPTH = 24
+#: Nobody looks for what else is wrong further down than this: the encoder has given up long before.
+_FAR: Final = 5000
 
 _OPTIONS = (
     ormsgpack.OPT_PASSTHROUGH_TUPLE
@@ -94,17 +108,45 @@ def pack(value: Any) -> bytes:
         try:
             return _tagged_pack(value, 0, 0)
         except (TypeError, RecursionError):
-            raise UnstorableValueError(
-                f"the value is nested too deeply: store it flatter, with at most {MAX_DEPTH} levels of which at most "
-                f"{_MAX_EXTENSION_DEPTH} are tuples, sets or dicts with keys other than str",
-                path="",
-            ) from None
-    # MessagePack writes bytearray and memoryview as bytes without asking. A bin header is one of these three bytes;
-    # they also occur in text and numbers, so that a hit only means that it is worth a look.
-    # (Asked for as numbers: `bytes in bytes` first raises and swallows an error, at five times the cost.)
-    if (0xC4 in packed or 0xC5 in packed or 0xC6 in packed) and type(value) not in IMMUTABLE:
+            raise _too_deep("") from None
+    if type(value) not in IMMUTABLE and _may_be_foreign(packed) and not _is_known(value):
         check(value, "")
     return packed
+
+
+def _may_be_foreign(packed: bytes) -> bool:
+    """Whether the bytes are worth a look at what they were made of.
+
+    MessagePack writes bytearray and memoryview as bytes, and its own class for extensions as one of ours, without asking.
+    These are the headers of both; they also occur in text and numbers. (Asked for as numbers: `bytes in bytes` first raises
+    and swallows an error, at five times the cost.)
+    """
+    return (
+        0xC4 in packed
+        or 0xC5 in packed
+        or 0xC6 in packed
+        or 0xC7 in packed
+        or 0xC8 in packed
+        or 0xC9 in packed
+        or 0xD4 in packed
+        or 0xD5 in packed
+        or 0xD6 in packed
+        or 0xD7 in packed
+        or 0xD8 in packed
+    )
+
+
+def _is_known(value: Any) -> bool:
+    """Whether a value that was encoded, in which there is no cycle, is made of nothing but what comes back as it was."""
+    found = [value]
+    for each in found:
+        kind = type(each)
+        if kind not in _CONTAINERS:
+            return kind in _ATOMS
+        items = each.values() if kind is dict else each
+        if not _ATOMS.issuperset(map(type, items)):
+            found += [item for item in items if type(item) not in _ATOMS]
+    return True
 
 
 def repack(value: Any) -> bytes:
@@ -128,9 +170,10 @@ def unpack(packed: bytes) -> Any:
         return _unpackb(packed, ext_hook=_decode_extension)
     except CorruptEntryError:
         raise
-    except Exception:  # noqa: BLE001
-        # From None: an error of the decoder may carry the bytes that it stumbled over.
-        raise _damaged() from None
+    except Exception:  # noqa: BLE001, S110
+        pass
+    # Out here, so that the error of the decoder, which may carry the bytes that it stumbled over, is nowhere behind ours.
+    raise _damaged()
 
 
 def _check_lengths(packed: bytes) -> None:
@@ -329,6 +372,8 @@ def check(value: Any, path: str) -> None:
             steps.append(step)
             if id(child) in inside and type(child) not in _ATOMS:
                 raise _refusal(steps, "a container that contains itself", "store it without the cycle")
+            if len(children) > _FAR:
+                raise _too_deep(path)
             children.append(_children(child, steps))
             above.append(id(child))
             inside.add(id(child))
@@ -344,12 +389,12 @@ def _children(value: Any, steps: list[str]) -> Iterator[tuple[str, Any]]:
     kind = type(value)
     if kind in _ATOMS:
         if kind in (dt.datetime, dt.time) and not _has_offset(value):
-            raise _refusal(steps, f"a {kind.__name__} whose tzinfo gives no offset", "give it a fixed offset")
+            raise _refusal(steps, f"a {name_of(kind)} whose tzinfo gives no offset", "give it a fixed offset")
         return iter(())
     if kind in _ALIASES:
         value, kind = _ALIASES[kind](value), dict
     if kind not in _CONTAINERS:
-        raise _refusal(steps, f"a value of type {kind.__name__}", _conversion(kind))
+        raise _refusal(steps, f"a value of type {name_of(kind)}", _conversion(kind))
     if kind is dict:
         return _dict_children(value)
     # Most containers hold nothing but atoms: one look at the set of their types is enough.
@@ -361,10 +406,18 @@ def _children(value: Any, steps: list[str]) -> Iterator[tuple[str, Any]]:
 def _dict_children(value: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
     if not _TIMELESS.issuperset(map(type, value)):
         for key in value:
-            yield f"{{key of type {type(key).__name__}}}", key
+            yield f"{{key of type {name_of(type(key))}}}", key
     if not _TIMELESS.issuperset(map(type, value.values())):
         for key, item in value.items():
-            yield f"[{key!r}]" if type(key) in IMMUTABLE else f"[<{type(key).__name__}>]", item
+            yield f"[{shown(key)}]", item
+
+
+def _too_deep(path: str) -> UnstorableValueError:
+    return UnstorableValueError(
+        f"{path or 'the value'} is nested too deeply: store it flatter, with at most {MAX_DEPTH} levels of which at most "
+        f"{_MAX_EXTENSION_DEPTH} are tuples, sets or dicts with keys other than str",
+        path=path,
+    )
 
 
 def _refusal(steps: list[str], what: str, hint: str) -> UnstorableValueError:
@@ -373,36 +426,64 @@ def _refusal(steps: list[str], what: str, hint: str) -> UnstorableValueError:
     return UnstorableValueError(f"{shown} holds {what}, which cannot be stored; {hint}", path="".join(few))
 
 
+def shown(key: Any) -> str:
+    """A key, or anything that was used as one, for an error: as it is written, if that can be hostile to nobody."""
+    kind = type(key)
+    if kind not in IMMUTABLE:
+        return f"<{name_of(kind)}>"
+    if kind is int and key.bit_length() > _LONGEST_INT:
+        return f"<int of {key.bit_length()} bits>"
+    return repr(key)
+
+
+def name_of(kind: type) -> str:
+    """The name of a type, without asking its metaclass, which may be anybody's."""
+    return shortened(_NAME(kind))
+
+
 def shortened(text: str) -> str:
     """*text*, cut in the middle if it is long: a key may be anything, and messages are read by people and models."""
     return text if len(text) <= 60 else f"{text[:40]}...{text[-10:]}"
 
+
+#: Python writes out no int of more digits than a limit that can be set, and takes long for one that is long.
+_LONGEST_INT: Final = 1024
+_NAME: Final = vars(type)["__name__"].__get__
+_MRO: Final = vars(type)["__mro__"].__get__
+_MEMBERS: Final = vars(type)["__dict__"].__get__
 
 _ANNOTATE: Final = "or annotate the memory's parameter with a model or dataclass that has it as a field"
 
 
 def _conversion(kind: type) -> str:
     """What to write instead, for the types that people try. Looks at the type alone: the value may be hostile."""
-    if kind in (bytearray, memoryview):
+    bases = _MRO(kind)
+    members: set[str] = set().union(*map(_MEMBERS, bases))
+
+    def extends(base: type) -> bool:
+        # `in` would ask the metaclass.
+        return any(each is base for each in bases)
+
+    if kind is bytearray or kind is memoryview:
         return "convert it with bytes(value)"
-    if issubclass(kind, enum.Enum):
+    if extends(enum.Enum):
         return "store value.value"
-    if issubclass(kind, pathlib.PurePath):
+    if extends(pathlib.PurePath):
         return "convert it with str(path)"
-    if issubclass(kind, tuple) and hasattr(kind, "_asdict"):
+    if extends(tuple) and "_asdict" in members:
         return "convert it with value._asdict() or tuple(value)"
-    if hasattr(kind, "model_dump"):
+    if "model_dump" in members:
         return f"convert it with value.model_dump(), {_ANNOTATE}"
-    if hasattr(kind, "__dataclass_fields__"):
+    if "__dataclass_fields__" in members:
         return f"convert it with dataclasses.asdict(value), {_ANNOTATE}"
-    if hasattr(kind, "tolist"):
+    if "tolist" in members:
         return "convert it with value.tolist()"
     for base in (str, bytes, int, float, list, tuple, set, frozenset, decimal.Decimal, uuid.UUID):
-        if issubclass(kind, base):
+        if extends(base):
             return f"convert it with {base.__name__}(value)"
-    if issubclass(kind, Mapping):
+    if {"keys", "__getitem__"} <= members:
         return "convert it with dict(value)"
-    if issubclass(kind, Iterable):
+    if "__iter__" in members:
         return "convert it with list(value)"
     return (
         "convert it to None, bool, int, float, str, bytes, list, tuple, dict, set, frozenset, datetime, date, time, "

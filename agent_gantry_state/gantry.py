@@ -325,8 +325,7 @@ class Stateful:
         usual = wiring.terms(nearest)
         chosen = usual.ttl if isinstance(ttl, _Unset) else KEEP if ttl is None else ttl
         if chosen is not KEEP:
-            check_ttl(where, chosen)  # type: ignore[arg-type]
-            chosen = float(chosen)  # type: ignore[arg-type]
+            chosen = float(check_ttl(where, chosen))  # type: ignore[arg-type]
         if not isinstance(sliding, (bool, _Unset)):
             raise DeclarationError(f"{where}: sliding must be True or False, not {type(sliding).__name__}")
         slides = (usual.slides and chosen is not KEEP) if isinstance(sliding, _Unset) else sliding

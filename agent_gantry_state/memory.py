@@ -229,9 +229,9 @@ class Memory(dict[str, Any]):
         if ttl is KEEP:
             self[key] = value
             return
-        check_ttl("memory.set", ttl)  # type: ignore[arg-type]
+        ttl = check_ttl("memory.set", ttl)  # type: ignore[arg-type]
         self[key] = value
-        self._expire(key, ttl)  # type: ignore[arg-type]
+        self._expire(key, ttl)
 
     def expire(self, key: str, ttl: float | None) -> None:
         """Let *key* expire.
@@ -245,7 +245,7 @@ class Memory(dict[str, Any]):
             ValueError: *ttl* is not positive.
             TypeError: *ttl* is no number.
         """
-        check_ttl("memory.expire", ttl)
+        ttl = check_ttl("memory.expire", ttl)
         if key not in self:
             raise KeyError(key)
         self._expire(key, ttl)
@@ -300,9 +300,9 @@ class Memory(dict[str, Any]):
             TypeError: *n*, or the value that is there, is no such number.
         """
         current = _get(self, key, 0)
-        for what, number in ((f"memory[{key!r}]", current), ("n", n)):
-            if not is_number(number):
-                raise TypeError(f"memory.add: {what} must be an int, a float or a Decimal, not {type(number).__name__}")
+        if not (is_number(current) and is_number(n)):
+            what, number = ("n", n) if is_number(current) else (f"memory[{codec.shortened(codec.shown(key))}]", current)
+            raise TypeError(f"memory.add: {what} must be an int, a float or a Decimal, not {codec.name_of(type(number))}")
         total = current + n
         touched = self._touched
         before = touched.get(key, EXPIRY)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-__all__ = ["Namespace"]
+from agent_gantry_state.codec import name_of
+
+__all__ = ["Namespace", "text_of"]
 
 
 #: Digests of namespaces whose id and app are no longer than this are kept.
@@ -41,9 +43,10 @@ class Namespace(_Namespace):
     __slots__ = ()
 
     def __new__(cls, scope: str, id: str, app: str = "") -> Namespace:
-        for name, part in (("scope", scope), ("id", id), ("app", app)):
-            if not isinstance(part, str):
-                raise TypeError(f"Namespace: {name} must be a str, not {type(part).__name__}")
+        if not type(scope) is type(id) is type(app) is str:
+            scope, id, app = (
+                text_of(part, f"Namespace: {name}") for name, part in (("scope", scope), ("id", id), ("app", app))
+            )
         if not scope or not id:
             raise ValueError("Namespace: scope and id must not be empty")
         return super().__new__(cls, scope, id, app)
@@ -62,6 +65,20 @@ class Namespace(_Namespace):
     def __repr__(self) -> str:
         # An id may be a person's: it is in no log and no traceback.
         return f"<Namespace of scope {self.scope!r}>"
+
+
+def text_of(value: Any, what: str) -> str:
+    """The text of a str; of a subclass its text alone, for what one says of itself may be anything.
+
+    Raises:
+        TypeError: *value* is none; *what* names it.
+    """
+    kind = type(value)
+    if kind is str:
+        return value  # type: ignore[no-any-return]
+    if not issubclass(kind, str):
+        raise TypeError(f"{what} must be a str, not {name_of(kind)}; convert it with str()")
+    return str.__str__(value)
 
 
 def _address(namespace: Namespace) -> bytes:

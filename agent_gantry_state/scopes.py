@@ -8,17 +8,18 @@ than the one that was asked to run them.
 from __future__ import annotations
 
 import functools
-import math
 import secrets
+import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from agent_gantry_state.codec import name_of
 from agent_gantry_state.errors import OrphanedCallError
 from agent_gantry_state.limits import MAX_BYTES, Limits
-from agent_gantry_state.namespace import Namespace
+from agent_gantry_state.namespace import Namespace, text_of
 
 __all__ = [
     "ATTEMPT",
@@ -74,14 +75,17 @@ class Identity:
             raise ValueError("identity: adopt=True needs a session, and the user who takes it over")
         put = functools.partial(object.__setattr__, self)
         given = {"session": session, "user": user, "conversation": conversation, **keys}
+        known: dict[str, str] = {}
         for key, value in given.items():
             if key in IMPERSONAL_SCOPES:
                 raise ValueError(f"identity: {key!r} is a scope of its own and cannot be an identity key")
-            if value is not None and not isinstance(value, str):
-                raise TypeError(f"identity: {key} must be a str, not {type(value).__name__}; convert it with str()")
-            if value == "":
+            if value is None:
+                continue
+            text = text_of(value, f"identity: {key}")
+            if not text:
                 raise ValueError(f"identity: {key} must not be empty; leave it out if it is not known")
-        put("_keys", MappingProxyType({key: value for key, value in given.items() if value is not None}))
+            known[key] = text
+        put("_keys", MappingProxyType(known))
         #: Whether what is nobody's becomes the user's.
         put("adopt", adopt)
         #: Whom a memory that has an owner belongs to if this caller is the first to write to it: a user, "" for nobody.
@@ -174,7 +178,7 @@ class Scope:
     store: Any = field(default=None, repr=False, hash=False)
 
     def __post_init__(self) -> None:
-        check_ttl("Scope", self.ttl)
+        object.__setattr__(self, "ttl", check_ttl("Scope", self.ttl))
         _ = self.limits
         if self.sliding and self.ttl is None:
             raise ValueError("Scope: sliding=True needs a ttl (seconds)")
@@ -185,19 +189,24 @@ class Scope:
         return Limits(self.max_bytes, self.max_keys, self.max_value_bytes)
 
 
-def check_ttl(where: str, ttl: float | None) -> None:
-    """Refuse a ttl that is neither None nor a positive, finite number of seconds.
+def check_ttl(where: str, ttl: float | None) -> float | None:
+    """A ttl as a plain number; refuses one that is neither None nor a positive, finite number of seconds.
 
     Raises:
         TypeError: It is no number.
         ValueError: It is not positive or not finite.
     """
     if ttl is None:
-        return
-    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
-        raise TypeError(f"{where}: ttl must be a number of seconds or None, not {type(ttl).__name__}")
-    if not (0 < ttl < math.inf):
-        raise ValueError(f"{where}: ttl must be a positive, finite number of seconds, not {ttl}")
+        return None
+    kind = type(ttl)
+    if kind is bool or not issubclass(kind, (int, float)):
+        raise TypeError(f"{where}: ttl must be a number of seconds or None, not {name_of(kind)}")
+    # Of a subclass the number alone, for what one says of itself may be anything.
+    seconds: float = float.__float__(ttl) if isinstance(ttl, float) else int.__int__(ttl)
+    if not 0 < seconds <= sys.float_info.max:
+        shown = seconds if type(seconds) is float or -1e15 < seconds < 1e15 else "an int that long"
+        raise ValueError(f"{where}: ttl must be a positive, finite number of seconds, not {shown}")
+    return seconds
 
 
 class Entered:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from agent_gantry_state.changes import refuse_reserved
+from agent_gantry_state.codec import name_of
 from agent_gantry_state.errors import CallEndedError, UnstorableValueError
 from agent_gantry_state.holding import Want
 from agent_gantry_state.memory import Memory
@@ -47,15 +48,13 @@ class _Keys:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of scope {self._namespace.scope!r}>"
 
-    def _load(self, *keys: str) -> Steps[Memory]:
+    def _load(self, key: str) -> Steps[Memory]:
         refuse_ended(self._unit, "session")
-        for key in keys:
-            if not isinstance(key, str):
-                raise UnstorableValueError(
-                    f"session keys are str, not {type(key).__name__}; use str(key)", path=f"session[<{type(key).__name__}>]"
-                )
-            refuse_reserved(key)
-        yield from self._unit.hold({self._namespace: self._want._replace(keys=keys)})
+        if type(key) is not str:
+            name = name_of(type(key))
+            raise UnstorableValueError(f"session keys are str, not {name}; use str(key)", path=f"session[<{name}>]")
+        refuse_reserved(key)
+        yield from self._unit.hold({self._namespace: self._want._replace(keys=(key,))})
         # The call may have ended while this was loaded.
         refuse_ended(self._unit, "session")
         held = self._unit.held[self._namespace]

@@ -258,11 +258,11 @@ class Shape:
 
     def _refuse_unknown(self, state: Mapping[Any, Any]) -> None:
         for key in state:
-            if key not in self.fields:
+            if type(key) is not str or key not in self.fields:
                 raise UndeclaredKeyError(
                     f"{self.scope} memory: key {_key(key)} was written, but {self._declared.name} does not declare it; "
                     "nothing was written",
-                    key=shortened(str(key)) if type(key) in codec.IMMUTABLE else type(key).__name__,
+                    key=shortened(key if type(key) is str else codec.shown(key)),
                     scope=self.scope,
                 )
 
@@ -340,4 +340,4 @@ class Shape:
 
 
 def _key(key: Any) -> str:
-    return shortened(repr(key)) if type(key) in codec.IMMUTABLE else f"of type {type(key).__name__}"
+    return shortened(codec.shown(key)) if type(key) in codec.IMMUTABLE else f"of type {codec.name_of(type(key))}"

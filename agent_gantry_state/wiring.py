@@ -16,7 +16,7 @@ from agent_gantry_state.bridge import Bridge, Closed, bridge_to
 from agent_gantry_state.errors import DeclarationError, StoreURLError
 from agent_gantry_state.events import Observers
 from agent_gantry_state.memory import Terms
-from agent_gantry_state.namespace import Namespace
+from agent_gantry_state.namespace import Namespace, text_of
 from agent_gantry_state.resolvers import BUILT_IN_SCOPES, Resolver
 from agent_gantry_state.scopes import Identity, Scope
 from agent_gantry_state.several import Several
@@ -91,8 +91,7 @@ class Wiring:
         observers: Observers | None = None,
         partial_commits: bool = False,
     ) -> None:
-        if not isinstance(app, str):
-            raise TypeError(f"app must be a str, not {type(app).__name__}")
+        app = text_of(app, "app")
         for resolver in resolvers:
             if not callable(resolver):
                 raise TypeError(f"a resolver must be callable, not {type(resolver).__name__}")

@@ -24,6 +24,9 @@ SOAKS = {
     "faults": "faults.soaks:faults",
     "orders": "isolation.soaks:orders",
     "crashes": "faults.losing:crashes_and_damage",
+    "ids": "hostile.soaks:ids",
+    "values": "hostile.soaks:contents",
+    "decoder": "hostile.soaks:decoder",
 }
 
 _given: int | None = None

@@ -294,6 +294,9 @@ def _made(header: _Header, rows: Sequence[_Row], versions: dict[str, bytes] | No
         seen[key] = version
         if kind:
             (sliding if kind == _SLIDING else expires)[key] = time
+    if len(seen) != len(rows):
+        # A field that is none of ours can look like one that is.
+        raise damaged("a memory")
     values, packed = values_of([*seen], [row[5] for row in rows], _WHERE)
     versions = seen if versions is None else versions
     return Snapshot(

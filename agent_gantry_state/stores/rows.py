@@ -60,7 +60,9 @@ def to_text(stored: bytes, where: str) -> str:
     try:
         return stored.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
-        raise CorruptEntryError(f"a name in {where} cannot be read: its bytes are damaged") from None
+        pass
+    # Out here, so that Python's error, which holds the bytes, is nowhere behind ours.
+    raise CorruptEntryError(f"a name in {where} cannot be read: its bytes are damaged")
 
 
 def owned_by(owner: str) -> bytes:
