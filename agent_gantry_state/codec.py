@@ -114,13 +114,20 @@ def pack(value: Any) -> bytes:
     return packed
 
 
+#: For each byte 1 if it is such a header, else 0; and how many bytes are few.
+_HEADERS: Final = bytes(0xC4 <= byte <= 0xC9 or 0xD4 <= byte <= 0xD8 for byte in range(256))
+_FEW: Final = 200
+
+
 def _may_be_foreign(packed: bytes) -> bool:
     """Whether the bytes are worth a look at what they were made of.
 
     MessagePack writes bytearray and memoryview as bytes, and its own class for extensions as one of ours, without asking.
     These are the headers of both; they also occur in text and numbers. (Asked for as numbers: `bytes in bytes` first raises
-    and swallows an error, at five times the cost.)
+    and swallows an error, at five times the cost. A few bytes are quicker translated than looked through eleven times.)
     """
+    if len(packed) < _FEW:
+        return 1 in packed.translate(_HEADERS)
     return (
         0xC4 in packed
         or 0xC5 in packed

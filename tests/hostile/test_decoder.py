@@ -16,6 +16,7 @@ from hostile.values import EDGES, LOOK_ALIKES
 
 from agent_gantry_state import CorruptEntryError, Namespace
 from agent_gantry_state.stores import redis_layout
+from agent_gantry_state.stores.rows import sealed
 from agent_gantry_state.testing import VALUES
 
 NAMES = sorted(path.name for path in CORPUS.iterdir())
@@ -39,7 +40,7 @@ def test_every_input_near_to_those_is_read_or_damaged():
 def test_a_redis_hash_with_a_field_that_looks_like_a_key_of_ours_is_damaged():
     """What the fuzzer found: two fields whose names differ in the byte before the key's."""
     head = struct.pack(">B8sd8sQdddIIBI", 1, b"h" * 8, 0.0, b"b" * 8, 1, 0.0, 0.0, 0.0, 1, 0, 0, 0)
-    entry = struct.pack(">8sQBd", b"v" * 8, 1, 0, 0.0) + b"\x01\x01"
+    entry = struct.pack(">8sQBd", b"v" * 8, 1, 0, 0.0) + sealed(b"b", b"\x01\x01")
     namespace = Namespace("session", "s1", "app")
     place = redis_layout.place_of(b"p:", namespace)
     fields = [b"h", head + place.address, b"kb", entry]
