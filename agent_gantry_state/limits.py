@@ -152,49 +152,57 @@ def _value_size(snapshot: Snapshot, key: str) -> int:
 
 
 def _too_large(change: Change, size: int, limit: int) -> MemoryTooLargeError:
-    scope = change.namespace.scope
     sizes = {key: _name_size(key) + len(put.packed) for key, put in change.puts.items()}
     key = max(sizes, key=sizes.__getitem__)
-    return MemoryTooLargeError(
-        f"{scope} memory: it would have {size} bytes, and {limit} are the limit, so that nothing was written; the largest "
-        f"key that the call changed is {_shown(key)} ({sizes[key]} bytes). Store less or remove keys, or set "
-        f"another limit, {_declared(scope, 'max_bytes')}",
-        key=known_as(key),
-        size=size,
-        limit=limit,
-        scope=scope,
+    return _refusal(
+        change,
+        key,
+        size,
+        limit,
+        f"it would have {size} bytes, and {limit} are the limit, so that nothing was written; the largest key that the call "
+        f"changed is {_shown(key)} ({sizes[key]} bytes). Store less or remove keys",
+        "max_bytes",
     )
 
 
 def _value_too_large(change: Change, key: str, size: int, limit: int) -> MemoryTooLargeError:
-    scope = change.namespace.scope
-    return MemoryTooLargeError(
-        f"{scope} memory: the value of key {_shown(key)} has {size} bytes, and {limit} are the limit for one, so "
-        "that nothing was written. Store less in it, spread it over several keys, or set another limit, "
-        f"{_declared(scope, 'max_value_bytes')}",
-        key=known_as(key),
-        size=size,
-        limit=limit,
-        scope=scope,
+    return _refusal(
+        change,
+        key,
+        size,
+        limit,
+        f"the value of key {_shown(key)} has {size} bytes, and {limit} are the limit for one, so that nothing was written. "
+        "Store less in it, spread it over several keys",
+        "max_value_bytes",
     )
 
 
 def _too_many(change: Change, key: str, count: int, limit: int) -> MemoryTooLargeError:
+    return _refusal(
+        change,
+        key,
+        count,
+        limit,
+        f"it would have {count} keys, and {limit} are the limit, so that nothing was written; {_shown(key)} is new. Remove "
+        "keys",
+        "max_keys",
+        "keys",
+    )
+
+
+def _refusal(
+    change: Change, key: str, size: int, limit: int, told: str, setting: str, counted: str = "bytes"
+) -> MemoryTooLargeError:
     scope = change.namespace.scope
     return MemoryTooLargeError(
-        f"{scope} memory: it would have {count} keys, and {limit} are the limit, so that nothing was written; "
-        f"{_shown(key)} is new. Remove keys, or set another limit, {_declared(scope, 'max_keys')}",
+        f"{scope} memory: {told}, or set another limit, scopes={{{scope!r}: Scope({setting}=...)}}",
         key=known_as(key),
-        size=count,
+        size=size,
         limit=limit,
         scope=scope,
-        counted="keys",
+        counted=counted,
     )
 
 
 def _shown(key: str) -> str:
     return shortened(repr(known_as(key)))
-
-
-def _declared(scope: str, what: str) -> str:
-    return f"scopes={{{scope!r}: Scope({what}=...)}}"

@@ -337,7 +337,7 @@ class View:
                 added.pop(key, None)
                 if key in near:
                     deletes.append(key)
-            elif memory._touched.get(key) is _REVEALED and key not in own:
+            elif memory._touched.get(key) is _REVEALED:
                 # It is written by this body, as what was never deleted would be.
                 put.ttl, put.slides = self.terms.ttl, self.terms.slides
         return changes if puts or deletes else None

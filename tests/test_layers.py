@@ -20,22 +20,15 @@ from agent_gantry_state import (
     UndeclaredKeyError,
     merge,
 )
+from agent_gantry_state.pytest_plugin import Clock
 from agent_gantry_state.stores.memory import MemoryStore
 
 LAYERS = ("session", "user", "global")
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock():
-    return Clock()
+    return Clock(1000.0)
 
 
 @pytest.fixture

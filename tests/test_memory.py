@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent_gantry_state import Gantry, Memory, Scope, UnstorableValueError, codec
+from agent_gantry_state.pytest_plugin import Clock
 from agent_gantry_state.stores.memory import MemoryStore
 
 try:
@@ -29,14 +30,6 @@ class CountingStore(MemoryStore):
     def commit(self, message):
         self.commits += 1
         return super().commit(message)
-
-
-class Clock:
-    def __init__(self, now: float = 1000.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -421,7 +414,7 @@ def test_a_key_deleted_behind_the_class_s_back_is_deleted(gantry, action, expect
 
 @pytest.fixture
 def clock(gantry):
-    made = Clock()
+    made = Clock(1000.0)
     with gantry.override(store="memory://", clock=made):
         yield made
 
@@ -507,7 +500,7 @@ def test_the_default_of_the_decorator_counts_from_each_write(gantry, clock):
 
 
 def test_the_default_of_the_scope_is_overruled_by_the_decorator_and_by_the_key():
-    clock = Clock()
+    clock = Clock(1000.0)
     with (
         Gantry(session="local", scopes={"session": Scope(ttl=10)}) as gantry,
         gantry.override(store="memory://", clock=clock),
@@ -543,7 +536,7 @@ def test_a_sliding_time_starts_anew_with_each_use(gantry, clock):
 
 
 def test_a_use_is_written_down_only_when_a_tenth_of_the_time_has_gone():
-    store, clock = CountingStore(), Clock()
+    store, clock = CountingStore(), Clock(1000.0)
     with Gantry(store, session="local") as gantry, gantry.override(clock=clock):
         do = doing(gantry, ttl=10, sliding=True)
         do(lambda memory: memory.update(a=1))

@@ -28,22 +28,15 @@ from agent_gantry_state import (
     UnstorableValueError,
 )
 from agent_gantry_state.compartments import has_reserved, is_reserved, known_as, prefix_of
+from agent_gantry_state.pytest_plugin import Clock
 from agent_gantry_state.stores.memory import MemoryStore
 
 NUL_KEY = "\0" + "1:aprivate"
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock():
-    return Clock()
+    return Clock(1000.0)
 
 
 @pytest.fixture

@@ -41,6 +41,7 @@ from agent_gantry_state import (
     UnstorableValueError,
     merge,
 )
+from agent_gantry_state.pytest_plugin import Clock
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.typed import shape_of
 
@@ -48,17 +49,9 @@ WHO = {"session": "s1", "user": "ada"}
 SECRET = "hunter2"
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock():
-    return Clock()
+    return Clock(1000.0)
 
 
 class CountingStore(MemoryStore):

@@ -25,6 +25,7 @@ from agent_gantry_state import (
     StateError,
     UndeclaredKeyError,
 )
+from agent_gantry_state.pytest_plugin import Clock
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.sqlite import SQLiteStore
 
@@ -56,14 +57,6 @@ TOOLS: dict[str, dict[str, Any]] = {
     "stacked": {"scope": LAYERS},
 }
 ABSENT = object()
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Failure(Exception):
@@ -398,7 +391,7 @@ def runner(request) -> Any:
     """Makes a gantry and a model with nothing in them."""
 
     def make() -> Iterator[Runner]:
-        clock = Clock()
+        clock = Clock(1_000_000.0)
         if request.param == "blocking":
             store: Any = Blocking(clock=clock)
         else:

@@ -232,19 +232,8 @@ class Snapshot:
     def opened(self) -> Snapshot:
         """This snapshot without the keys of compartments."""
         gone = {key for key in self.values if is_reserved(key)}
-        return Snapshot(
-            _without(self.values, gone),
-            _without(self.packed, gone),
-            _without(self.versions, gone),
-            self.head,
-            self.owner,
-            self.expires_at,
-            self.slides,
-            self.touched,
-            self.born,
-            self.last_expiry(),
-            False,
-        ).in_front_of(self)
+        # With the times of compartments: a use restarts those that slide, and they say when the namespace is gone.
+        return self._but(gone, self.expires_at, self.slides, self.last_expiry(), False).in_front_of(self)
 
     def in_front_of(self, full: Snapshot) -> Snapshot:
         """This snapshot, noting that it stands for *full*."""
@@ -283,18 +272,24 @@ class Snapshot:
         if self.last_expiry() <= now:
             return EMPTY
         gone = {key for key in (*self.expires_at, *self.slides) if (self.deadline(key) or math.inf) <= now}
+        return self._but(gone, _without(self.expires_at, gone), _without(self.slides, gone), self.until, self.reserved)
+
+    def _but(
+        self, gone: set[str], expires_at: dict[str, float], slides: dict[str, float], until: float | None, reserved: bool
+    ) -> Snapshot:
+        """This snapshot without the keys *gone*, with what is given of when keys expire."""
         return Snapshot(
             _without(self.values, gone),
             _without(self.packed, gone),
             _without(self.versions, gone),
             self.head,
             self.owner,
-            _without(self.expires_at, gone),
-            _without(self.slides, gone),
+            expires_at,
+            slides,
             self.touched,
             self.born,
-            self.until,
-            self.reserved,
+            until,
+            reserved,
         )
 
 
