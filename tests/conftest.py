@@ -2,10 +2,15 @@ from __future__ import annotations
 
 import anyio
 import pytest
+from hypothesis import HealthCheck, settings
 from servers import shared_servers  # noqa: F401 - stops them when the session ends
 
 from agent_gantry_state import Gantry
 from agent_gantry_state.stores.memory import MemoryStore
+
+# Hypothesis makes tables of Unicode when it is first asked for text, which on a busy machine takes it longer than it allows.
+settings.register_profile("untimed", parent=settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(params=["asyncio", "trio"])
