@@ -1,9 +1,10 @@
 """How the code blocks of README and docs are run: those of a page in turn, in a folder of its own.
 
-A `python` block runs in the page's namespace, or, with a title (`python title="shop.py"`), is written to that file. The lines of
-a `sh` block run in bash, in the page's folder; of those that install something only the names of the extras are looked at. A
-`text` block is what the one before it printed, `sql` runs on a real PostgreSQL that has our tables, `toml` and `json` are read, `mermaid` draws. Any other language is an error, so
-that no block is left out by accident; `<!-- skip: next "reason" -->` leaves one out on purpose.
+A `python` block runs in the page's namespace, or, with a title (`python title="shop.py"`), is written to that file. The
+lines of a `sh` block run in bash, in the page's folder; of those that install something only the names of the extras are
+looked at. A `text` block is what the one before it printed. `sql` runs on a real PostgreSQL that has our tables, `toml` and
+`json` are read, `mermaid` draws. Any other language is an error, so that no block is left out by accident; `<!-- skip: next
+"reason" -->` leaves one out on purpose.
 """
 
 from __future__ import annotations
