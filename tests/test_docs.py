@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import runpy
+import sys
 from pathlib import Path
 
 import pages
@@ -41,3 +43,23 @@ def test_links_lead_somewhere(page):
 
 def test_every_page_is_run():
     assert [str(page.relative_to(pages.ROOT)) for page in PAGES if not pages.PAGES.should_parse(page)] == []
+
+
+def test_every_promise_is_linked_to_tests_that_are_there():
+    rows = [line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("| **")]
+    promises = [row for row in rows if "](tests/" in row]
+
+    assert len(promises) >= 9
+    for row in promises:
+        for name, path in re.findall(r"\[`([\w.]+)`\]\((tests/[\w/.]+)\)", row):
+            text = (pages.ROOT / path).read_text(encoding="utf-8")
+            assert path.endswith(name) or re.search(rf"^ *(async )?def {name}\(", text, re.MULTILINE), f"{path}: no {name}"
+
+
+def test_our_row_of_the_comparison_is_what_its_trial_gives(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["frameworks.py", "agent-gantry-state"])
+
+    runpy.run_path(str(pages.ROOT / "benchmarks" / "frameworks.py"), run_name="__main__")
+
+    cells = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")[3:]
+    assert f"| **agent-gantry-state** | {' | '.join(cells)} |" in README.read_text(encoding="utf-8")
