@@ -74,6 +74,7 @@ def run_commands(example: Example) -> None:
 
 
 def compare_output(example: Example) -> None:
+    assert "printed" in example.namespace, "no block before this one printed anything: is it the output of one?"
     assert example.namespace.pop("printed") == example.parsed
 
 
