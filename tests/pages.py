@@ -3,8 +3,7 @@
 A `python` block runs in the page's namespace, or, with a title (`python title="shop.py"`), is written to that file. The
 lines of a `sh` block run in bash, in the page's folder; of those that install something only the names of the extras are
 looked at. A `text` block is what the one before it printed. `sql` runs on a real PostgreSQL that has our tables, `toml` and
-`json` are read, `mermaid` draws. Any other language is an error, so that no block is left out by accident; `<!-- skip: next
-"reason" -->` leaves one out on purpose.
+`json` are read, `mermaid` draws. Any other language is an error, so that no block is left out by accident.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -27,7 +25,6 @@ import psycopg
 import servers
 from sybil import Document, Example, Region, Sybil
 from sybil.evaluators.python import PythonEvaluator
-from sybil.parsers.markdown import SkipParser
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 
 from agent_gantry_state.stores.postgresql import SCHEMA
@@ -122,21 +119,13 @@ def fenced_blocks(document: Document) -> Iterable[Region]:
         yield region
 
 
-def enter_folder(namespace: dict[str, Any]) -> None:
-    namespace["__name__"] = "__main__"
-    namespace["_back"], namespace["_folder"] = Path.cwd(), tempfile.TemporaryDirectory()
-    os.chdir(namespace["_folder"].name)
+BLOCKS = Sybil([fenced_blocks])
 
 
-def leave_folder(namespace: dict[str, Any]) -> None:
-    os.chdir(namespace["_back"])
-    namespace["_folder"].cleanup()
-
-
-PAGES = Sybil(
-    [fenced_blocks, SkipParser()],
-    path=str(ROOT),
-    patterns=["README.md", "docs/*.md", "docs/*/*.md"],
-    setup=enter_folder,
-    teardown=leave_folder,
-)
+def run_page(path: Path) -> None:
+    """Run the blocks of a page in turn, in the current folder."""
+    document = BLOCKS.parse(path)
+    document.namespace["__name__"] = "__main__"
+    for example in document.examples():
+        print(f"{path}:{example.line}")  # said where a block fails
+        example.evaluate()
