@@ -21,14 +21,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import psycopg
-import servers
 from sybil import Document, Example, Region, Sybil
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
-
-from agent_gantry_state.stores.postgresql import SCHEMA
-from agent_gantry_state.stores.postgresql_schema import schema_sql
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -85,6 +80,13 @@ def read_json(example: Example) -> None:
 
 def run_sql(example: Example) -> None:
     """Run statements where our tables are, in a database of their own with the role `app_role`."""
+    # Pages of frameworks are run where none of these is.
+    import psycopg
+    import servers
+
+    from agent_gantry_state.stores.postgresql import SCHEMA
+    from agent_gantry_state.stores.postgresql_schema import schema_sql
+
     url = servers.postgresql().url
     name = f"pages_{uuid.uuid4().hex}"
     with psycopg.connect(url, autocommit=True) as connection:
