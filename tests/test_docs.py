@@ -13,6 +13,9 @@ pytest.register_assert_rewrite("pages")
 
 import pages  # noqa: E402 - its assertions are to say what differs
 
+import agent_gantry_state  # noqa: E402
+from agent_gantry_state import errors  # noqa: E402
+
 README = pages.ROOT / "README.md"
 PAGES = [README, *sorted((pages.ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -87,3 +90,18 @@ def test_our_row_of_the_comparison_is_what_its_trial_gives(capsys, monkeypatch):
 
     cells = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")[3:]
     assert f"| **agent-gantry-state** | {' | '.join(cells)} |" in README.read_text(encoding="utf-8")
+
+
+def test_every_public_name_is_in_the_reference():
+    reference = "\n".join(page.read_text(encoding="utf-8") for page in (pages.ROOT / "docs" / "reference").glob("*.md"))
+    shown = {line.rpartition(".")[2] for line in re.findall(r"^::: (.+)$", reference, re.MULTILINE)}
+
+    missing = set(agent_gantry_state.__all__) - set(errors.__all__) - shown - {"__version__"}
+    assert missing == set(), "docs/reference has no `::: agent_gantry_state.NAME` for them"
+
+
+def test_every_error_is_in_the_table_of_errors():
+    page = (pages.ROOT / "docs" / "reference" / "errors.md").read_text(encoding="utf-8")
+
+    raised = {name for name in errors.__all__ if name.endswith("Error")}
+    assert raised - set(re.findall(r"`(\w+Error)`", page)) == set()
