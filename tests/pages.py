@@ -3,7 +3,8 @@
 A `python` block runs in the page's namespace, or, with a title (`python title="shop.py"`), is written to that file. The
 lines of a `sh` block run in bash, in the page's folder; of those that install something only the names of the extras are
 looked at. A `text` block is what the one before it printed. `sql` runs on a real PostgreSQL that has our tables, `toml` and
-`json` are read, `mermaid` draws. Any other language is an error, so that no block is left out by accident.
+`json` are read, `mermaid` draws. Any other language is an error, so that no block is left out by accident. Behind
+`<!-- skip: next "reason" -->` a `python` block is only compiled: one that serves until it is stopped, say.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ else:
 ROOT = Path(__file__).parent.parent
 INFO = re.compile(r'[ \t]*(?P<language>[\w-]*)(?:[ \t]+title="(?P<title>[^"\n]+)")?[^\n]*\n')
 INSTALLS = re.compile(r"^(?:uv |\S*python3?(?:\.exe)? -m )?(?:pip install|venv|add|sync) ?.*$", re.MULTILINE)
+SKIP = re.compile(r'<!-- skip: next "[^"\n]+" -->\n\Z')
 EXTRAS = re.compile(r"agent-gantry-state\[([\w,-]+)\]")
 
 
@@ -44,6 +46,10 @@ def run_python(example: Example) -> None:
     with contextlib.redirect_stdout(io.StringIO()) as output:
         PythonEvaluator()(example)
     example.namespace["printed"] = output.getvalue()
+
+
+def compile_python(example: Example) -> None:
+    compile(example.parsed, example.path, "exec")
 
 
 def run_commands(example: Example) -> None:
@@ -118,6 +124,9 @@ def fenced_blocks(document: Document) -> Iterable[Region]:
         language = region.lexemes["language"]
         assert language in EVALUATORS, f"{document.path}: a block in {language!r}: of {', '.join(EVALUATORS)}"
         region.parsed, region.evaluator = region.lexemes["source"], EVALUATORS[language]
+        if SKIP.search(document.text[: region.start]):
+            assert language == "python", f"{document.path}: only python is skipped, not {language}"
+            region.evaluator = compile_python
         yield region
 
 
