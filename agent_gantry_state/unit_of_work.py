@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from agent_gantry_state.bridge import on_event_loop
@@ -108,6 +109,7 @@ class UnitOfWork:
         "held",
         "inner",
         "outer",
+        "reruns",
         "state",
     )
 
@@ -131,6 +133,8 @@ class UnitOfWork:
         self._grants: list[Grant] = []
         #: Namespaces in the order in which they are committed where that is not done in one step.
         self.declared: tuple[Namespace | None, ...] = ()
+        #: Whether its body runs again after a conflict: this holds for all that it has, also for calls inside.
+        self.reruns = False
 
     @classmethod
     def of(cls, memory: Memory, want: Want, bridge: Any) -> UnitOfWork:
@@ -244,6 +248,8 @@ class UnitOfWork:
     def _take(self, namespace: Namespace, want: Want, snapshot: Snapshot, now: float, origin: Held | None) -> None:
         held = self.held.get(namespace)
         if held is None:
+            if self.reruns is not want.terms.reruns:
+                want = want._replace(terms=replace(want.terms, reruns=self.reruns))
             self.held[namespace] = Held(open_memory(namespace, snapshot, now, want.terms), want, origin, self._views)
         elif not held.has(want.keys):
             if held.want.terms.keys is not None and held.view is None:
