@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import os
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 
 import pytest
-from faults.faulty import SERVERS, open_gantry
+from faults.faulty import SERVERS, crowd
 
 WARNINGS = ("-W", "error", "-W", "default::ResourceWarning")
 PROGRAM = """
@@ -66,45 +63,7 @@ def test_program_that_closes_nothing_ends_with_a_call_in_flight(name, tmp_path):
 
 @pytest.mark.parametrize("name", SERVERS)
 def test_thousand_calls_of_a_hundred_users_through_one_connection_do_not_cross(name):
-    wrong = []
-    with open_gantry(SERVERS[name]().url, "?max_connections=1&load_timeout=20&commit_timeout=20") as gantry:
-
-        def stamp(who, memory):
-            if memory.setdefault("who", who) != who:
-                wrong.append((who, memory["who"]))
-            memory.add("calls", 1)
-
-        async def astamp(who, memory):
-            stamp(who, memory)
-            await asyncio.sleep(0)
-
-        tool, atool = gantry.with_memory(scope="user")(stamp), gantry.with_memory(scope="user")(astamp)
-        people = [f"{name}-{time.time_ns()}-{n}" for n in range(100)]
-
-        def thread(mine):
-            for who in mine * 5:
-                with gantry.session(user=who):
-                    tool(who)
-
-        async def task(who):
-            for _ in range(5):
-                with gantry.session(user=who):
-                    await atool(who)
-
-        async def tasks():
-            await asyncio.gather(*[task(who) for who in people])
-
-        threads = [threading.Thread(target=contextvars.Context().run, args=(thread, people[n::10])) for n in range(10)]
-        for each in threads:
-            each.start()
-        asyncio.run(tasks())
-        for each in threads:
-            each.join()
-
-        assert wrong == []
-        for who in people:
-            with gantry.memory("user", user=who) as memory:
-                assert memory == {"who": who, "calls": 10}
+    crowd(SERVERS[name]())
 
 
 FORKS = """
