@@ -101,6 +101,10 @@ class TestMemcachedContract(StoreContract):
     def store(self, servers):
         return ClockedStore(servers, prefix=fresh_prefix())
 
+    @pytest.fixture
+    def resent(self):
+        pytest.skip("memcached forgets with a memory who made it: whoever lost the answer says that it is not known")
+
 
 class Wire:
     """Stands between clients and a server: counts what is sent in one piece, and can lose or shred replies."""
