@@ -26,7 +26,7 @@ else:
 
 with instrument:
     from agent_gantry_state import codec
-    from agent_gantry_state.errors import CorruptEntryError, StateError
+    from agent_gantry_state.errors import CorruptEntryError, StateError, UnstorableValueError
     from agent_gantry_state.namespace import Namespace
     from agent_gantry_state.stores import (
         file_journal,
@@ -57,8 +57,14 @@ def _look(snapshot: whole.Snapshot) -> None:
 
 def _decode(data: bytes) -> None:
     value = codec.decode(b"\x01" + data)
+    try:
+        packed = codec.pack(value)
+    except UnstorableValueError as error:
+        # Bytes can be nested more deeply than any that we write.
+        assert "nested too deeply" in str(error)
+        return
     # What was decoded is something that can be stored, and comes back as it is.
-    assert codec.pack(codec.unpack(codec.pack(value))) == codec.pack(value)
+    assert codec.pack(codec.unpack(packed)) == packed
 
 
 def _unpack(data: bytes) -> None:
