@@ -391,6 +391,7 @@ class Plan:
             if (there := wants.get(namespace)) is not None:
                 wants[namespace] = there._replace(terms=replace(there.terms.joined(terms), keys=there.terms.keys))
         unit = UnitOfWork(wants, settings.bridge, unit_around())
+        unit.reruns = self.retries > 0
         if beside:
             # What is loaded later than the rest is committed in its place all the same.
             unit.declared = tuple(itertools.chain(*namespaces))

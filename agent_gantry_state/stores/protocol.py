@@ -420,8 +420,9 @@ class Commit:
 
     Attributes:
         token: 16 random bytes that name the unit of work. A store keeps it for 60 s with each namespace that it wrote,
-            in the same step, and answers a commit that it has seen with `Committed` without writing again. b"" where no
-            answer can be lost; then it keeps none.
+            in the same step, and answers a commit that it has seen with `Committed` without writing again. It keeps it also
+            if the namespace is erased meanwhile, for the commit that made a namespace would make it once more: so a token
+            is not kept in what an erasure removes. b"" where no answer can be lost; then it keeps none.
         version: Random bytes: the new head of each namespace, and the version of each key written.
         changes: One for each namespace.
         timeout: Seconds.
