@@ -72,11 +72,15 @@ class SessionBlock(_Block):
 
     def __exit__(self, *exc: object) -> None:
         here, entered = ENTERED.get(), self._entered
-        if here is entered[-1]:
-            entered.pop()
-            here.leave()
-        else:
+        if here is not entered[-1]:
             _leave(entered, here)
+            return
+        # What `leave` does.
+        entered.pop().closed = True
+        top = here.outer
+        while top is not None and top.closed:
+            top = top.outer
+        ENTERED.set(top)
 
     async def __aenter__(self) -> Identity:
         return self.__enter__()

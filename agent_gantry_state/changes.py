@@ -138,7 +138,8 @@ def changes_of(memory: Memory) -> Changes | None:
         if delta is not None and delta is not EXPIRY and type(delta) is not Inherited:
             added[key] = delta
         fresh += old is ABSENT or put.last
-    for key, before in packed.items():
+    # What no body sees is changed by nobody who does not say so.
+    for key, before in () if terms.bare else packed.items():
         if key in memory._touched:
             continue
         value = _get(memory, key, ABSENT)

@@ -127,7 +127,7 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
             reset(token)
         except ValueError:
             leave(token)
-        if (kind := type(result)) not in IMMUTABLE:
+        if result is not None and (kind := type(result)) not in IMMUTABLE:
             if hasattr(kind, "__await__"):
                 kwargs.pop(into, None)
                 return finish_later(plan, fn, 0, args, kwargs, result, unit_of(frame))

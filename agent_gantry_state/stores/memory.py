@@ -234,17 +234,19 @@ class MemoryStore(Clocked):
                 return False
             more, encoded = SMALL_BYTES * len(values), there.packed
             if packed:
-                more += sum(map(len, packed.values())) - sum([len(encoded[key]) for key in packed if key in encoded])
+                for key, after in packed.items():
+                    more += len(after) - len(encoded.get(key, b""))
                 encoded = encoded | packed
-            if there.size + more > max_bytes:
+            size = there.size + more
+            if size > max_bytes:
                 there.measure()
-                if there.size + more > max_bytes:
+                size = there.size + more
+                if size > max_bytes:
                     return False
-            slot.used = True
             versions = there.versions.copy()
             for key in values:
                 versions[key] = version
-            slot.snapshot = there.following(there.values | values, encoded, versions, version, there.size + more)
+            slot.snapshot = there.following(there.values | values, encoded, versions, version, size)
         return True
 
     def forget(self, message: Forget, /) -> None:
