@@ -1,6 +1,6 @@
 """Many users on one server: a Starlette app says whose request it is, and each has their own memory.
 
-Run it: python examples/server.py
+Run it: pip install httpx starlette && python examples/server.py
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
 A `python` block runs in the page's namespace, or, with a title (`python title="shop.py"`), is written to that file. The
 lines of a `sh` block run in bash, in the page's folder; of those that install something only the names of the extras are
 looked at. A `text` block is what the one before it printed. `sql` runs on a real PostgreSQL that has our tables, `toml` and
-`json` are read, `mermaid` draws. Any other language is an error, so that no block is left out by accident; `<!-- skip: next
-"reason" -->` leaves one out on purpose.
+`json` are read, `mermaid` draws. Any other language is an error, so that no block is left out by accident.
 """
 
 from __future__ import annotations
@@ -17,21 +16,14 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import psycopg
-import servers
 from sybil import Document, Example, Region, Sybil
 from sybil.evaluators.python import PythonEvaluator
-from sybil.parsers.markdown import SkipParser
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
-
-from agent_gantry_state.stores.postgresql import SCHEMA
-from agent_gantry_state.stores.postgresql_schema import schema_sql
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -74,6 +66,7 @@ def run_commands(example: Example) -> None:
 
 
 def compare_output(example: Example) -> None:
+    assert "printed" in example.namespace, "no block before this one printed anything: is it the output of one?"
     assert example.namespace.pop("printed") == example.parsed
 
 
@@ -87,6 +80,13 @@ def read_json(example: Example) -> None:
 
 def run_sql(example: Example) -> None:
     """Run statements where our tables are, in a database of their own with the role `app_role`."""
+    # Pages of frameworks are run where none of these is.
+    import psycopg
+    import servers
+
+    from agent_gantry_state.stores.postgresql import SCHEMA
+    from agent_gantry_state.stores.postgresql_schema import schema_sql
+
     url = servers.postgresql().url
     name = f"pages_{uuid.uuid4().hex}"
     with psycopg.connect(url, autocommit=True) as connection:
@@ -121,21 +121,13 @@ def fenced_blocks(document: Document) -> Iterable[Region]:
         yield region
 
 
-def enter_folder(namespace: dict[str, Any]) -> None:
-    namespace["__name__"] = "__main__"
-    namespace["_back"], namespace["_folder"] = Path.cwd(), tempfile.TemporaryDirectory()
-    os.chdir(namespace["_folder"].name)
+BLOCKS = Sybil([fenced_blocks])
 
 
-def leave_folder(namespace: dict[str, Any]) -> None:
-    os.chdir(namespace["_back"])
-    namespace["_folder"].cleanup()
-
-
-PAGES = Sybil(
-    [fenced_blocks, SkipParser()],
-    path=str(ROOT),
-    patterns=["README.md", "docs/*.md", "docs/*/*.md"],
-    setup=enter_folder,
-    teardown=leave_folder,
-)
+def run_page(path: Path) -> None:
+    """Run the blocks of a page in turn, in the current folder."""
+    document = BLOCKS.parse(path)
+    document.namespace["__name__"] = "__main__"
+    for example in document.examples():
+        print(f"{path}:{example.line}")  # said where a block fails
+        example.evaluate()
