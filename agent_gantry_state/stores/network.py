@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import ctypes
 import inspect
 import logging
@@ -21,6 +22,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
 import anyio.to_thread
+from typing_extensions import Self
 
 from agent_gantry_state import steps as _steps
 from agent_gantry_state.errors import MissingDriverError, StoreClosedError, StoreError, StoreUnavailableError
@@ -223,6 +225,13 @@ class RemoteStore:
     def _aconnect(self) -> AsyncLink | None:
         """A client for the running event loop; None if its callers are to come in a thread."""
         raise NotImplementedError
+
+    def unaged(self) -> Self:
+        """This store as if no time had gone by, to look for what is expired and was not removed yet; only to be read."""
+        twin = copy.copy(self)
+        twin.clock = _long_ago
+        twin._logic = {kind: getattr(twin, logic.__name__) for kind, logic in self._logic.items()}
+        return twin
 
     def _load(self, message: Load) -> Steps[Loaded]:
         raise NotImplementedError
@@ -484,6 +493,10 @@ def _is_here(loop: asyncio.AbstractEventLoop) -> bool:
         return asyncio.get_running_loop() is loop
     except RuntimeError:
         return False
+
+
+def _long_ago() -> float:
+    return 0.0
 
 
 def _closed(committed: bool | None) -> StoreClosedError:

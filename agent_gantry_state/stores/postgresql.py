@@ -238,6 +238,11 @@ class PostgreSQLStore(RemoteStore):
         """The time by which the server is to go, None for its own."""
         return None if self.clock is None else wire.packed_float(self._not_before(self.clock()))
 
+    def unaged(self) -> PostgreSQLStore:
+        twin = super().unaged()
+        twin._latest = -math.inf
+        return twin
+
     def _not_before(self, now: float) -> float:
         """*now*, or the latest time that was seen: what was gone stays gone when a clock is set back."""
         if now < self._latest:

@@ -194,7 +194,7 @@ class RedisStore(RemoteStore):
 
     def _time(self) -> bytes:
         """The time to go by; empty for the server's."""
-        return b""
+        return b"" if self.clock is None else repr(self.clock()).encode()
 
     def _place(self, namespace: Namespace) -> Place:
         return place_of(self._prefix, namespace)
