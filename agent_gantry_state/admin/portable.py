@@ -211,7 +211,7 @@ def _value(tree: Any, path: str) -> Any:
     except NotPortableError:
         raise
     except (StateError, ValueError, TypeError, ArithmeticError, AttributeError, LookupError):
-        exact = False
+        value, exact = None, False
     if not exact:
         _refuse(path, "this is not how such a value is written")
     return value

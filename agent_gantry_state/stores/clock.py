@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from typing_extensions import Self
@@ -21,7 +21,7 @@ class Clocked:
     """
 
     #: By kind of message the method that answers it, of a store that has one for those who wait and those who do not.
-    _answers: Mapping[type[Any], Callable[..., Any]] = {}
+    _answers: dict[type[Any], Any] = {}  # noqa: RUF012 - never changed
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock

@@ -116,7 +116,7 @@ class FileStore(Clocked):
         #: Since the last sweep.
         self._commits = 0
         self._images = Images(self._files)
-        self._answers: dict[type[Any], Callable[[Directory, Any, float | None], Any]] = {
+        self._answers = {
             Load: self._loaded,
             Commit: self._committed,
             Forget: self._forgotten,

@@ -218,7 +218,7 @@ class SQLiteStore(Clocked):
         self._commits = 0
         #: By namespace its mark, its snapshot as it was then, with what has expired since, and about how large it is.
         self._kept: Kept[Namespace, tuple[Mark, Snapshot, int]] = Kept()
-        self._answers: dict[type[Any], Callable[[Any, float | None], Any]] = {
+        self._answers = {
             Load: self._load,
             Commit: self._commit,
             Forget: self._forget,
