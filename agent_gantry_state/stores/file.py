@@ -125,6 +125,11 @@ class FileStore(Clocked):
             Release: self._released,
         }
 
+    @property
+    def path(self) -> Path:
+        """The directory."""
+        return self._files.path
+
     def __repr__(self) -> str:
         return f"<FileStore {self._files.path.name}>"
 

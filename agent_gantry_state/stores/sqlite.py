@@ -227,6 +227,11 @@ class SQLiteStore(Clocked):
             Release: self._release,
         }
 
+    @property
+    def path(self) -> Path | None:
+        """The file; None for a database in memory."""
+        return self._file.path
+
     def __repr__(self) -> str:
         return f"<SQLiteStore {':memory:' if self._file.path is None else self._file.path.name}>"
 
