@@ -18,7 +18,7 @@ def blocks(path: Path) -> list[tuple[str, str]]:
     return BLOCK.findall(path.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/guide.md", "docs/recipes.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/guide.md", "docs/recipes.md", "docs/command-line.md"])
 def test_examples_run_and_print_what_the_page_says(name):
     namespace = {"__name__": "__main__"}
     printed = ""
