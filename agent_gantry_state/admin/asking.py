@@ -7,9 +7,11 @@ yield each as a `Found` as soon as they have it, so that nothing is ever held as
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
+
+import anyio.to_thread
 
 from agent_gantry_state import steps as _steps
 from agent_gantry_state.bridge import Bridge
@@ -17,7 +19,7 @@ from agent_gantry_state.sending import sent
 from agent_gantry_state.steps import Steps, Wait
 from agent_gantry_state.stores.protocol import Commit, Forget, Message
 
-__all__ = ["Asks", "Found", "Stream", "asked", "each", "each_async", "run", "run_async", "told"]
+__all__ = ["Asks", "Called", "Found", "Stream", "asked", "each", "each_async", "run", "run_async", "told"]
 
 T = TypeVar("T")
 
@@ -35,6 +37,19 @@ class Ask(Wait):
 
     async def await_(self) -> Any:
         return await (self._bridge.arun_uncut if self._whole else self._bridge.arun)(self._steps)
+
+
+class Called(Wait):
+    """Have a function that blocks give its answer."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._call = call
+
+    def wait(self) -> Any:
+        return self._call()
+
+    async def await_(self) -> Any:
+        return await anyio.to_thread.run_sync(self._call, abandon_on_cancel=True)
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from agent_gantry_state import codec
-from agent_gantry_state.admin.asking import Asks, asked
+from agent_gantry_state.admin.asking import Asks, Called, asked
 from agent_gantry_state.admin.listing import Listing, Places, Wanted
 from agent_gantry_state.admin.memories import StoredKey, StoredMemory, erased, loaded, stored
 from agent_gantry_state.admin.transfer import commit
@@ -81,6 +81,7 @@ class Health:
     Attributes:
         store: Name of its class.
         problems: What is wrong; nothing if all is well.
+        server: What the server is, with its version.
         versions: Of Python and of the packages that stand behind it.
         seconds: What a load took.
         clock_skew: Seconds by which the store's clock is ahead of this machine's.
@@ -95,6 +96,7 @@ class Health:
 
     store: str
     problems: list[str] = field(default_factory=list)
+    server: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float | None = None
     clock_skew: float | None = None
@@ -149,6 +151,8 @@ def _connect(bridge: Bridge, health: Health) -> Asks[float]:
     answer: Loaded = yield asked(bridge, message)
     health.seconds = time.monotonic() - start
     health.clock_skew = answer.now - before - health.seconds / 2
+    if (server_version := getattr(bridge.store, "server_version", None)) is not None:
+        health.server = (yield Called(server_version)) or None
     return answer.now
 
 

@@ -652,6 +652,7 @@ def _put_health(health: Health, as_json: bool) -> None:
     ]
     fields = {
         "store": health.store,
+        "server": health.server,
         "healthy": health.healthy,
         "problems": health.problems,
         "seconds": health.seconds,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from operator import itemgetter
@@ -226,6 +227,10 @@ class SQLiteStore(Clocked):
             Lease: self._lease,
             Release: self._release,
         }
+
+    def server_version(self) -> str:
+        """Which SQLite Python has."""
+        return f"SQLite {sqlite3.sqlite_version}"
 
     @property
     def path(self) -> Path | None:

@@ -451,6 +451,8 @@ def test_doctor_finds_a_store_in_good_health_and_leaves_nothing_in_it(call):
         [],
     )
     assert abs(found.clock_skew) < 60
+    names = {"SQLiteStore": "SQLite 3.", "RedisStore": "Redis 8.", "PostgreSQLStore": "PostgreSQL 1"}
+    assert (found.server or "").startswith(names.get(found.store, ""))
     assert {"python", "agent-gantry-state", "ormsgpack"} <= found.versions.keys()
     assert len(list(gantry.admin.all_apps.list())) == 9
 
