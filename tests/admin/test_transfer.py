@@ -335,12 +335,12 @@ def test_what_is_no_export_is_refused_by_line_and_key_and_nothing_of_the_line_is
         assert f"key {key!r}" in str(caught.value)
 
 
-def test_value_that_is_too_deep_for_a_store_is_refused(new_gantry):
-    value = 1
-    for _ in range(25):
-        value = {"$tuple": [value]}
-    with pytest.raises(ImportRefusedError, match=r"line 2, key 'a': its value is refused: .*nested too deeply"):
-        new_gantry("memory://").admin.import_(export_of(memory_line([{"key": "a", "value": value}])))
+@pytest.mark.parametrize(("begin", "end", "depth"), [('{"$tuple":[', "]}", 25), ("[", "]", 900), ('{"a":', "}", 5000)])
+def test_value_that_is_too_deep_for_a_store_is_refused(new_gantry, begin, end, depth):
+    value = begin * depth + "1" + end * depth
+    line = memory_line([{"key": "a", "value": "HERE"}]).replace('"HERE"', value)
+    with pytest.raises(ImportRefusedError, match=r"line 2.*nested too deeply"):
+        new_gantry("memory://").admin.import_(export_of(line))
 
 
 def test_lines_may_be_bytes_with_newlines_and_empty_ones_between(new_gantry):
