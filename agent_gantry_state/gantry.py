@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, Final, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
 from typing_extensions import ParamSpec, Self
 
@@ -33,6 +33,9 @@ from agent_gantry_state.steps import Steps
 from agent_gantry_state.stores.protocol import KEEP, Forget
 from agent_gantry_state.unit_of_work import UnitOfWork
 from agent_gantry_state.wiring import Layer, Settings, StoreObject, Wiring, open_bridge
+
+if TYPE_CHECKING:
+    from agent_gantry_state.admin import Admin
 
 __all__ = ["Gantry", "MemoryDecorator", "Stateful"]
 
@@ -529,6 +532,14 @@ class Stateful:
     ) -> None:
         """`end_session`, for a caller on an event loop."""
         await self.aforget("session", session=id, user=user, conversation=conversation, **keys)
+
+    @property
+    def admin(self) -> Admin:
+        """What an operator does with the memories that are stored: list, show, set, export, copy, erase, check."""
+        # Only here, for no call of a tool needs it.
+        from agent_gantry_state.admin import Admin
+
+        return Admin(self._wiring, self._wiring.app)
 
     def _forgetting(self, scope: str, tool: str | None, stated: Identity | None) -> tuple[Bridge, Steps[None]]:
         wiring = self._wiring
