@@ -328,6 +328,12 @@ class StoreContract:
             pytest.skip("the store does not commit namespaces together")
 
     @pytest.fixture
+    def resent(self, talk: Talk) -> None:
+        """Asked for by tests of what only a commit can meet whose answer was lost."""
+        if not talk.bridge.resendable:
+            pytest.skip("no answer of the store can be lost, so that nothing is sent to it again")
+
+    @pytest.fixture
     def lists(self) -> None:
         """Asked for by tests of `List`."""
         if not self.can_list:
@@ -798,6 +804,18 @@ class StoreContract:
 
         assert isinstance(talk.ask(late), Moved)
         assert isinstance(talk.ask(late), Moved)
+
+    @pytest.mark.parametrize("anew", [False, True])
+    def test_commit_sent_again_after_an_erasure_brings_nothing_back(self, talk: Talk, resent: None, anew: bool) -> None:
+        sent = talk.message(talk.change(A, {"x": put(1)}), token=b"t" * 16)
+        assert talk.ask(sent) == Committed()
+        talk.ask(Forget((A,)))
+        if anew:
+            talk.write(A, z=1)
+
+        assert talk.ask(sent) == Committed()
+
+        assert talk.content() == ({"z": 1} if anew else {})
 
     def test_empty_token_is_not_kept(self, talk: Talk) -> None:
         sent = talk.message(talk.change(A, {"x": put(1)}), token=b"")

@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from agent_gantry_state.bridge import Bridge, Closed, bridge_to
 from agent_gantry_state.errors import DeclarationError, StoreURLError
@@ -107,6 +107,7 @@ class Wiring:
         self._observers = observers
         self._names: dict[str, weakref.ref[Any] | Callable[[], Any]] = {}
         self._keys: dict[str, object] = {}
+        self._terms: dict[str, Terms] = {}
         self.closed = False
         #: The stores on which this gantry has set a clock.
         self.clocked: Sequence[Any] = ()
@@ -128,9 +129,15 @@ class Wiring:
 
     def terms(self, scope: str) -> Terms:
         """How a memory of a scope behaves where nobody says otherwise."""
+        known = self._terms.get(scope)
+        if known is not None:
+            return known
         declared = self.scope(scope)
         ttl = KEEP if declared.ttl is None else float(declared.ttl)
-        return Terms(scope, ttl, declared.sliding, owned=declared.owned or scope == "session", limits=declared.limits)
+        terms = Terms(scope, ttl, declared.sliding, owned=declared.owned or scope == "session", limits=declared.limits)
+        if len(self._terms) < _MOST_TERMS:
+            self._terms[scope] = terms
+        return terms
 
     def owned(self, terms: Terms, namespace: Namespace) -> Terms:
         """*terms*, with an owner and with limits as the scope of the namespace has them, whatever scope was asked for."""
@@ -231,6 +238,8 @@ class Wiring:
 
 
 _PLAIN = Scope()
+#: Of how many scopes the terms are kept: a resolver may answer with any number of them.
+_MOST_TERMS: Final = 256
 
 
 def open_bridge(store: Any) -> Bridge:

@@ -30,6 +30,7 @@ class DbmStore(Clocked):
         super().__init__()
         self._open: Any = dbm.dumb.open(str(path), "c", 0o600)  # noqa: SIM115 - until `close`
         self._leases: dict[Namespace, tuple[bytes, float]] = {}
+        self._tokens: dict[bytes, float] = {}
         self._lock = threading.Lock()
 
     def _file(self) -> Any:
@@ -37,14 +38,14 @@ class DbmStore(Clocked):
             raise StoreClosedError("the dbm file is closed")
         return self._open
 
-    def _read(self, namespace: Namespace) -> Image:
+    def _read(self, namespace: Namespace) -> protocol.Snapshot:
         data = self._file().get(namespace.digest)
-        return Image(namespace, EMPTY, {}) if data is None else read_image(data, namespace)
+        return EMPTY if data is None else read_image(data, namespace).snapshot
 
     def load(self, message: protocol.Load, /) -> protocol.Loaded:
         with self._lock:
             now = self.now()
-            snapshots = [self._read(namespace).snapshot.live(now) for namespace in message.namespaces]
+            snapshots = [self._read(namespace).live(now) for namespace in message.namespaces]
         pairs = zip(snapshots, message.keys or [None] * len(snapshots), strict=True)
         snapshots = [each if keys is None else chosen(each, keys, message.names) for each, keys in pairs]
         return protocol.Loaded(tuple(snapshots), now)
@@ -52,20 +53,19 @@ class DbmStore(Clocked):
     def commit(self, message: protocol.Commit, /) -> protocol.Committed | protocol.Moved:
         with self._lock:
             now, changes = self.now(), message.changes
-            images = [self._read(change.namespace) for change in changes]
-            if any(image.tokens.get(message.token, 0.0) > now for image in images):
+            if self._tokens.get(message.token, 0.0) > now:
                 return protocol.Committed()  # its answer was lost, and it is sent again
-            before = tuple(image.snapshot.live(now) for image in images)
+            before = tuple([self._read(change.namespace).live(now) for change in changes])
             if any(s.head != c.head and is_moved(c, s) for c, s in zip(changes, before, strict=True)):
                 return protocol.Moved(before, now)
-            for change, image, snapshot in zip(changes, images, before, strict=True):
+            for change, snapshot in zip(changes, before, strict=True):
                 after = applied(change, snapshot, message.version, lambda: now)
                 if after.head is not None:
-                    tokens = {token: until for token, until in image.tokens.items() if until > now}
-                    if message.token:
-                        tokens[message.token] = now + 60.0
-                    self._file()[change.namespace.digest] = write_image(Image(change.namespace, after, tokens))
+                    self._file()[change.namespace.digest] = write_image(Image(change.namespace, after, {}))
             self._file().sync()
+            # Not in the records, for what is erased must not come back with a commit that is sent again.
+            tokens = (*self._tokens.items(), (message.token, now + 60.0))
+            self._tokens = {token: until for token, until in tokens if token and until > now}
         return protocol.Committed()
 
     def forget(self, message: protocol.Forget, /) -> None:

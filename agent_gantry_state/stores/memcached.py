@@ -25,6 +25,7 @@ from agent_gantry_state.compartments import known_as
 from agent_gantry_state.errors import (
     MemoryTooLargeError,
     NotAtomicError,
+    NotListableError,
     StateError,
     StoreError,
     StoreTimeoutError,
@@ -433,7 +434,9 @@ class MemcachedStore(RemoteStore):
                 self._kept.drop(namespace)
 
     def _list(self, message: List) -> Steps[Page]:
-        raise StoreError("memcached cannot tell what it holds, so that memories in it cannot be listed: use another store")
+        raise NotListableError(
+            "memcached cannot tell what it holds, so that memories in it cannot be listed: use another store"
+        )
         yield
 
     def _lease(self, message: Lease) -> Steps[float]:
