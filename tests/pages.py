@@ -3,24 +3,29 @@
 A `python` block runs in the page's namespace, or, with a title (`python title="shop.py"`), is written to that file. The
 lines of a `sh` block run in bash, in the page's folder; of those that install something only the names of the extras are
 looked at. A `text` block is what the one before it printed. `sql` runs on a real PostgreSQL that has our tables, `toml` and
-`json` are read, `mermaid` draws. Any other language is an error, so that no block is left out by accident. Behind
-`<!-- skip: next "reason" -->` a `python` block is only compiled: one that serves until it is stopped, say.
+`json` are read, `mermaid` draws. Any other language is an error, so that no block is left out by accident. In a `console`
+block `$ agent-gantry-state ...` is the command line, called in this process, and what follows is what it says, with `...`
+for what is another each time. Behind `<!-- skip: next "reason" -->` a `python` or `sh` block is only compiled: one that
+serves until it is stopped, say.
 """
 
 from __future__ import annotations
 
 import contextlib
+import doctest
 import importlib.metadata
 import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from sybil import Document, Example, Region, Sybil
 from sybil.evaluators.python import PythonEvaluator
@@ -50,6 +55,10 @@ def run_python(example: Example) -> None:
 
 def compile_python(example: Example) -> None:
     compile(example.parsed, example.path, "exec")
+
+
+def compile_commands(example: Example) -> None:
+    subprocess.run(["bash", "-n", "-c", example.parsed], check=True)
 
 
 def run_commands(example: Example) -> None:
@@ -84,6 +93,22 @@ def read_json(example: Example) -> None:
     json.loads(example.parsed)
 
 
+def run_console(example: Example) -> None:
+    from typer.testing import CliRunner
+
+    from agent_gantry_state.cli import app
+
+    commands = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", example.parsed, re.MULTILINE)
+    assert commands, "a line `$ ...` is a command"
+    for command, want in commands:
+        program, *arguments = shlex.split(command)
+        if program == "export":
+            os.environ.update([arguments[0].split("=", 1)])
+            continue
+        said = re.sub(r"[ \t]+$", "", CliRunner().invoke(app, arguments).output, flags=re.MULTILINE)
+        assert doctest.OutputChecker().check_output(want, said, doctest.ELLIPSIS), f"$ {command}\n{said}"
+
+
 def run_sql(example: Example) -> None:
     """Run statements where our tables are, in a database of their own with the role `app_role`."""
     # Pages of frameworks are run where none of these is.
@@ -111,6 +136,7 @@ def run_sql(example: Example) -> None:
 EVALUATORS: dict[str, Callable[[Example], Any]] = {
     "python": run_python,
     "sh": run_commands,
+    "console": run_console,
     "text": compare_output,
     "sql": run_sql,
     "toml": read_toml,
@@ -125,8 +151,7 @@ def fenced_blocks(document: Document) -> Iterable[Region]:
         assert language in EVALUATORS, f"{document.path}: a block in {language!r}: of {', '.join(EVALUATORS)}"
         region.parsed, region.evaluator = region.lexemes["source"], EVALUATORS[language]
         if SKIP.search(document.text[: region.start]):
-            assert language == "python", f"{document.path}: only python is skipped, not {language}"
-            region.evaluator = compile_python
+            region.evaluator = {"python": compile_python, "sh": compile_commands}[language]
         yield region
 
 
@@ -137,6 +162,7 @@ def run_page(path: Path) -> None:
     """Run the blocks of a page in turn, in the current folder."""
     document = BLOCKS.parse(path)
     document.namespace["__name__"] = "__main__"
-    for example in document.examples():
-        print(f"{path}:{example.line}")  # said where a block fails
-        example.evaluate()
+    with mock.patch.dict(os.environ):
+        for example in document.examples():
+            print(f"{path}:{example.line}")  # said where a block fails
+            example.evaluate()
