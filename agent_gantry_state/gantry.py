@@ -13,11 +13,12 @@ from typing import Any, Final, Literal, TypeVar, overload
 
 from typing_extensions import ParamSpec, Self
 
+from agent_gantry_state.binding import bound
 from agent_gantry_state.blocks import Independent, MemoryBlock, Override, SessionBlock
 from agent_gantry_state.bridge import Bridge
 from agent_gantry_state.compartments import is_reserved
 from agent_gantry_state.defaults import default_of
-from agent_gantry_state.errors import DeclarationError
+from agent_gantry_state.errors import DeclarationError, MissingIdentityError
 from agent_gantry_state.events import Callback, observers_of
 from agent_gantry_state.holding import Want
 from agent_gantry_state.injection.plan import Declaration, Kind
@@ -410,6 +411,33 @@ class Stateful:
             ValueError: An id is "", or *adopt* was asked for without a user.
         """
         return SessionBlock(Identity(new_id() if id is None else id, user, conversation, keys, adopt), self._wiring)
+
+    def bind(self, fn: Callable[P, R], /) -> Callable[P, R]:
+        """Bind a function to the identity that is known here, for a thread or a pool of your own.
+
+        Only the identity goes along. Called in another thread, a tool that was bound inside another tool's body is a call of
+        its own: it sees what is committed, and commits when it returns. To make it a part of the call around it, give the
+        thread a copy of the context, `contextvars.copy_context().run`.
+
+        Args:
+            fn: A function, sync or async, or a method; decorated, or calling tools that are.
+
+        Returns:
+            A function with the name and signature of *fn*, to be called anywhere, any number of times and at once.
+
+        Raises:
+            MissingIdentityError: No identity is known here.
+            ResolverError: A resolver failed to say who calls.
+            TypeError: *fn* cannot be called, or is a generator function without a memory, whose body would run outside.
+        """
+        identity = self._wiring.settings.caller()
+        if identity is None:
+            raise MissingIdentityError(
+                "bind: no identity is known here that a function could be bound to. Bind it inside of "
+                "`with gantry.session(...):`, or inside of a tool",
+                scope="session",
+            )
+        return bound(fn, lambda: SessionBlock(identity, self._wiring))
 
     def memory(
         self,

@@ -9,6 +9,7 @@ An identity resolver answers another question: who calls, as the framework knows
 from __future__ import annotations
 
 import difflib
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -153,6 +154,17 @@ def resolve(
     raise _missing(scope, request, declared)
 
 
+def _of_threads(identity: Identity) -> str:
+    """What to do in a thread that was begun without the context of whoever began it; nothing where that is not so."""
+    if identity.keys or threading.current_thread() is threading.main_thread():
+        return ""
+    return (
+        " This is a thread of its own, and one that a program makes itself takes no identity along: open "
+        "`with gantry.session(...):` in the thread, or have it run `contextvars.copy_context().run`, or the function that "
+        "`gantry.bind(fn)` gives."
+    )
+
+
 def _missing(scope: str, request: Request, declared: Iterable[str]) -> MissingIdentityError:
     if scope == "tool":
         return MissingIdentityError("the tool scope has a memory only for a tool: pass tool=..., its name", scope=scope)
@@ -162,14 +174,14 @@ def _missing(scope: str, request: Request, declared: Iterable[str]) -> MissingId
     if scope == "session":
         return MissingIdentityError(
             "no session is known here. Open one around the call, `with gantry.session(...):` (or `async with`), or, in a "
-            'program with a single user, say so once: AgentGantry(session="local").',
+            'program with a single user, say so once: AgentGantry(session="local").' + _of_threads(request.identity),
             scope=scope,
         )
     give = f'{scope}="..."'
     once = f"AgentGantry({give})" if scope == "user" else "a resolver of your own, AgentGantry(resolvers=[...])"
     return MissingIdentityError(
         f"no {scope} is known here. Give it with the session, `with gantry.session(..., {give}):` (or `async with`), "
-        f"or with {once}.{hint}",
+        f"or with {once}.{hint}{_of_threads(request.identity)}",
         scope=scope,
     )
 
