@@ -6,6 +6,7 @@ agent-gantry's own class in `integrations` is the other.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -23,8 +24,11 @@ from agent_gantry_state.events import Callback, observers_of
 from agent_gantry_state.holding import Want
 from agent_gantry_state.injection.plan import Declaration, Kind
 from agent_gantry_state.injection.tool import Tool, decorate
+from agent_gantry_state.memory import Memory
 from agent_gantry_state.merge import Merge
+from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.nesting import unit_around
+from agent_gantry_state.prompt import Redaction, prompt_text
 from agent_gantry_state.resolvers import IdentityResolver, Resolver, resolve
 from agent_gantry_state.scopes import Identity, Scope, check_ttl, new_id
 from agent_gantry_state.sending import sent
@@ -484,6 +488,86 @@ class Stateful:
 
         return MemoryBlock(open_unit)
 
+    def prompt_view(
+        self,
+        scope: str | Sequence[str] = "session",
+        *,
+        keys: Iterable[str] | None = None,
+        max_chars: int = 4000,
+        redact: Iterable[str | re.Pattern[str]] | None = (),
+        session: str | None = None,
+        user: str | None = None,
+        conversation: str | None = None,
+        tool: str | None = None,
+        **more: str | None,
+    ) -> str:
+        """A memory as text to put into a prompt: bounded, without secrets, marked as data.
+
+        The text is a block of tags with one line of JSON for each key. No stored value can end the block, begin a line or
+        look like a mark: `<`, `>`, ends of lines and letters that cannot be seen are escaped. The marks are ``<redacted/>``;
+        ``<cut/>`` where a value goes on; ``<left-out keys="3"/>`` for the keys at the end for which there was no room. It is
+        read from the store in one moment, and nothing is written: it does not restart the time to live of a memory.
+
+        What is shown is what is stored: of typed state its fields, of several scopes what a tool with these layers reads,
+        of private memories nothing. In the body of a tool it is also what that has written so far.
+
+        Args:
+            scope: Which memory; several are layers, the nearest first, as in `with_memory`.
+            keys: The only keys to show. By default all.
+            max_chars: How many characters the text may have, all in all; a token has about four. Long values are cut so
+                that all keys get their share.
+            redact: What is not to be shown, in addition to keys whose names tell of a secret (password, token, api_key):
+                names of keys at any depth, in any case and with wildcards, ``"*email*"``; and compiled patterns, whose
+                matches are taken out of texts, keys and numbers. None: everything is shown.
+            session: Id of the session. If any id is given, the ids given are all that is known; else it is the identity
+                that was entered here, or the gantry's.
+            user: Id of the user.
+            conversation: Id of the conversation.
+            tool: Name of the tool, for scope ``tool``.
+            more: Further identity keys.
+
+        Raises:
+            MissingIdentityError: A scope depends on something that is not given.
+            SessionOwnerError: A memory belongs to somebody else.
+            StoreError: The store failed.
+            ValueError: *max_chars* is too small for an empty memory.
+        """
+        unit, scopes, redaction = self._looking(scope, keys, redact, tool, _stated(session, user, conversation, more))
+        return _prompt(unit, unit.bridge.run(unit.begin()), scopes, max_chars, redaction)
+
+    async def aprompt_view(
+        self,
+        scope: str | Sequence[str] = "session",
+        *,
+        keys: Iterable[str] | None = None,
+        max_chars: int = 4000,
+        redact: Iterable[str | re.Pattern[str]] | None = (),
+        session: str | None = None,
+        user: str | None = None,
+        conversation: str | None = None,
+        tool: str | None = None,
+        **more: str | None,
+    ) -> str:
+        """`prompt_view`, for a caller on an event loop."""
+        unit, scopes, redaction = self._looking(scope, keys, redact, tool, _stated(session, user, conversation, more))
+        return _prompt(unit, await unit.bridge.arun(unit.begin()), scopes, max_chars, redaction)
+
+    def _looking(
+        self, scope: str | Sequence[str], keys: Iterable[str] | None, redact: Any, tool: str | None, stated: Identity | None
+    ) -> tuple[UnitOfWork, tuple[str, ...], Redaction]:
+        """A unit that loads the memories of scopes and writes nothing."""
+        wiring, where = self._wiring, "prompt_view"
+        scopes, redaction = _scopes(wiring, where, scope), Redaction(redact)
+        named = None if keys is None else _key_names(where, keys)
+        settings = wiring.settings
+        identity = stated or settings.caller()
+        wants: dict[Namespace, Want] = {}
+        for name in scopes:
+            namespace = resolve(name, tool, identity, wiring.app, settings.resolvers, wiring.scopes)
+            terms = replace(wiring.owned(wiring.terms(name), namespace), keys=named, read_only=True, slides=False)
+            wants.setdefault(namespace, Want.of(terms, identity))
+        return UnitOfWork(wants, settings.bridge, unit_around()), scopes, redaction
+
     def independent(self) -> Independent:
         """Make calls in a `with` or `async with` block stand on their own, though they are made inside a tool.
 
@@ -650,7 +734,7 @@ def _scopes(wiring: Wiring, where: str, scope: Any) -> tuple[str, ...]:
     Raises:
         DeclarationError: They are no names, or none, or one is there twice.
     """
-    if where == "with_memory" and isinstance(scope, (tuple, list)):
+    if where in ("with_memory", "prompt_view") and isinstance(scope, (tuple, list)):
         if not scope:
             raise DeclarationError(f'{where}: scope must name at least one scope, scope=("session", "user")')
     else:
@@ -660,6 +744,21 @@ def _scopes(wiring: Wiring, where: str, scope: Any) -> tuple[str, ...]:
         if name in scope[:position]:
             raise DeclarationError(f"{where}: scope names {name!r} twice")
     return tuple(scope)
+
+
+def _prompt(
+    unit: UnitOfWork, memories: tuple[Memory, ...], scopes: Sequence[str], max_chars: int, redaction: Redaction
+) -> str:
+    """The text of memories that lie over each other, the nearest first."""
+    try:
+        # The nearest one's keys come first, and its values hide those behind.
+        merged: dict[str, Any] = {}
+        for memory in memories:
+            for key, value in memory.items():
+                merged.setdefault(key, value)
+        return prompt_text(merged, scopes, max_chars, redaction)
+    finally:
+        unit.fail()
 
 
 def _stated(
