@@ -9,20 +9,15 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
-
-from typing_extensions import ParamSpec
+from typing import Any
 
 from agent_gantry_state.blocks import SessionBlock
 from agent_gantry_state.injection.tool import BoundTool, Tool
 
 __all__ = ["bound"]
 
-P = ParamSpec("P")
-R = TypeVar("R")
 
-
-def bound(fn: Callable[P, R], enter: Callable[[], SessionBlock]) -> Callable[P, R]:
+def bound(fn: Any, enter: Callable[[], SessionBlock]) -> Any:
     """*fn*, each of whose calls is made inside a block of *enter*; with the name, signature and documentation of *fn*.
 
     Raises:
@@ -30,16 +25,16 @@ def bound(fn: Callable[P, R], enter: Callable[[], SessionBlock]) -> Callable[P, 
     """
     if not callable(fn):
         raise TypeError(f"bind: a function is needed, not a {type(fn).__name__}")
-    generates = inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn)
-    if generates and not isinstance(fn, (Tool, BoundTool)):
+    if _generates(fn) and not isinstance(fn, (Tool, BoundTool)):
         raise TypeError(
             f"bind: {getattr(fn, '__qualname__', type(fn).__name__)} is a generator function, whose body runs where it is "
             "iterated; bind a function that iterates it, or bind the tools that it calls"
         )
+    call: Any = fn
 
     async def awaited(*args: Any, **kwargs: Any) -> Any:
         with enter():
-            return await fn(*args, **kwargs)  # type: ignore[misc]
+            return await call(*args, **kwargs)
 
     def called(*args: Any, **kwargs: Any) -> Any:
         with enter():
@@ -48,6 +43,10 @@ def bound(fn: Callable[P, R], enter: Callable[[], SessionBlock]) -> Callable[P, 
         return _awaited(result, enter) if inspect.iscoroutine(result) else result
 
     return functools.update_wrapper(awaited if inspect.iscoroutinefunction(fn) else called, fn)
+
+
+def _generates(fn: Any) -> bool:
+    return inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn)
 
 
 async def _awaited(coroutine: Coroutine[Any, Any, Any], enter: Callable[[], SessionBlock]) -> Any:

@@ -388,9 +388,20 @@ class Stateful:
         decorator = MemoryDecorator(wiring, declaration, self._refuse_decoration)
         return decorator if fn is None else decorator(fn)
 
+    def identity(self) -> Identity | None:
+        """Who calls here, as a tool of this gantry would be told: what was entered, or a framework says, or the default.
+
+        Returns:
+            The identity; None if nothing is known.
+
+        Raises:
+            ResolverError: A resolver failed to say who calls.
+        """
+        return self._wiring.settings.caller()
+
     def session(
         self,
-        id: str | None = None,
+        id: str | Identity | None = None,
         *,
         user: str | None = None,
         conversation: str | None = None,
@@ -400,7 +411,8 @@ class Stateful:
         """State who calls, inside a `with` or `async with` block: the whole of it, what is left out is unknown.
 
         Args:
-            id: Id of the session, any str but ""; without one, a new id with 256 random bits.
+            id: Id of the session, any str but ""; without one, a new id with 256 random bits. Or an `Identity`, to which
+                nothing is added.
             user: Id of the user.
             conversation: Id of the conversation.
             adopt: Whether *user* takes over a session that was begun before its user was known: it is theirs from the next
@@ -411,9 +423,14 @@ class Stateful:
             A block whose ``as`` gives the `Identity`. It may be left in another task than it was entered in.
 
         Raises:
-            TypeError: An id is no str.
+            ResolverError: On entering, if a resolver failed to say who calls there.
+            TypeError: An id is no str, or others were given beside an `Identity`.
             ValueError: An id is "", or *adopt* was asked for without a user.
         """
+        if isinstance(id, Identity):
+            if adopt or any(value is not None for value in (user, conversation, *keys.values())):
+                raise TypeError("session: an Identity is the whole of it; put the other ids into it, identity.replace(...)")
+            return SessionBlock(id, self._wiring)
         return SessionBlock(Identity(new_id() if id is None else id, user, conversation, keys, adopt), self._wiring)
 
     def bind(self, fn: Callable[P, R], /) -> Callable[P, R]:
@@ -434,14 +451,15 @@ class Stateful:
             ResolverError: A resolver failed to say who calls.
             TypeError: *fn* cannot be called, or is a generator function without a memory, whose body would run outside.
         """
-        identity = self._wiring.settings.caller()
+        identity = self.identity()
         if identity is None:
             raise MissingIdentityError(
                 "bind: no identity is known here that a function could be bound to. Bind it inside of "
                 "`with gantry.session(...):`, or inside of a tool",
                 scope="session",
             )
-        return bound(fn, lambda: SessionBlock(identity, self._wiring))
+        function: Callable[P, R] = bound(fn, lambda: SessionBlock(identity, self._wiring))
+        return function
 
     def memory(
         self,
@@ -691,7 +709,7 @@ class Stateful:
             identity = lambda: stated  # noqa: E731
         elif any(value is not None for value in given.values()):
             known = {key: value for key, value in given.items() if value is not None}
-            identity = lambda: (self._wiring.settings.caller() or Identity()).replace(**known)  # noqa: E731
+            identity = lambda: (self.identity() or Identity()).replace(**known)  # noqa: E731
         return Override(self._wiring, layer, identity)
 
     def _refuse_decoration(self, fn: Any) -> None:

@@ -376,3 +376,32 @@ def test_wrong_answer_of_a_framework_is_named_by_its_type():
 def test_class_without_parentheses_is_refused(give):
     with pytest.raises(TypeError, match=r"pass Framework\(\), with parentheses"):
         give(Framework)
+
+
+# What a gantry says itself, and takes as a whole.
+
+
+def test_gantry_says_who_calls():
+    gantry, _ = gantry_in_a_framework(user="default")
+
+    assert gantry.identity() == Identity(user="default")
+    with running("s1", "ada"):
+        assert gantry.identity() == Identity("s1", "ada")
+        with gantry.session("s2"):
+            assert gantry.identity() == Identity("s2")
+    assert Gantry().identity() is None
+
+
+def test_session_takes_an_identity_as_it_is():
+    gantry = Gantry()
+    identity = Identity(user="ada", keys={"tenant": "acme"})
+
+    with gantry.session(identity) as entered:
+        assert entered is identity
+        assert gantry.identity() is identity
+
+
+@pytest.mark.parametrize("more", [{"user": "ada"}, {"conversation": "c"}, {"tenant": "t"}, {"adopt": True}])
+def test_session_takes_nothing_beside_an_identity(more):
+    with pytest.raises(TypeError, match="an Identity is the whole of it"):
+        Gantry().session(Identity("s1", "ada"), **more)
