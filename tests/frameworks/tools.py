@@ -140,6 +140,28 @@ def make_tools(gantry: Any = None, **options: Any) -> Tools:
     return Tools(gantry, {tool.__name__: tool for tool in tools}, ran)
 
 
+class Notes:
+    """Notes of one person, whose method is a tool; `method_of` decorates it."""
+
+    def __init__(self, author: str) -> None:
+        self.author = author
+
+    def sign(self, item: str, memory: dict) -> str:
+        """Note an item, signed.
+
+        Args:
+            item: What to note.
+            memory: What is remembered between calls.
+        """
+        memory.setdefault("items", []).append(f"{item}, {self.author}")
+        return memory["items"][-1]
+
+
+def method_of(gantry: Any, author: str = "ada") -> Any:
+    """A bound method that is a tool."""
+    return gantry.with_memory(Notes(author).sign)
+
+
 def make_agent_gantry_tools(**options: Any) -> Tools:
     """The same functions, registered with our subclass of agent-gantry's class, for its adapters.
 

@@ -21,7 +21,7 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 from langgraph.types import Command, interrupt
 from scenario import CHECKS, SHORT_CHECKS, adrive, assert_hidden, drive, remembered
-from tools import make_agent_gantry_tools, make_tools
+from tools import make_agent_gantry_tools, make_tools, method_of
 
 from agent_gantry_state import MissingIdentityError, ResolverError, SyncExecutionContext
 from agent_gantry_state.integrations.langgraph import LangGraphResolver
@@ -142,6 +142,16 @@ def test_memory_that_the_model_passes_goes_nowhere(tools):
     langchain_tool(tools.by_name["note"]).invoke({"item": "x", "memory": {"items": ["forged"]}}, config_of("s1"))
 
     assert remembered(tools, session="s1") == {"items": ["x"]}
+
+
+def test_method_is_a_tool(tools):
+    made = langchain_tool(method_of(tools.gantry))
+
+    agent_of([made]).invoke(messages_of([("sign", {"item": "x"})]), config_of("s1"))
+
+    assert_hidden(convert_to_openai_tool(made))
+    assert made.args.keys() == {"item"}
+    assert remembered(tools, session="s1") == {"items": ["x, ada"]}
 
 
 # Through agent-gantry's adapter.

@@ -19,7 +19,7 @@ from openai.types.responses import (
     ResponseOutputText,
 )
 from scenario import CHECKS, SHORT_CHECKS, adrive, assert_hidden, drive, remembered
-from tools import make_agent_gantry_tools, make_tools
+from tools import make_agent_gantry_tools, make_tools, method_of
 
 from agent_gantry_state import Identity
 from agent_gantry_state.integrations.openai_agents import with_identity
@@ -142,6 +142,17 @@ def run_sync(agent):
 @pytest.mark.parametrize("check", SHORT_CHECKS)
 def test_agent_sync(tools, check, a):
     drive(check, tools, run_sync(agent_of(native(tools))), a)
+
+
+@pytest.mark.anyio
+async def test_method_is_a_tool(tools):
+    (made,) = with_identity(tools.gantry, [function_tool(method_of(tools.gantry))])
+
+    await Runner.run(agent_of([made]), json.dumps([("sign", {"item": "x"})]), context=context_of("s1", "ada"))
+
+    assert_hidden(made.description, made.params_json_schema)
+    assert made.params_json_schema["properties"].keys() == {"item"}
+    assert remembered(tools, session="s1", user="ada") == {"items": ["x, ada"]}
 
 
 # Through agent-gantry's adapter.

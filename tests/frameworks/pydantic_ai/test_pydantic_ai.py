@@ -14,7 +14,7 @@ from pydantic_ai.models.function import DeltaToolCall, FunctionModel
 from pydantic_ai.models.test import TestModel
 from pydantic_ai.toolsets import FunctionToolset
 from scenario import CHECKS, SHORT_CHECKS, adrive, assert_hidden, drive, remembered
-from tools import make_agent_gantry_tools, make_tools
+from tools import make_agent_gantry_tools, make_tools, method_of
 
 from agent_gantry_state import Identity, InjectedArgumentError, MissingIdentityError
 from agent_gantry_state.integrations.pydantic_ai import IdentityCapability, IdentityToolset
@@ -155,6 +155,19 @@ async def test_agent_streamed(tools, check):
 def test_agent_sync(tools, check, a):
     # Each thread has an agent, for the models and loops of one are its own.
     drive(check, tools, lambda s, u, calls: of_functions(tools).run_sync(json.dumps(calls), deps=Caller(s, u)), a)
+
+
+@pytest.mark.anyio
+async def test_method_is_a_tool(tools):
+    method = method_of(tools.gantry)
+    agent = Agent(model(), deps_type=Caller, tools=[method], capabilities=[IdentityCapability(tools.gantry)])
+
+    await agent.run(json.dumps([("sign", {"item": "x"})]), deps=Caller("s1", "ada"))
+
+    (seen,) = await shown(agent)
+    assert_hidden(seen.description, seen.parameters_json_schema)
+    assert seen.parameters_json_schema["properties"].keys() == {"item"}
+    assert remembered(tools, session="s1", user="ada") == {"items": ["x, ada"]}
 
 
 # Through agent-gantry's adapter.
