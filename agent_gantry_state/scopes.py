@@ -214,13 +214,18 @@ class Entered:
 
     Leaving goes by this handle and not by a token of the context variable, for it may happen in another task or thread
     than entering, or out of order.
+
+    Args:
+        identity: Who calls.
+        said: What a framework said of that where it was entered; None if no framework ran there.
     """
 
-    __slots__ = ("closed", "identity", "outer")
+    __slots__ = ("closed", "identity", "outer", "said")
 
-    def __init__(self, identity: Identity, outer: Entered | None = None) -> None:
+    def __init__(self, identity: Identity, outer: Entered | None = None, said: Identity | None = None) -> None:
         self.identity = identity
         self.outer = outer
+        self.said = said
         self.closed = False
 
     def enter(self) -> None:
