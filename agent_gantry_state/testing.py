@@ -151,6 +151,12 @@ HOSTILE_TEXTS: tuple[str, ...] = (
 )
 
 
+def _named(value: Any) -> str:
+    # The same in every process, or the tests cannot be divided among several: a set has no order of its own.
+    shown = sorted(value, key=repr) if isinstance(value, set) else value
+    return f"{type(value).__name__}-{str(shown)[:9]!a}"
+
+
 class Clock:
     """A clock that stands still until `now` is set."""
 
@@ -407,7 +413,7 @@ class StoreContract:
 
     # Values, keys and ids.
 
-    @pytest.mark.parametrize("value", VALUES, ids=lambda value: f"{type(value).__name__}-{str(value)[:9]!a}")
+    @pytest.mark.parametrize("value", VALUES, ids=_named)
     def test_value_comes_back_as_it_went_in(self, talk: Talk, value: Any) -> None:
         talk.write(A, x=value, within=[value])
 

@@ -1,15 +1,21 @@
 """A store of your own, here in a dbm file of the standard library, for one process: a method for each message.
 
-tests/stores/test_custom_store.py holds it to everything that the stores of the package promise."""
+tests/stores/test_custom_store.py holds it to everything that the stores of the package promise.
+
+Run it: python examples/custom_store.py
+"""
 
 from __future__ import annotations
 
+import asyncio
 import dbm.dumb
+import json
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
 
-from agent_gantry_state import Namespace
+from agent_gantry_state import AgentGantry, Namespace
 from agent_gantry_state.errors import StoreClosedError
 from agent_gantry_state.stores import protocol
 from agent_gantry_state.stores.clock import Clocked
@@ -98,3 +104,62 @@ class DbmStore(Clocked):
             if self._open is not None:
                 self._open.close()
             self._open = None
+
+
+# An agent whose tools remember there.
+
+gantry = AgentGantry()
+
+
+@gantry.register
+@gantry.with_memory
+def take_note(text: str, memory: dict) -> str:
+    """Take a note."""
+    memory.setdefault("notes", []).append(text)
+    return " and ".join(memory["notes"])
+
+
+class ScriptedModel:
+    """Stands in for a language model: each turn is the tools that it calls, or its answer, where {0} is the first result."""
+
+    def __init__(self, *turns: list[tuple[str, dict]] | str) -> None:
+        self._turns = iter(turns)
+
+    async def create(self, messages: list[dict], tools: list[dict]) -> dict:
+        turn = next(self._turns)
+        if isinstance(turn, str):
+            results = [message["content"] for message in messages if message["role"] == "tool"]
+            return {"choices": [{"message": {"role": "assistant", "content": turn.format(*results)}}]}
+        calls = [
+            {"id": f"call_{number}", "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
+            for number, (name, arguments) in enumerate(turn)
+        ]
+        return {"choices": [{"message": {"role": "assistant", "content": None, "tool_calls": calls}}]}
+
+
+async def ask(model: ScriptedModel, prompt: str) -> str:
+    """An agent's loop: ask the model, run the tools that it calls, until it answers."""
+    messages: list[dict] = [{"role": "user", "content": prompt}]
+    tools = await gantry.retrieve_tools(prompt, limit=10)
+    while True:
+        response = await model.create(messages, tools)
+        messages.append(response["choices"][0]["message"])
+        results = await gantry.execute_tool_calls(response, retry_count=0)
+        if not results:
+            return messages[-1]["content"]
+        messages.extend(results)
+
+
+async def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for text in ("milk", "tea"):
+            # Another store object each time: what it shows the second time was in the file.
+            store = DbmStore(Path(folder, "memories"))
+            with gantry.override(store=store, session="s1"):
+                print(await ask(ScriptedModel([("take_note", {"text": text})], "{0}"), f"Note {text}"))
+            store.close()
+    await gantry.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

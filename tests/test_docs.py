@@ -1,51 +1,43 @@
-"""What README and the guide show is run, and prints what they say it prints."""
+"""README and docs: the two commands, and links that lead somewhere. What their blocks show is run, see pages.py."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
-import warnings
 from pathlib import Path
 
+import pages
 import pytest
 
-ROOT = Path(__file__).parent.parent
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+README = pages.ROOT / "README.md"
+PAGES = [README, *sorted((pages.ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)")
 
 
-def blocks(path: Path) -> list[tuple[str, str]]:
-    return BLOCK.findall(path.read_text(encoding="utf-8"))
+def prose(page: Path) -> str:
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/guide.md", "docs/recipes.md"])
-def test_examples_run_and_print_what_the_page_says(name):
-    namespace = {"__name__": "__main__"}
-    printed = ""
-    checked = 0
-    for language, text in blocks(ROOT / name):
-        if language == "python":
-            output = io.StringIO()
-            with contextlib.redirect_stdout(output), warnings.catch_warnings():
-                exec(compile(text, name, "exec"), namespace)
-            printed = output.getvalue()
-        elif language == "text":
-            assert printed == text
-            checked += 1
-    assert checked
+def anchors(page: Path) -> set[str]:
+    """The names that headings of a page get, on GitHub and on the site."""
+    headings = re.findall(r"^#+ +(.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
 def test_first_block_of_the_readme_is_the_two_commands():
-    language, text = blocks(ROOT / "README.md")[0]
+    first, second = FENCE.findall(README.read_text(encoding="utf-8"))[0].splitlines()[1:-1]
 
-    first, second = text.splitlines()
-
-    assert language == "sh"
     assert first.endswith("-m agent_gantry_state demo")
-    assert second.endswith("-m pytest")
+    assert second.endswith("-m pytest -n auto --dist worksteal")
 
 
-def test_links_in_readme_and_docs_lead_somewhere():
-    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(pages.ROOT)))
+def test_links_lead_somewhere(page):
+    for target, anchor in LINK.findall(prose(page)):
+        there = (page.parent / target).resolve() if target else page
+        assert there.exists(), f"no such file: {target}"
+        assert not anchor or anchor in anchors(there), f"no such heading: {target}#{anchor}"
+
+
+def test_every_page_is_run():
+    assert [str(page.relative_to(pages.ROOT)) for page in PAGES if not pages.PAGES.should_parse(page)] == []

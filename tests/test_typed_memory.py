@@ -787,7 +787,9 @@ def test_a_read_only_state_refuses_a_change_and_names_the_key(gantry):
     assert stored(gantry) == {}
 
 
-@pytest.mark.parametrize("options", [{"default": {"volume": 5}}, {"default_factory": lambda: {"volume": 5}}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"default": {"volume": 5}}, {"default_factory": lambda: {"volume": 5}}], ids=["default", "factory"]
+)
 def test_default_covers_fields_without_one(gantry, options):
     class Needs(BaseModel):
         volume: int
@@ -1277,7 +1279,6 @@ def test_serializable_refuses_what_was_read_and_changed_meanwhile(gantry):
         (WithInit, True),
         (WithInfo, True),
     ],
-    ids=str,
 )
 def test_only_a_class_whose_fields_depend_on_each_other_has_all_of_them_checked(hint, joint):
     shape = shape_of(hint, where="with_memory on f", scope="user")

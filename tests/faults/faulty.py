@@ -208,8 +208,8 @@ def storm(proxy: Proxy, gantry: Gantry, direct: Gantry, fault: Fault, chance: ra
     """One round: four threads and four tasks call while *fault* strikes; it is lifted, and they go on."""
     ledger, stop = Ledger(gantry, two), threading.Event()
     done = threading.Semaphore(0)
-    # After a silence it may take some time until somebody tries again.
-    resumed = LONGEST_PAUSE if fault.kind in ("hole", "trickle", "delay") else 0.0
+    # After a silence it may take some time until somebody tries again, and on a busy machine until he has his answer.
+    resumed = LONGEST_PAUSE + 1.0 if fault.kind in ("hole", "trickle", "delay") else 0.0
     lifted: list[float] = []
     people = itertools.cycle(PEOPLE)
 
