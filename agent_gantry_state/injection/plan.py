@@ -284,7 +284,9 @@ class Plan:
         signature = self.signature()
         resolved = {name: parameter.annotation for name, parameter in signature.parameters.items()}
         resolved["return"] = signature.return_annotation
-        return {name: resolved.get(name, hint) for name, hint in _annotations(self.code).items() if name not in self.injected}
+        return {
+            name: resolved.get(name, hint) for name, hint in _annotations(self.code).items() if name not in self.injected
+        }
 
     # The name under which its own memories are filed.
 

@@ -161,8 +161,8 @@ class Tool(_Function[P, R]):
 
     __annotate__ = None
 
-    # Who makes a function of what they find in this one, as FastMCP does to give it other annotations, is to get one that calls
-    # the tool and has its signature, and not the body with what is injected.
+    # FastMCP makes a function of its own of what it finds in this one, to give it other annotations. That has to be one that
+    # calls the tool and has its signature, and not the body with what is injected.
     @property
     def __code__(self) -> CodeType:
         body = self.__wrapped__.__code__

@@ -66,7 +66,7 @@ class Connection:
 
     def _headers(self, name: str) -> list[str]:
         wanted = name.lower().encode("latin-1")
-        return [value.decode("latin-1") for key, value in self.scope["headers"] if key.lower() == wanted]
+        return [value.decode("latin-1") for key, value in self.scope.get("headers", ()) if key.lower() == wanted]
 
 
 def _only(source: str, values: list[str]) -> str | None:

@@ -147,3 +147,7 @@ async def test_a_dependency_of_fastapi_can_open_the_session(tools):
             for user, path in (("ada", "/run"), ("bob", "/run-sync")):
                 answer = await client.post(path, json=[("both", {"item": user})], headers=sent(user))
                 assert answer.json() == [f"{user} is number {number}"]
+
+
+def test_example(example):
+    assert example("fastapi_app.py") == "ada: milk\nbob: bread\nada: milk, tea\n"
