@@ -284,8 +284,13 @@ class Plan:
         return signature
 
     def annotations(self) -> dict[str, Any]:
-        """The annotations without what is injected."""
-        return {name: hint for name, hint in _annotations(self.code).items() if name not in self.injected}
+        """The annotations without what is injected, resolved where their names can be found."""
+        signature = self.signature()
+        resolved = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+        resolved["return"] = signature.return_annotation
+        return {
+            name: resolved.get(name, hint) for name, hint in _annotations(self.code).items() if name not in self.injected
+        }
 
     # The name under which its own memories are filed.
 
