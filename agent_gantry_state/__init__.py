@@ -42,7 +42,7 @@ from agent_gantry_state.gantry import Gantry
 from agent_gantry_state.injection.tool import Tool
 from agent_gantry_state.memory import Memory
 from agent_gantry_state.namespace import Namespace
-from agent_gantry_state.resolvers import Request, Resolver
+from agent_gantry_state.resolvers import IdentityResolver, Request, Resolver
 from agent_gantry_state.scopes import Identity, Scope, current_identity
 from agent_gantry_state.session import Session, SyncSession
 
@@ -61,6 +61,7 @@ __all__ = [
     "FurtherScopeError",
     "Gantry",
     "Identity",
+    "IdentityResolver",
     "InjectedArgumentError",
     "Memory",
     "MemoryConflictError",

@@ -54,12 +54,13 @@ def _leave(entered: list[Any], here: Any) -> None:
 class SessionBlock(_Block):
     """An identity that holds inside a `with` block. Gives the `Identity`."""
 
-    def __init__(self, identity: Identity) -> None:
+    def __init__(self, identity: Identity, wiring: Wiring) -> None:
         self._identity = identity
+        self._wiring = wiring
         self._entered: list[Entered] = []
 
     def _enter(self) -> Identity:
-        entered = Entered(self._identity)
+        entered = Entered(self._identity, self._wiring.settings.said())
         entered.enter()
         self._entered.append(entered)
         return self._identity
@@ -95,11 +96,12 @@ class Override(_Block):
     def _enter(self) -> Override:
         # The identity first: it may be refused, and then nothing is to be taken back.
         identity = None if self._identity is None else self._identity()
+        said = None if identity is None else self._wiring.settings.said()
         layer = replace(self._layer)
         self._wiring.push(layer)
         self._layers.append(layer)
         if identity is not None:
-            self._entered.append(Entered(identity))
+            self._entered.append(Entered(identity, said))
             self._entered[-1].enter()
         return self
 

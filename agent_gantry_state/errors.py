@@ -83,13 +83,13 @@ class MissingIdentityError(StateError):
 
 
 class ResolverError(StateError, TypeError):
-    """A resolver failed, or answered something other than a `Namespace` or None.
+    """A resolver failed, or answered something other than what it was asked for.
 
     Attributes:
-        scope: The scope that it was asked for.
+        scope: The scope that it was asked for; None if it was asked who calls.
     """
 
-    def __init__(self, message: str, *, scope: str) -> None:
+    def __init__(self, message: str, *, scope: str | None) -> None:
         super().__init__(message)
         self.scope = scope
 

@@ -24,14 +24,14 @@ from agent_gantry_state.injection.plan import Declaration, Kind
 from agent_gantry_state.injection.tool import Tool, decorate
 from agent_gantry_state.merge import Merge
 from agent_gantry_state.nesting import unit_around
-from agent_gantry_state.resolvers import Resolver, resolve
-from agent_gantry_state.scopes import ENTERED, Identity, Scope, check_ttl, new_id
+from agent_gantry_state.resolvers import IdentityResolver, Resolver, resolve
+from agent_gantry_state.scopes import Identity, Scope, check_ttl, new_id
 from agent_gantry_state.sending import sent
 from agent_gantry_state.several import bridge_for
 from agent_gantry_state.steps import Steps
 from agent_gantry_state.stores.protocol import KEEP, Forget
 from agent_gantry_state.unit_of_work import UnitOfWork
-from agent_gantry_state.wiring import Layer, Settings, StoreObject, Wiring, open_bridge
+from agent_gantry_state.wiring import Layer, StoreObject, Wiring, check_resolvers, open_bridge
 
 __all__ = ["Gantry", "MemoryDecorator", "Stateful"]
 
@@ -79,7 +79,7 @@ class Stateful:
         app: Keeps this program's memories apart from those of others on the same store.
         session: The session of every call, in a program that has but one user.
         user: The user of every call, likewise.
-        resolvers: Asked in order, before the built-in ones, which memory a request means.
+        resolvers: Asked in order, before the built-in ones, which memory a request means, or who calls.
         scopes: How the memories of a scope behave, by its name; also declares custom scopes. A URL or a store object is
             where they live, and short for ``Scope(store=...)``.
         on_commit: Told, by a `MemoryEvent`, of each memory that a call has changed, when it has committed. Sync or async; if
@@ -103,7 +103,7 @@ class Stateful:
         app: str = "default",
         session: str | None = None,
         user: str | None = None,
-        resolvers: Iterable[Resolver] = (),
+        resolvers: Iterable[Resolver | IdentityResolver] = (),
         scopes: Mapping[str, Scope | str | StoreObject] | None = None,
         on_commit: Callback | None = None,
         on_conflict: Callback | None = None,
@@ -409,7 +409,7 @@ class Stateful:
             TypeError: An id is no str.
             ValueError: An id is "", or *adopt* was asked for without a user.
         """
-        return SessionBlock(Identity(new_id() if id is None else id, user, conversation, keys, adopt))
+        return SessionBlock(Identity(new_id() if id is None else id, user, conversation, keys, adopt), self._wiring)
 
     def memory(
         self,
@@ -449,7 +449,7 @@ class Stateful:
 
         def open_unit() -> UnitOfWork:
             settings = wiring.settings
-            identity = stated or _current(settings)
+            identity = stated or settings.caller()
             namespace = resolve(scope, tool, identity, wiring.app, settings.resolvers, wiring.scopes)
             want = Want.of(wiring.owned(terms, namespace), identity)
             return UnitOfWork({namespace: want}, settings.bridge, unit_around()).watched(settings.observers, None)
@@ -529,7 +529,7 @@ class Stateful:
         wiring = self._wiring
         wiring.check_scope(scope)
         settings = wiring.settings
-        identity = stated or _current(settings)
+        identity = stated or settings.caller()
         namespace = resolve(scope, tool, identity, wiring.app, settings.resolvers, wiring.scopes)
 
         def steps() -> Steps[None]:
@@ -546,7 +546,7 @@ class Stateful:
         user: str | None = None,
         conversation: str | None = None,
         store: Any = None,
-        resolvers: Iterable[Resolver] | None = None,
+        resolvers: Iterable[Resolver | IdentityResolver] | None = None,
         clock: Callable[[], float] | None = None,
         **keys: str | None,
     ) -> Override:
@@ -569,7 +569,9 @@ class Stateful:
             StoreURLError: *store* is a URL that names no store.
         """
         bridge = None if store is None else open_bridge(store)
-        layer = Layer(bridge, None if resolvers is None else tuple(resolvers), clock)
+        swapped = None if resolvers is None else tuple(resolvers)
+        check_resolvers(swapped or ())
+        layer = Layer(bridge, swapped, clock)
         given = {"user": user, "conversation": conversation, **keys}
         identity: Callable[[], Identity] | None = None
         if session is not None:
@@ -577,7 +579,7 @@ class Stateful:
             identity = lambda: stated  # noqa: E731
         elif any(value is not None for value in given.values()):
             known = {key: value for key, value in given.items() if value is not None}
-            identity = lambda: (_current(self._wiring.settings) or Identity()).replace(**known)  # noqa: E731
+            identity = lambda: (self._wiring.settings.caller() or Identity()).replace(**known)  # noqa: E731
         return Override(self._wiring, layer, identity)
 
     def _refuse_decoration(self, fn: Any) -> None:
@@ -640,11 +642,6 @@ def _stated(
     return Identity(session, user, conversation, keys) if given else None
 
 
-def _current(settings: Settings) -> Identity | None:
-    entered = ENTERED.get()
-    return settings.identity if entered is None else entered.identity
-
-
 class Gantry(Stateful):
     """Gives plain functions a memory, without agent-gantry; any framework can use the decorated functions.
 
@@ -667,7 +664,7 @@ class Gantry(Stateful):
         app: str = "default",
         session: str | None = None,
         user: str | None = None,
-        resolvers: Iterable[Resolver] = (),
+        resolvers: Iterable[Resolver | IdentityResolver] = (),
         scopes: Mapping[str, Scope | str | StoreObject] | None = None,
         on_commit: Callback | None = None,
         on_conflict: Callback | None = None,

@@ -2,6 +2,8 @@
 
 A resolver is any callable that takes a `Request` and returns a `Namespace`, or None if the request is none of its business.
 A gantry tries its own resolvers in order and then the built-in ones: `tool`, `global`, and one for every identity key.
+
+An identity resolver answers another question: who calls, as the framework knows it in which a tool runs.
 """
 
 from __future__ import annotations
@@ -9,12 +11,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from agent_gantry_state.errors import MissingIdentityError, ResolverError, StateError
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.scopes import Identity
 
-__all__ = ["BUILT_IN_SCOPES", "Request", "Resolver", "resolve"]
+__all__ = ["BUILT_IN_SCOPES", "IdentityResolver", "Request", "Resolver", "identify", "resolve"]
 
 #: Scopes that need no declaration.
 BUILT_IN_SCOPES = ("tool", "session", "conversation", "user", "global")
@@ -38,6 +41,50 @@ class Request:
 
 
 Resolver = Callable[[Request], "Namespace | None"]
+
+
+class IdentityResolver(Protocol):
+    """Says who calls, where a framework knows it; stands among the resolvers of a gantry.
+
+    What it says is as good as an identity that was stated with `gantry.session(...)` where the framework began its run: it
+    comes before one that was entered outside of the run, and after one that was entered inside.
+    """
+
+    def identify(self) -> Identity | None:
+        """Who calls here; None where the framework does not run, or does not say.
+
+        An identity with a session is the whole of it: what it leaves out is unknown. One without a session replaces what it
+        names, and leaves the rest of what is known.
+        """
+        ...
+
+
+def identify(resolvers: Iterable[IdentityResolver]) -> Identity | None:
+    """Who calls, by the first of *resolvers* that says it.
+
+    Raises:
+        ResolverError: One of them failed, or answered with something else than an identity or None.
+    """
+    for resolver in resolvers:
+        try:
+            identity = resolver.identify()
+        except StateError:
+            raise
+        except Exception as error:
+            # Its own words may hold an id, and they would go to a model.
+            raise ResolverError(
+                f"resolver {_name(resolver)} failed to say who calls, with {type(error).__name__}", scope=None
+            ) from error
+        if identity is None:
+            continue
+        if not isinstance(identity, Identity):
+            raise ResolverError(
+                f"resolver {_name(resolver)} must say who calls with an Identity(...) or None, "
+                f"not {type(identity).__name__}",
+                scope=None,
+            )
+        return identity
+    return None
 
 
 def resolve_tool(request: Request) -> Namespace | None:
@@ -127,5 +174,5 @@ def _missing(scope: str, request: Request, declared: Iterable[str]) -> MissingId
     )
 
 
-def _name(resolver: Resolver) -> str:
+def _name(resolver: object) -> str:
     return getattr(resolver, "__qualname__", type(resolver).__name__)

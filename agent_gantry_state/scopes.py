@@ -214,12 +214,17 @@ class Entered:
 
     Leaving goes by this handle and not by a token of the context variable, for it may happen in another task or thread
     than entering, or out of order.
+
+    Args:
+        identity: Who calls.
+        said: What a framework said of that where it was entered; None if no framework ran there.
     """
 
-    __slots__ = ("closed", "identity", "outer")
+    __slots__ = ("closed", "identity", "outer", "said")
 
-    def __init__(self, identity: Identity) -> None:
+    def __init__(self, identity: Identity, said: Identity | None = None) -> None:
         self.identity = identity
+        self.said = said
         self.outer: Entered | None = None
         self.closed = False
 

@@ -30,7 +30,7 @@ from agent_gantry_state.gantry import Stateful
 from agent_gantry_state.injection.call import acall
 from agent_gantry_state.injection.plan import Kind, Plan, stateful_parameters
 from agent_gantry_state.injection.tool import BoundTool, Tool
-from agent_gantry_state.resolvers import Resolver
+from agent_gantry_state.resolvers import IdentityResolver, Resolver
 from agent_gantry_state.scopes import ATTEMPT, Attempt, Scope
 from agent_gantry_state.wiring import StoreObject
 
@@ -267,7 +267,7 @@ class AgentGantry(Stateful, _upstream.AgentGantry):
         app: Keeps this program's memories apart from those of others on the same store.
         session: The session of every call, in a program that has but one user.
         user: The user of every call, likewise.
-        resolvers: Asked in order, before the built-in ones, which memory a request means.
+        resolvers: Asked in order, before the built-in ones, which memory a request means, or who calls.
         scopes: How the memories of a scope behave, by its name; also declares custom scopes. A URL or a store object is
             where they live, and short for ``Scope(store=...)``.
         on_commit: Told, by a `MemoryEvent`, of each memory that a call has changed, when it has committed. Sync or async; if
@@ -290,7 +290,7 @@ class AgentGantry(Stateful, _upstream.AgentGantry):
         app: str = "default",
         session: str | None = None,
         user: str | None = None,
-        resolvers: Iterable[Resolver] = (),
+        resolvers: Iterable[Resolver | IdentityResolver] = (),
         scopes: Mapping[str, Scope | str | StoreObject] | None = None,
         on_commit: Callback | None = None,
         on_conflict: Callback | None = None,
