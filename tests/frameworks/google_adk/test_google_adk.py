@@ -167,7 +167,7 @@ def test_without_the_plugin_the_thread_of_an_older_kit_knows_nobody():
 
 
 def test_example(example):
-    assert example("google_adk.py") == "1. milk\n2. milk, bread\n3. tea\n"
+    assert example("google_adk_agent.py") == "1. milk\n2. milk, bread\n3. tea\n"
 
 
 def test_page_runs():

@@ -1,7 +1,7 @@
 """An agent of Google's Agent Development Kit whose tool remembers, per session of the kit.
 
 The model is scripted, so that it runs without a key: pip install 'agent-gantry-state[google-adk]'
-Run it: python examples/frameworks/google_adk.py
+Run it: python examples/frameworks/google_adk_agent.py
 """
 
 from __future__ import annotations
