@@ -6,7 +6,7 @@ It is entered for each step and left where somebody else has the turn, so that i
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from agent_gantry_state.blocks import SessionBlock
 
@@ -21,7 +21,7 @@ async def awaited(block: SessionBlock, result: Awaitable[T]) -> T:
         return await result
 
 
-async def iterated(block: SessionBlock, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+async def iterated(block: SessionBlock, items: AsyncGenerator[Any, Any]) -> AsyncGenerator[Any, None]:
     """Iterate over *items*, each step inside *block*."""
     try:
         while True:

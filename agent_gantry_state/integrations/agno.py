@@ -1,6 +1,6 @@
 """Who calls, for tools that Agno runs: the session and the user of the run.
 
-A hook around each call of a tool, since Agno gives a tool's body no way to ask. It is one function for sync and async runs: Agno
+A hook around each call of a tool, since Agno gives a tool's body no way to ask. It is one sync function for all runs: Agno
 leaves out async hooks where a run is sync, and awaits what a sync hook returns where it is not.
 """
 
