@@ -592,6 +592,12 @@ def _refuse_unfit(target: Any, label: str) -> None:
         raise DeclarationError(f"only a function can be given a memory, not {type(target).__name__}")
     if isinstance(target, type):
         raise DeclarationError(f"only a function can be given a memory; {label} is a class, so decorate one of its methods")
+    if hasattr(target, "tool_spec"):
+        # Strands' tools are callable and look like their function, but a model is shown what they made of it.
+        raise DeclarationError(
+            f"{label} is a tool of a framework already, whose schema shows the parameter to models; put the decorator of "
+            "the framework above @gantry.with_memory"
+        )
 
 
 if sys.version_info >= (3, 14):

@@ -1185,12 +1185,25 @@ class GeneratorObject:
         yield 1
 
 
+class MadeTool:
+    """As the objects that Strands' decorator makes: callable, and like their function to whoever inspects them."""
+
+    tool_spec = {"inputSchema": {"json": {"properties": {"memory": {"type": "object"}}}}}
+
+    def __init__(self, function):
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *args, **kwargs):
+        return self.__wrapped__(*args, **kwargs)
+
+
 UNFIT = [
     (no_parameter, r"no_parameter has no parameter 'memory'.*item.*`memory: dict`.*with_memory\(into="),
     (positional_only, r"positional_only.*'memory' is positional-only.*behind the `/`"),
     (collects_positions, r"\*memory collects arguments.*add a parameter `memory: dict`"),
     (collects_names, r"\*\*memory collects arguments.*add a parameter `memory: dict`"),
     (Class, r"Class is a class.*decorate one of its methods"),
+    (MadeTool(lambda memory: None), r"tool of a framework already.*decorator of the framework above @gantry.with_memory"),
     (5, r"only a function can be given a memory, not int"),
     ("session", r"only a function can be given a memory, not str"),
     (property(no_parameter), r"only a function can be given a memory, not property"),
