@@ -1,9 +1,10 @@
 """How the cost of a call grows: with keys, bytes, namespaces, callers, with tools inside tools, with what expires.
 
 Everything along one axis is measured in one run, in blocks that take turns as in `call.py`. Each figure is a ratio within a
-round to the first point of the same line: how many times what it costs at the left end a call costs here. The tables have the
-medians, the plots show them over both axes in powers, where a cost that grows with use is a slope of one and one that does not
-is level.
+round to the first point of the same line: how many times as much as at the left end a call costs here. The tables have the
+medians; the plots show them with both axes in powers of ten, where a cost that grows with use rises and one that does not is
+level. What is counted is the time of the processor, which other programs on the machine disturb less; only where there is a
+server it is the time that the caller waits.
 
     python benchmarks/growth.py                             # some minutes, and some 5 GB for a million namespaces
     python benchmarks/growth.py keys bytes                  # only these axes
@@ -27,12 +28,12 @@ import tempfile
 import threading
 import tracemalloc
 import warnings
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from time import perf_counter_ns
+from time import perf_counter_ns, process_time_ns
 from typing import Any
 
 from agent_gantry_state import Gantry, Scope, SyncSession, merge
@@ -74,7 +75,9 @@ class Effort:
 Build = Callable[[Effort, ExitStack], Axis]
 
 
-def timed(call: Callable[[str], Any], session: Callable[[], Any] | None = None) -> Point:
+def timed(
+    call: Callable[[str], Any], session: Callable[[], Any] | None = None, clock: Callable[[], int] = process_time_ns
+) -> Point:
     """The point of a sync call, with a session around the block."""
 
     def point(number: int) -> float:
@@ -82,10 +85,10 @@ def timed(call: Callable[[str], Any], session: Callable[[], Any] | None = None) 
         with ExitStack() as stack:
             if session is not None:
                 stack.enter_context(session())
-            start = perf_counter_ns()
+            start = clock()
             for value in values:
                 call(value)
-            return (perf_counter_ns() - start) / number
+            return (clock() - start) / number
 
     return point
 
@@ -140,19 +143,20 @@ def filled(gantry: Gantry, id: str, state: dict[str, Any]) -> Callable[[], Any]:
 
 def keys_on(url: str, label: str, ways: Sequence[str] | None, *xs: int) -> Build:
     def build(effort: Effort, stack: ExitStack) -> Axis:
-        gantry = gantry_at(url if "://" in url else server(url, stack), stack)
+        gantry = gantry_at(url if "://" in url else place(url, stack), stack)
+        clock = process_time_ns if url in ("memory://", "sqlite", "file") else perf_counter_ns
         lines: dict[str, dict[int, Point]] = {}
         called = {name: tool for name, tool in tools(gantry).items() if ways is None or name in ways}
         for size in effort.steps(*xs):
             session = filled(gantry, f"keys-{size}", {f"k{i}": f"v{i}" for i in range(size)})
             for name, tool in called.items():
-                lines.setdefault(name, {})[size] = timed(tool, session)
+                lines.setdefault(name, {})[size] = timed(tool, session, clock)
         return Axis(label, lines)
 
     return build
 
 
-def server(name: str, stack: ExitStack) -> str:
+def place(name: str, stack: ExitStack) -> str:
     """The URL of a server of the test suite, or of a database in a new directory."""
     if name == "sqlite":
         return f"sqlite:///{stack.enter_context(tempfile.TemporaryDirectory())}/growth.db"
@@ -234,9 +238,9 @@ def callers(effort: Effort, stack: ExitStack) -> Axis:
                     await work(str(width * turn + index))
 
         async def block(number: int) -> float:
-            start = perf_counter_ns()
+            start = process_time_ns()
             await asyncio.gather(*[caller(index, number) for index in range(width)])
-            return (perf_counter_ns() - start) / number / width
+            return (process_time_ns() - start) / number / width
 
         # At least a few turns each, else what is seen is how tasks are made.
         return lambda number: asyncio.run(block(max(4, number // width)))
@@ -272,10 +276,10 @@ def threads(effort: Effort, stack: ExitStack) -> Axis:
             for thread in started:
                 thread.start()
             ready.wait()
-            start = perf_counter_ns()
+            start = process_time_ns()
             for thread in started:
                 thread.join()
-            return (perf_counter_ns() - start) / each / width
+            return (process_time_ns() - start) / each / width
 
         return block
 
@@ -401,7 +405,7 @@ def depth(effort: Effort, stack: ExitStack) -> Axis:
         bottom[1] = value
 
     lines: dict[str, dict[int, Point]] = {}
-    for deep in effort.steps(1, 10, 100, 400):
+    for deep in effort.steps(1, 10, 50, 150):
         value: list[Any] = [None, ""]
         for _ in range(deep - 1):
             value = [value, ""]
@@ -443,6 +447,7 @@ def expiring_keys(effort: Effort, stack: ExitStack) -> Axis:
 
 def expired_namespaces(effort: Effort, stack: ExitStack) -> Axis:
     """The longest of 2,000 writes, of which one finds that so many namespaces have just expired."""
+
     def point(size: int) -> Point:
         def longest(_: int) -> float:
             clock = Clock()
@@ -454,10 +459,10 @@ def expired_namespaces(effort: Effort, stack: ExitStack) -> Axis:
                     tool("first")
                     clock.now += 100
                     for turn in range(2_000):
-                        start = perf_counter_ns()
+                        start = process_time_ns()
                         with gantry.session(f"new {turn}"):
                             tool(str(turn))
-                        worst = max(worst, perf_counter_ns() - start)
+                        worst = max(worst, process_time_ns() - start)
                 return worst
 
         return longest
@@ -563,23 +568,25 @@ def table(axis: Axis, grown: dict[str, dict[int, float]]) -> str:
 def plot(name: str, axis: Axis, grown: dict[str, dict[int, float]], place: Path) -> None:
     try:
         import matplotlib as mpl
-        from matplotlib import pyplot
+        from matplotlib import pyplot as plt
     except ImportError as error:
         sys.exit(f"{error}. Install what draws: pip install -e . --group plots (pip 25.1 or newer)")
     # Text as text, and nothing in the file that changes from run to run.
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9, "path.simplify": True})
-    figure, axes = pyplot.subplots(figsize=(6.4, 3.4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
     xs = sorted({x for line in grown.values() for x in line})
     axes.plot(xs, [x / xs[0] for x in xs], color="0.8", linewidth=1, zorder=0)
     for (label, line), marker in zip(grown.items(), "os^vDPX*<>h", strict=False):
         axes.plot(list(line), list(line.values()), marker=marker, markersize=3, linewidth=1, label=label)
     highest = max(value for line in grown.values() for value in line.values())
-    axes.set(xscale="log", yscale="log", xlabel=axis.label, ylabel="times the call at the left", ylim=(0.5, max(10, 2 * highest)))
+    axes.set(
+        xscale="log", yscale="log", xlabel=axis.label, ylabel="times the call at the left", ylim=(0.5, max(10, 2 * highest))
+    )
     axes.grid(visible=True, color="0.9", linewidth=0.5)
     axes.legend(fontsize=7, frameon=False)
     place.mkdir(parents=True, exist_ok=True)
     figure.savefig(place / f"{name}.svg", metadata={"Date": None, "Creator": None})
-    pyplot.close(figure)
+    plt.close(figure)
 
 
 def main() -> None:
