@@ -25,6 +25,8 @@ __all__ = ["Independent", "MemoryBlock", "Override", "SessionBlock"]
 class _Block:
     """A context manager that may be used with `with` and with `async with`; it does no I/O and so never waits."""
 
+    __slots__ = ()
+
     def _enter(self) -> Any:
         raise NotImplementedError
 
@@ -54,24 +56,33 @@ def _leave(entered: list[Any], here: Any) -> None:
 class SessionBlock(_Block):
     """An identity that holds inside a `with` block. Gives the `Identity`."""
 
+    __slots__ = ("_entered", "_identity")
+
     def __init__(self, identity: Identity) -> None:
         self._identity = identity
         self._entered: list[Entered] = []
 
-    def _enter(self) -> Identity:
-        entered = Entered(self._identity)
-        entered.enter()
+    # Whoever opens a session for each call feels every frame here.
+
+    def __enter__(self) -> Identity:
+        entered = Entered(self._identity, ENTERED.get())
+        ENTERED.set(entered)
         self._entered.append(entered)
         return self._identity
 
-    def _exit(self) -> None:
-        _leave(self._entered, ENTERED.get())
-
-    def __enter__(self) -> Identity:
-        return self._enter()
+    def __exit__(self, *exc: object) -> None:
+        here, entered = ENTERED.get(), self._entered
+        if here is entered[-1]:
+            entered.pop()
+            here.leave()
+        else:
+            _leave(entered, here)
 
     async def __aenter__(self) -> Identity:
-        return self._enter()
+        return self.__enter__()
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.__exit__()
 
 
 class Override(_Block):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Final, Literal, TypeVar, overload
 
 from typing_extensions import ParamSpec, Self
@@ -112,6 +113,7 @@ class Stateful:
         identity = Identity(session, user) if session is not None or user is not None else None
         observers = observers_of(on_commit, on_conflict)
         self._wiring = Wiring(store, app, identity, tuple(resolvers), scopes or {}, observers, partial_commits)
+        self._known = lru_cache(_KNOWN_IDENTITIES)(Identity)
 
     @overload
     def with_memory(self, fn: Callable[P, R], /) -> Tool[P, R]: ...
@@ -409,6 +411,9 @@ class Stateful:
             TypeError: An id is no str.
             ValueError: An id is "", or *adopt* was asked for without a user.
         """
+        if type(id) is str and (user is None or type(user) is str) and conversation is None and not keys and adopt is False:
+            # The one of the last time, if that is not too long ago: it knows where its memories stand.
+            return SessionBlock(self._known(id, user))
         return SessionBlock(Identity(new_id() if id is None else id, user, conversation, keys, adopt))
 
     def memory(
@@ -643,6 +648,9 @@ def _stated(
 def _current(settings: Settings) -> Identity | None:
     entered = ENTERED.get()
     return settings.identity if entered is None else entered.identity
+
+#: How many identities a gantry keeps, for when they are entered again.
+_KNOWN_IDENTITIES: Final = 256
 
 
 class Gantry(Stateful):

@@ -218,9 +218,9 @@ class Entered:
 
     __slots__ = ("closed", "identity", "outer")
 
-    def __init__(self, identity: Identity) -> None:
+    def __init__(self, identity: Identity, outer: Entered | None = None) -> None:
         self.identity = identity
-        self.outer: Entered | None = None
+        self.outer = outer
         self.closed = False
 
     def enter(self) -> None:

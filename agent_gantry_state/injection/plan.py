@@ -346,7 +346,12 @@ class Plan:
             return cache[key]
         if scope == "tool" and not self._claimed:
             self._claim()
-        namespace = resolve(scope, self.name, identity, wiring.app, settings.resolvers, wiring.scopes)
+        found = None if cache is None or identity is None else identity.get(scope)
+        if found is not None and scope not in IMPERSONAL_SCOPES:
+            # What the chain would answer: nobody else is asked.
+            namespace = Namespace(scope, found, wiring.app)
+        else:
+            namespace = resolve(scope, self.name, identity, wiring.app, settings.resolvers, wiring.scopes)
         if cache is not None:
             cache[key] = namespace
         return namespace

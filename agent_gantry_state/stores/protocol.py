@@ -214,10 +214,12 @@ class Snapshot:
             born,
         )
 
-    def with_plain(self, values: dict[str, Any], versions: dict[str, bytes], head: bytes, size: float) -> Snapshot:
-        """What follows this snapshot, in which nothing expires, when plain values are written and nothing else changes."""
+    def following(
+        self, values: dict[str, Any], packed: dict[str, bytes], versions: dict[str, bytes], head: bytes, size: float
+    ) -> Snapshot:
+        """What follows this snapshot, in which nothing expires, when values are written and nothing else changes."""
         after: Snapshot = _new(Snapshot)
-        after.values, after.packed, after.versions, after.head = values, self.packed, versions, head
+        after.values, after.packed, after.versions, after.head = values, packed, versions, head
         after.owner, after.expires_at, after.slides = self.owner, self.expires_at, self.slides
         after.touched, after.born, after.first_expiry, after.until = self.touched, self.born, math.inf, None
         after.reserved, after.plain = self.reserved, self.plain
