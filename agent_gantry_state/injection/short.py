@@ -285,8 +285,7 @@ def _beginner(plan: Plan) -> Callable[[Settings, Any], Memory | None]:
         namespace = plan.locate(scope, settings, None if impersonal else identity)
         slot, snapshot = store.slot(namespace), EMPTY
         if slot is not None:
-            slot.used = True
-            snapshot = slot.snapshot
+            snapshot = store.shown(slot)
         now = 0.0
         if timed := slides or snapshot.first_expiry != inf:
             now = store.now()

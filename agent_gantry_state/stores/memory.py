@@ -90,14 +90,19 @@ class MemoryStore(Clocked):
         slot = self.slot(namespace)
         if slot is None:
             return EMPTY
+        snapshot = self.shown(slot)
+        if snapshot.first_expiry != math.inf:
+            return snapshot.live(self.now())
+        return snapshot
+
+    def shown(self, slot: Slot) -> Snapshot:
+        """What stands in a slot, also what is expired, for a call that loads it whole."""
         slot.used = True
-        slot.by_key = False
         snapshot = slot.snapshot
         if snapshot is ASK:
             with self._lock:
+                slot.by_key = False
                 snapshot = self._shared(slot)
-        if snapshot.first_expiry != math.inf:
-            return snapshot.live(self.now())
         return snapshot
 
     def _shared(self, slot: Slot) -> Snapshot:
