@@ -649,6 +649,7 @@ def _current(settings: Settings) -> Identity | None:
     entered = ENTERED.get()
     return settings.identity if entered is None else entered.identity
 
+
 #: How many identities a gantry keeps, for when they are entered again.
 _KNOWN_IDENTITIES: Final = 256
 

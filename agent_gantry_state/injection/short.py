@@ -1,9 +1,9 @@
-"""The short way to call the common tool: one with a single memory, in this process, that is called by nobody's body.
+"""The short way to call the common tool: one with a single memory, on this machine, that is called by nobody's body.
 
-It builds no message and no unit of work unless the body changed something or called another tool. What it leaves out
-against the ways in `call`: a second memory, another store, a resolver to ask, a rerun, a call around it, an owner to be
-refused; in each of these cases it hands the call over to them. It repeats in few lines what stands elsewhere: a frame is
-what it saves.
+It builds no unit of work unless the body called another tool, and where the memory is in this process no message unless
+the body changed something. What it leaves out against the ways in `call`: a second memory, a store behind a network or one
+that has to be waited for, a resolver to ask, a rerun, a call around it, an owner to be refused; in each of these cases it
+hands the call over to them. It repeats in few lines what stands elsewhere: a frame is what it saves.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from math import inf
 from typing import Any
 
 from agent_gantry_state import codec
+from agent_gantry_state.bridge import Local
 from agent_gantry_state.changes import plain_changes
 from agent_gantry_state.codec import IMMUTABLE
 from agent_gantry_state.committing import new_version
+from agent_gantry_state.holding import Want
 from agent_gantry_state.injection.call import (
     GENERATORS,
     aabandon,
@@ -34,7 +36,7 @@ from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.nesting import CURRENT, FAILED, leave, unit_of
 from agent_gantry_state.scopes import ATTEMPT, ENTERED, refuse_orphan
 from agent_gantry_state.stores.memory import Slot
-from agent_gantry_state.stores.protocol import EMPTY
+from agent_gantry_state.stores.protocol import EMPTY, Load, WouldBlock
 from agent_gantry_state.unit_of_work import UnitOfWork, finish_one
 from agent_gantry_state.wiring import Settings
 
@@ -202,7 +204,10 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
             await _afinish_nesting(ended)
         elif memory._touched or base.packed or slides or len(memory) != len(base.values):
             try:
-                _finish_short(plan, memory, identity, settings, max_bytes)
+                if settings.direct is None:
+                    await _afinish_near(memory, identity, settings)
+                else:
+                    _finish_short(plan, memory, identity, settings, max_bytes)
             except BaseException:
                 frame[0] = FAILED
                 raise
@@ -240,6 +245,16 @@ async def _afinish_nesting(unit: UnitOfWork) -> None:
         raise
 
 
+async def _afinish_near(memory: Memory, identity: Any, settings: Settings) -> None:
+    """`_finish_short` for a store that may have to be waited for, which is not done on the event loop's thread."""
+    refuse_orphan()
+    try:
+        finish_one(memory, identity, settings.bridge, settings.bridge.attempt)
+    except WouldBlock:
+        want = Want.of(memory._terms, identity)
+        await _afinish_nesting(UnitOfWork.of(memory, want, settings.bridge))
+
+
 def _max_bytes(terms: Terms) -> float:
     """How large a memory may be for a plain write to be committed the short way; what is only read is refused elsewhere."""
     return -1 if terms.read_only else terms.limits.plain_bytes
@@ -248,8 +263,11 @@ def _max_bytes(terms: Terms) -> float:
 def _finish_short(plan: Plan, memory: Memory, identity: Any, settings: Settings, max_bytes: float) -> None:
     if ATTEMPT.get() is not None:
         refuse_orphan()
-    changes, base, store = plain_changes(memory), memory._base, settings.direct
-    assert store is not None  # noqa: S101 - the memory came from it
+    store = settings.direct
+    if store is None:
+        finish_one(memory, identity, settings.bridge, settings.bridge.perform)
+        return
+    changes, base = plain_changes(memory), memory._base
     if changes is not None:
         values, packed = changes
         if not values:
@@ -278,9 +296,22 @@ def _beginner(plan: Plan) -> Callable[[Settings, Any], Memory | None]:
     terms, scope = declaration.terms, declaration.scope
     slides, owned, impersonal = terms.slides, terms.owned, plan.is_impersonal
 
+    def begin_near(settings: Settings, near: Local, identity: Any) -> Memory | None:
+        namespace = plan.locate(scope, settings, None if impersonal else identity)
+        try:
+            loaded = near.attempt(Load((namespace,), None, near.load_timeout))
+        except WouldBlock:
+            return None
+        (snapshot,) = loaded.snapshots
+        if owned and snapshot.owner is not None and snapshot.owner != identity.owner:
+            return None
+        return open_memory(namespace, snapshot, loaded.now, terms)
+
     def begin(settings: Settings, identity: Any) -> Memory | None:
         store = settings.direct
-        if store is None or scope in settings.elsewhere:
+        if store is None:
+            return None if settings.near is None else begin_near(settings, settings.near, identity)
+        if scope in settings.elsewhere:
             return None
         namespace = plan.locate(scope, settings, None if impersonal else identity)
         slot, snapshot = store.slot(namespace), EMPTY
