@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from agent_gantry_state.bridge import Bridge, Closed, Local, bridge_to
+from agent_gantry_state.bridge import Bridge, Closed, bridge_to
 from agent_gantry_state.errors import DeclarationError, StoreURLError
 from agent_gantry_state.events import Observers
 from agent_gantry_state.memory import Terms
@@ -48,7 +48,7 @@ class Settings:
         home: What stands for that store in its slots.
         observers: Who is told of commits and conflicts.
         elsewhere: Scopes that are not in that store.
-        near: In place of `direct`, under the same conditions: the way to a store that mostly answers at once.
+        single: In place of `direct`, under the same conditions, the way to the store if there is one for all scopes.
     """
 
     bridge: Bridge
@@ -58,7 +58,7 @@ class Settings:
     home: object
     observers: Observers | None = None
     elsewhere: frozenset[str] = frozenset()
-    near: Local | None = None
+    single: Bridge | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -181,10 +181,10 @@ class Wiring:
         # The shortest path asks and tells nobody.
         alone = not resolvers and self._observers is None
         direct = store if alone and type(store) is MemoryStore else None
-        near = bridge if alone and type(bridge) is Local else None
+        single = bridge if alone and direct is None and not isinstance(bridge, (Closed, Several)) else None
         home = object() if direct is None else direct.home
         elsewhere = frozenset(bridge.elsewhere) if isinstance(bridge, Several) else frozenset[str]()
-        return Settings(bridge, resolvers, self._identity, direct, home, self._observers, elsewhere, near)
+        return Settings(bridge, resolvers, self._identity, direct, home, self._observers, elsewhere, single)
 
     def claim(self, name: str, fn: Callable[..., Any]) -> None:
         """Note that *name* is the tool *fn*, for its memories are filed under that name.

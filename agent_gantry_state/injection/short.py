@@ -1,9 +1,9 @@
-"""The short way to call the common tool: one with a single memory, on this machine, that is called by nobody's body.
+"""The short way to call the common tool: one with a single memory, that is called by nobody's body.
 
-It builds no unit of work unless the body called another tool, and where the memory is in this process no message unless
-the body changed something. What it leaves out against the ways in `call`: a second memory, a store behind a network or one
-that has to be waited for, a resolver to ask, a rerun, a call around it, an owner to be refused; in each of these cases it
-hands the call over to them. It repeats in few lines what stands elsewhere: a frame is what it saves.
+It builds no unit of work unless the body called another tool, or there is something to commit to a store on another machine;
+and where the memory is in this process no message unless the body changed something. What it leaves out against the ways in
+`call`: a second memory, a second store, a resolver to ask, a rerun, a call around it, an owner to be refused; in each of
+these cases it hands the call over to them. It repeats in few lines what stands elsewhere: a frame is what it saves.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from math import inf
 from typing import Any
 
 from agent_gantry_state import codec
-from agent_gantry_state.bridge import Local
+from agent_gantry_state.bridge import Bridge
 from agent_gantry_state.changes import plain_changes
 from agent_gantry_state.codec import IMMUTABLE
 from agent_gantry_state.committing import new_version
@@ -36,7 +36,7 @@ from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.nesting import CURRENT, FAILED, leave, unit_of
 from agent_gantry_state.scopes import ATTEMPT, ENTERED, refuse_orphan
 from agent_gantry_state.stores.memory import Slot
-from agent_gantry_state.stores.protocol import EMPTY, Load, WouldBlock
+from agent_gantry_state.stores.protocol import EMPTY, Load, Loaded, WouldBlock
 from agent_gantry_state.unit_of_work import UnitOfWork, finish_one
 from agent_gantry_state.wiring import Settings
 
@@ -86,6 +86,7 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
     begin, wiring, get_entered = _beginner(plan), plan.wiring, ENTERED.get
     place, terms, impersonal = plan.key, plan.declarations[0].terms, plan.is_impersonal
     owned, new, update, set_item = terms.owned, dict.__new__, dict.update, dict.__setitem__
+    ask, take = _asker(plan)
     get_current, set_current, reset, max_bytes = CURRENT.get, CURRENT.set, CURRENT.reset, _max_bytes(terms)
 
     def called(*args: Any, **kwargs: Any) -> Any:
@@ -110,7 +111,11 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
             memory._namespace, memory._base, memory._extra = slot.namespace, snapshot, None
             memory._terms, memory._now, memory._touched = terms, 0.0, {}
         elif (memory := begin(settings, identity)) is None:
-            return call(plan, fn, 0, args, kwargs)
+            if (single := settings.single) is not None:
+                load = ask(settings, identity)
+                memory = take(load, single.perform(load), identity)
+            if memory is None:
+                return call(plan, fn, 0, args, kwargs)
         frame: list[Any] = [settings, identity, memory]
         token = set_current(frame)
         try:
@@ -155,6 +160,7 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
     begin, wiring, get_entered = _beginner(plan), plan.wiring, ENTERED.get
     place, terms, impersonal = plan.key, plan.declarations[0].terms, plan.is_impersonal
     owned, new, update, set_item = terms.owned, dict.__new__, dict.update, dict.__setitem__
+    ask, take = _asker(plan)
     get_current, set_current, reset, max_bytes = CURRENT.get, CURRENT.set, CURRENT.reset, _max_bytes(terms)
 
     async def called(*args: Any, **kwargs: Any) -> Any:
@@ -179,7 +185,11 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
             memory._namespace, memory._base, memory._extra = slot.namespace, snapshot, None
             memory._terms, memory._now, memory._touched = terms, 0.0, {}
         elif (memory := begin(settings, identity)) is None:
-            return await acall(plan, fn, 0, args, kwargs)
+            if (single := settings.single) is not None:
+                load = ask(settings, identity)
+                memory = take(load, await single.ask_whole(load), identity)
+            if memory is None:
+                return await acall(plan, fn, 0, args, kwargs)
         frame: list[Any] = [settings, identity, memory]
         token = set_current(frame)
         try:
@@ -205,7 +215,7 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
         elif memory._touched or base.packed or slides or len(memory) != len(base.values):
             try:
                 if settings.direct is None:
-                    await _afinish_near(memory, identity, settings)
+                    await _afinish_single(memory, identity, settings.bridge)
                 else:
                     _finish_short(plan, memory, identity, settings, max_bytes)
             except BaseException:
@@ -245,14 +255,25 @@ async def _afinish_nesting(unit: UnitOfWork) -> None:
         raise
 
 
-async def _afinish_near(memory: Memory, identity: Any, settings: Settings) -> None:
-    """`_finish_short` for a store that may have to be waited for, which is not done on the event loop's thread."""
-    refuse_orphan()
-    try:
-        finish_one(memory, identity, settings.bridge, settings.bridge.attempt)
-    except WouldBlock:
-        want = Want.of(memory._terms, identity)
-        await _afinish_nesting(UnitOfWork.of(memory, want, settings.bridge))
+def _finish_single(memory: Memory, identity: Any, bridge: Bridge) -> None:
+    """`_finish_short` where the store is not this process."""
+    if bridge.resendable:
+        _finish_nesting(UnitOfWork.of(memory, Want.of(memory._terms, identity), bridge))
+    else:
+        finish_one(memory, identity, bridge, bridge.perform)
+
+
+async def _afinish_single(memory: Memory, identity: Any, bridge: Bridge) -> None:
+    """`_finish_single`, for a caller on an event loop."""
+    if not bridge.resendable:
+        refuse_orphan()
+        try:
+            finish_one(memory, identity, bridge, bridge.attempt)
+        except WouldBlock:
+            pass
+        else:
+            return
+    await _afinish_nesting(UnitOfWork.of(memory, Want.of(memory._terms, identity), bridge))
 
 
 def _max_bytes(terms: Terms) -> float:
@@ -265,7 +286,7 @@ def _finish_short(plan: Plan, memory: Memory, identity: Any, settings: Settings,
         refuse_orphan()
     store = settings.direct
     if store is None:
-        finish_one(memory, identity, settings.bridge, settings.bridge.perform)
+        _finish_single(memory, identity, settings.bridge)
         return
     changes, base = plain_changes(memory), memory._base
     if changes is not None:
@@ -296,22 +317,9 @@ def _beginner(plan: Plan) -> Callable[[Settings, Any], Memory | None]:
     terms, scope = declaration.terms, declaration.scope
     slides, owned, impersonal = terms.slides, terms.owned, plan.is_impersonal
 
-    def begin_near(settings: Settings, near: Local, identity: Any) -> Memory | None:
-        namespace = plan.locate(scope, settings, None if impersonal else identity)
-        try:
-            loaded = near.attempt(Load((namespace,), None, near.load_timeout))
-        except WouldBlock:
-            return None
-        (snapshot,) = loaded.snapshots
-        if owned and snapshot.owner is not None and snapshot.owner != identity.owner:
-            return None
-        return open_memory(namespace, snapshot, loaded.now, terms)
-
     def begin(settings: Settings, identity: Any) -> Memory | None:
         store = settings.direct
-        if store is None:
-            return None if settings.near is None else begin_near(settings, settings.near, identity)
-        if scope in settings.elsewhere:
+        if store is None or scope in settings.elsewhere:
             return None
         namespace = plan.locate(scope, settings, None if impersonal else identity)
         slot, snapshot = store.slot(namespace), EMPTY
@@ -329,3 +337,20 @@ def _beginner(plan: Plan) -> Callable[[Settings, Any], Memory | None]:
         return open_memory(namespace, snapshot, now, terms)
 
     return begin
+
+
+def _asker(plan: Plan) -> tuple[Callable[[Settings, Any], Load], Callable[[Load, Loaded, Any], Memory | None]]:
+    """What to ask a store that has to be asked, and what to make of its answer: None if this is not for the short way."""
+    terms, scope, impersonal = plan.declarations[0].terms, plan.declarations[0].scope, plan.is_impersonal
+
+    def ask(settings: Settings, identity: Any) -> Load:
+        namespace = plan.locate(scope, settings, None if impersonal else identity)
+        return Load((namespace,), None, settings.bridge.load_timeout)
+
+    def take(load: Load, loaded: Loaded, identity: Any) -> Memory | None:
+        (snapshot,) = loaded.snapshots
+        if terms.owned and snapshot.owner is not None and snapshot.owner != identity.owner:
+            return None
+        return open_memory(load.namespaces[0], snapshot, loaded.now, terms)
+
+    return ask, take
