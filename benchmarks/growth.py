@@ -41,6 +41,8 @@ from agent_gantry_state.stores.memory import MemoryStore
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
+#: The tools that load all keys.
+WHOLE = ("read", "write")
 UNLIMITED = {"session": Scope(max_bytes=None)}
 #: Nanoseconds for each of so many calls.
 Point = Callable[[int], float]
@@ -148,9 +150,11 @@ def keys_on(url: str, label: str, ways: Sequence[str] | None, *xs: int) -> Build
         lines: dict[str, dict[int, Point]] = {}
         called = {name: tool for name, tool in tools(gantry).items() if ways is None or name in ways}
         for size in effort.steps(*xs):
-            session = filled(gantry, f"keys-{size}", {f"k{i}": f"v{i}" for i in range(size)})
+            state = {f"k{i}": f"v{i}" for i in range(size)}
+            # Apart, for who loads a memory whole keeps what is in it, and goes on doing so when others write.
+            whole, by_key = filled(gantry, f"whole-{size}", state), filled(gantry, f"by-key-{size}", state)
             for name, tool in called.items():
-                lines.setdefault(name, {})[size] = timed(tool, session, clock)
+                lines.setdefault(name, {})[size] = timed(tool, whole if name in WHOLE else by_key, clock)
         return Axis(label, lines)
 
     return build
@@ -582,6 +586,7 @@ def plot(name: str, axis: Axis, grown: dict[str, dict[int, float]], place: Path)
     axes.set(
         xscale="log", yscale="log", xlabel=axis.label, ylabel="times the call at the left", ylim=(0.5, max(10, 2 * highest))
     )
+    axes.minorticks_off()
     axes.grid(visible=True, color="0.9", linewidth=0.5)
     axes.legend(fontsize=7, frameon=False)
     place.mkdir(parents=True, exist_ok=True)
