@@ -56,16 +56,18 @@ def _leave(entered: list[Any], here: Any) -> None:
 class SessionBlock(_Block):
     """An identity that holds inside a `with` block. Gives the `Identity`."""
 
-    __slots__ = ("_entered", "_identity")
+    __slots__ = ("_entered", "_identity", "_wiring")
 
-    def __init__(self, identity: Identity) -> None:
+    def __init__(self, identity: Identity, wiring: Wiring) -> None:
         self._identity = identity
+        self._wiring = wiring
         self._entered: list[Entered] = []
 
     # Whoever opens a session for each call feels every frame here.
 
     def __enter__(self) -> Identity:
-        entered = Entered(self._identity, ENTERED.get())
+        settings = self._wiring.settings
+        entered = Entered(self._identity, ENTERED.get(), settings.said() if settings.frameworks else None)
         ENTERED.set(entered)
         self._entered.append(entered)
         return self._identity
@@ -110,11 +112,12 @@ class Override(_Block):
     def _enter(self) -> Override:
         # The identity first: it may be refused, and then nothing is to be taken back.
         identity = None if self._identity is None else self._identity()
+        said = None if identity is None else self._wiring.settings.said()
         layer = replace(self._layer)
         self._wiring.push(layer)
         self._layers.append(layer)
         if identity is not None:
-            self._entered.append(Entered(identity))
+            self._entered.append(Entered(identity, said=said))
             self._entered[-1].enter()
         return self
 

@@ -10,6 +10,9 @@ from servers import shared_servers  # noqa: F401 - stops them when the session e
 from agent_gantry_state import Gantry
 from agent_gantry_state.stores.memory import MemoryStore
 
+# They need environments of their own, which tests/frameworks/run.py makes.
+collect_ignore = ["frameworks"]
+
 # Hypothesis makes tables of Unicode when it is first asked for text, which on a busy machine takes it longer than it allows.
 settings.register_profile("untimed", parent=settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")

@@ -2,11 +2,10 @@
 
 A `python` block runs in the page's namespace, or, with a title (`python title="shop.py"`), is written to that file. The
 lines of a `sh` block run in bash, in the page's folder; of those that install something only the names of the extras are
-looked at. A `text` block is what the one before it printed. `sql` runs on a real PostgreSQL that has our tables, `toml` and
-`json` are read, `mermaid` draws. Any other language is an error, so that no block is left out by accident. In a `console`
-block `$ agent-gantry-state ...` is the command line, called in this process, and what follows is what it says, with `...`
-for what is another each time. Behind `<!-- skip: next "reason" -->` a `python` or `sh` block is only compiled: one that
-serves until it is stopped, say.
+looked at. A `text` block is what the one before it printed. A `console` block shows lines of our own command, each with what
+it prints. `sql` runs on a real PostgreSQL that has our tables, `toml` and `json` are read, `mermaid` draws. Any other
+language is an error, so that no block is left out by accident. Behind `<!-- skip: next "reason" -->` a `python` block is
+only compiled: one that serves until it is stopped, say.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from sybil import Document, Example, Region, Sybil
 from sybil.evaluators.python import PythonEvaluator
@@ -39,6 +37,7 @@ else:
 ROOT = Path(__file__).parent.parent
 INFO = re.compile(r'[ \t]*(?P<language>[\w-]*)(?:[ \t]+title="(?P<title>[^"\n]+)")?[^\n]*\n')
 INSTALLS = re.compile(r"^(?:uv |\S*python3?(?:\.exe)? -m )?(?:pip install|venv|add|sync) ?.*$", re.MULTILINE)
+COMMAND = re.compile(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
 SKIP = re.compile(r'<!-- skip: next "[^"\n]+" -->\n\Z')
 EXTRAS = re.compile(r"agent-gantry-state\[([\w,-]+)\]")
 
@@ -55,10 +54,6 @@ def run_python(example: Example) -> None:
 
 def compile_python(example: Example) -> None:
     compile(example.parsed, example.path, "exec")
-
-
-def compile_commands(example: Example) -> None:
-    subprocess.run(["bash", "-n", "-c", example.parsed], check=True)
 
 
 def run_commands(example: Example) -> None:
@@ -93,22 +88,6 @@ def read_json(example: Example) -> None:
     json.loads(example.parsed)
 
 
-def run_console(example: Example) -> None:
-    from typer.testing import CliRunner
-
-    from agent_gantry_state.cli import app
-
-    commands = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", example.parsed, re.MULTILINE)
-    assert commands, "a line `$ ...` is a command"
-    for command, want in commands:
-        program, *arguments = shlex.split(command)
-        if program == "export":
-            os.environ.update([arguments[0].split("=", 1)])
-            continue
-        said = re.sub(r"[ \t]+$", "", CliRunner().invoke(app, arguments).output, flags=re.MULTILINE)
-        assert doctest.OutputChecker().check_output(want, said, doctest.ELLIPSIS), f"$ {command}\n{said}"
-
-
 def run_sql(example: Example) -> None:
     """Run statements where our tables are, in a database of their own with the role `app_role`."""
     # Pages of frameworks are run where none of these is.
@@ -133,14 +112,36 @@ def run_sql(example: Example) -> None:
             connection.execute("DROP ROLE app_role")
 
 
+def run_console(example: Example) -> None:
+    """Run the lines of a console that begin with $; what is between them is what each prints, on stdout or stderr."""
+    # Pages of frameworks are run where this is not.
+    from typer.testing import CliRunner
+
+    from agent_gantry_state.cli import app
+
+    environment = example.namespace.setdefault("environment", {})
+    commands = COMMAND.findall(example.parsed)
+    assert commands, "a line `$ ...` is a command"
+    for command, want in commands:
+        program, *arguments = shlex.split(command)
+        if program == "export":
+            name, _, value = arguments[0].partition("=")
+            environment[name] = value
+            continue
+        assert program == "agent-gantry-state", f"a console shows export and agent-gantry-state, not {program}"
+        done = CliRunner().invoke(app, arguments, env=environment)
+        said = re.sub(r"[ \t]+$", "", done.output, flags=re.MULTILINE)
+        assert doctest.OutputChecker().check_output(want, said, doctest.ELLIPSIS), f"{command}\n{said}"
+
+
 EVALUATORS: dict[str, Callable[[Example], Any]] = {
     "python": run_python,
     "sh": run_commands,
-    "console": run_console,
     "text": compare_output,
     "sql": run_sql,
     "toml": read_toml,
     "json": read_json,
+    "console": run_console,
     "mermaid": lambda _: None,
 }
 
@@ -151,7 +152,8 @@ def fenced_blocks(document: Document) -> Iterable[Region]:
         assert language in EVALUATORS, f"{document.path}: a block in {language!r}: of {', '.join(EVALUATORS)}"
         region.parsed, region.evaluator = region.lexemes["source"], EVALUATORS[language]
         if SKIP.search(document.text[: region.start]):
-            region.evaluator = {"python": compile_python, "sh": compile_commands}[language]
+            assert language == "python", f"{document.path}: only python is skipped, not {language}"
+            region.evaluator = compile_python
         yield region
 
 
@@ -162,7 +164,6 @@ def run_page(path: Path) -> None:
     """Run the blocks of a page in turn, in the current folder."""
     document = BLOCKS.parse(path)
     document.namespace["__name__"] = "__main__"
-    with mock.patch.dict(os.environ):
-        for example in document.examples():
-            print(f"{path}:{example.line}")  # said where a block fails
-            example.evaluate()
+    for example in document.examples():
+        print(f"{path}:{example.line}")  # said where a block fails
+        example.evaluate()
