@@ -10,6 +10,7 @@ only compiled: one that serves until it is stopped, say.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import doctest
 import importlib.metadata
@@ -42,18 +43,20 @@ SKIP = re.compile(r'<!-- skip: next "[^"\n]+" -->\n\Z')
 EXTRAS = re.compile(r"agent-gantry-state\[([\w,-]+)\]")
 
 
+def compile_python(example: Example) -> None:
+    """Only look whether it is Python; an excerpt of a coroutine may wait."""
+    compile(example.parsed, example.path, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
 def run_python(example: Example) -> None:
     title = example.region.lexemes["title"]
     if title is not None:
+        compile_python(example)
         Path(title).write_text(example.parsed, encoding="utf-8")
         return
     with contextlib.redirect_stdout(io.StringIO()) as output:
         PythonEvaluator()(example)
     example.namespace["printed"] = output.getvalue()
-
-
-def compile_python(example: Example) -> None:
-    compile(example.parsed, example.path, "exec")
 
 
 def run_commands(example: Example) -> None:
