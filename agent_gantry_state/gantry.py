@@ -10,9 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, Final, Literal, TypeVar, overload
-
-from typing_extensions import ParamSpec, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar, overload
 
 from agent_gantry_state.blocks import Independent, MemoryBlock, Override, SessionBlock
 from agent_gantry_state.bridge import Bridge
@@ -33,6 +31,9 @@ from agent_gantry_state.steps import Steps
 from agent_gantry_state.stores.protocol import KEEP, Forget
 from agent_gantry_state.unit_of_work import UnitOfWork
 from agent_gantry_state.wiring import Layer, Settings, StoreObject, Wiring, open_bridge
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Gantry", "MemoryDecorator", "Stateful"]
 

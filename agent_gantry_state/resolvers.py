@@ -6,7 +6,6 @@ A gantry tries its own resolvers in order and then the built-in ones: `tool`, `g
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -110,6 +109,8 @@ def _missing(scope: str, request: Request, declared: Iterable[str]) -> MissingId
     if scope == "tool":
         return MissingIdentityError("the tool scope has a memory only for a tool: pass tool=..., its name", scope=scope)
     known = {*BUILT_IN_SCOPES, *declared, *request.identity.keys}
+    import difflib
+
     near = difflib.get_close_matches(scope, known - {scope}, 1) if scope not in BUILT_IN_SCOPES else []
     hint = f" Or did you mean scope={near[0]!r}?" if near and scope not in declared else ""
     if scope == "session":
