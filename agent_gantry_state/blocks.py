@@ -11,8 +11,6 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-import anyio
-
 from agent_gantry_state.memory import Memory
 from agent_gantry_state.nesting import CURRENT, Alone
 from agent_gantry_state.scopes import ENTERED, Entered, Identity, refuse_orphan
@@ -203,6 +201,8 @@ class MemoryBlock:
 
 def _here() -> object:
     """Something that tells the task, or the thread, in which this is called from others."""
+    import anyio
+
     try:
         return anyio.get_current_task().id
     except RuntimeError:
