@@ -515,9 +515,7 @@ def test_exit_codes_and_streams_of_the_process(filled):
     env = {**os.environ, "AGENT_GANTRY_STATE_URL": filled}
     for arguments, code in (
         (("get", "n", "--id", "s1"), 0),
-        (("list", "--store", "redis://127.0.0.1:1"), 1),
         (("get",), 2),
-        (("get", "m", "--id", "s1"), 3),
         (("set", "n", "2", "--id", "s1", "--if-absent"), 4),
     ):
         done = process(*arguments, env=env)
