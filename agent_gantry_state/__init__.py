@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from agent_gantry_state import merge
 from agent_gantry_state.context import ExecutionContext, SyncExecutionContext
 from agent_gantry_state.errors import (
+    AmbiguousIdentityError,
     CallEndedError,
     CodecError,
     CorruptEntryError,
@@ -46,7 +47,7 @@ from agent_gantry_state.gantry import Gantry
 from agent_gantry_state.injection.tool import Tool
 from agent_gantry_state.memory import Memory
 from agent_gantry_state.namespace import Namespace
-from agent_gantry_state.resolvers import Request, Resolver
+from agent_gantry_state.resolvers import IdentityResolver, Request, Resolver
 from agent_gantry_state.scopes import Identity, Scope, current_identity
 from agent_gantry_state.session import Session, SyncSession
 
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AgentGantry",
+    "AmbiguousIdentityError",
     "CallEndedError",
     "CodecError",
     "CorruptEntryError",
@@ -65,6 +67,7 @@ __all__ = [
     "FurtherScopeError",
     "Gantry",
     "Identity",
+    "IdentityResolver",
     "ImportRefusedError",
     "InjectedArgumentError",
     "Memory",

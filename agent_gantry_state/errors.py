@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 __all__ = [
+    "AmbiguousIdentityError",
     "CallEndedError",
     "CodecError",
     "CorruptEntryError",
@@ -86,14 +87,26 @@ class MissingIdentityError(StateError):
         self.scope = scope
 
 
-class ResolverError(StateError, TypeError):
-    """A resolver failed, or answered something other than a `Namespace` or None.
+class AmbiguousIdentityError(StateError):
+    """A request says more than once who calls, and not the same.
 
     Attributes:
-        scope: The scope that it was asked for.
+        source: What of the request does, for example ``header 'x-user'``.
     """
 
-    def __init__(self, message: str, *, scope: str) -> None:
+    def __init__(self, message: str, *, source: str) -> None:
+        super().__init__(message)
+        self.source = source
+
+
+class ResolverError(StateError, TypeError):
+    """A resolver failed, or answered something other than what it was asked for.
+
+    Attributes:
+        scope: The scope that it was asked for; None if it was asked who calls.
+    """
+
+    def __init__(self, message: str, *, scope: str | None) -> None:
         super().__init__(message)
         self.scope = scope
 

@@ -6,32 +6,38 @@ agent-gantry's own class in `integrations` is the other.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
 from typing_extensions import ParamSpec, Self
 
+from agent_gantry_state.binding import bound
 from agent_gantry_state.blocks import Independent, MemoryBlock, Override, SessionBlock
 from agent_gantry_state.bridge import Bridge
 from agent_gantry_state.compartments import is_reserved
 from agent_gantry_state.defaults import default_of
-from agent_gantry_state.errors import DeclarationError
+from agent_gantry_state.errors import DeclarationError, MissingIdentityError
 from agent_gantry_state.events import Callback, observers_of
 from agent_gantry_state.holding import Want
 from agent_gantry_state.injection.plan import Declaration, Kind
 from agent_gantry_state.injection.tool import Tool, decorate
+from agent_gantry_state.memory import Memory
 from agent_gantry_state.merge import Merge
+from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.nesting import unit_around
-from agent_gantry_state.resolvers import Resolver, resolve
-from agent_gantry_state.scopes import ENTERED, Identity, Scope, check_ttl, new_id
+from agent_gantry_state.prompt import Redaction, prompt_text
+from agent_gantry_state.resolvers import IdentityResolver, Resolver, resolve
+from agent_gantry_state.scopes import Identity, Scope, check_ttl, new_id
 from agent_gantry_state.sending import sent
 from agent_gantry_state.several import bridge_for
 from agent_gantry_state.steps import Steps
 from agent_gantry_state.stores.protocol import KEEP, Forget
 from agent_gantry_state.unit_of_work import UnitOfWork
-from agent_gantry_state.wiring import Layer, Settings, StoreObject, Wiring, open_bridge
+from agent_gantry_state.wiring import Layer, StoreObject, Wiring, check_resolvers, open_bridge
 
 if TYPE_CHECKING:
     from agent_gantry_state.admin import Admin
@@ -82,7 +88,7 @@ class Stateful:
         app: Keeps this program's memories apart from those of others on the same store.
         session: The session of every call, in a program that has but one user.
         user: The user of every call, likewise.
-        resolvers: Asked in order, before the built-in ones, which memory a request means.
+        resolvers: Asked in order, before the built-in ones, which memory a request means, or who calls.
         scopes: How the memories of a scope behave, by its name; also declares custom scopes. A URL or a store object is
             where they live, and short for ``Scope(store=...)``.
         on_commit: Told, by a `MemoryEvent`, of each memory that a call has changed, when it has committed. Sync or async; if
@@ -106,7 +112,7 @@ class Stateful:
         app: str = "default",
         session: str | None = None,
         user: str | None = None,
-        resolvers: Iterable[Resolver] = (),
+        resolvers: Iterable[Resolver | IdentityResolver] = (),
         scopes: Mapping[str, Scope | str | StoreObject] | None = None,
         on_commit: Callback | None = None,
         on_conflict: Callback | None = None,
@@ -115,6 +121,7 @@ class Stateful:
         identity = Identity(session, user) if session is not None or user is not None else None
         observers = observers_of(on_commit, on_conflict)
         self._wiring = Wiring(store, app, identity, tuple(resolvers), scopes or {}, observers, partial_commits)
+        self._known = lru_cache(_KNOWN_IDENTITIES)(Identity)
 
     @overload
     def with_memory(self, fn: Callable[P, R], /) -> Tool[P, R]: ...
@@ -386,9 +393,20 @@ class Stateful:
         decorator = MemoryDecorator(wiring, declaration, self._refuse_decoration)
         return decorator if fn is None else decorator(fn)
 
+    def identity(self) -> Identity | None:
+        """Who calls here, as a tool of this gantry would be told: what was entered, or a framework says, or the default.
+
+        Returns:
+            The identity; None if nothing is known.
+
+        Raises:
+            ResolverError: A resolver failed to say who calls.
+        """
+        return self._wiring.settings.caller()
+
     def session(
         self,
-        id: str | None = None,
+        id: str | Identity | None = None,
         *,
         user: str | None = None,
         conversation: str | None = None,
@@ -398,7 +416,8 @@ class Stateful:
         """State who calls, inside a `with` or `async with` block: the whole of it, what is left out is unknown.
 
         Args:
-            id: Id of the session, any str but ""; without one, a new id with 256 random bits.
+            id: Id of the session, any str but ""; without one, a new id with 256 random bits. Or an `Identity`, to which
+                nothing is added.
             user: Id of the user.
             conversation: Id of the conversation.
             adopt: Whether *user* takes over a session that was begun before its user was known: it is theirs from the next
@@ -409,10 +428,46 @@ class Stateful:
             A block whose ``as`` gives the `Identity`. It may be left in another task than it was entered in.
 
         Raises:
-            TypeError: An id is no str.
+            ResolverError: On entering, if a resolver failed to say who calls there.
+            TypeError: An id is no str, or others were given beside an `Identity`.
             ValueError: An id is "", or *adopt* was asked for without a user.
         """
-        return SessionBlock(Identity(new_id() if id is None else id, user, conversation, keys, adopt))
+        if type(id) is str and (user is None or type(user) is str) and conversation is None and not keys and adopt is False:
+            # The one of the last time, if that is not too long ago: it knows where its memories stand.
+            return SessionBlock(self._known(id, user), self._wiring)
+        if isinstance(id, Identity):
+            if adopt or any(value is not None for value in (user, conversation, *keys.values())):
+                raise TypeError("session: an Identity is the whole of it; put the other ids into it, identity.replace(...)")
+            return SessionBlock(id, self._wiring)
+        return SessionBlock(Identity(new_id() if id is None else id, user, conversation, keys, adopt), self._wiring)
+
+    def bind(self, fn: Callable[P, R], /) -> Callable[P, R]:
+        """Bind a function to the identity that is known here, for a thread or a pool of your own.
+
+        Only the identity goes along. Called in another thread, a tool that was bound inside another tool's body is a call of
+        its own: it sees what is committed, and commits when it returns. To make it a part of the call around it, give the
+        thread a copy of the context, `contextvars.copy_context().run`.
+
+        Args:
+            fn: A function, sync or async, or a method; decorated, or calling tools that are.
+
+        Returns:
+            A function with the name and signature of *fn*, to be called anywhere, any number of times and at once.
+
+        Raises:
+            MissingIdentityError: No identity is known here.
+            ResolverError: A resolver failed to say who calls.
+            TypeError: *fn* cannot be called, or is a generator function without a memory, whose body would run outside.
+        """
+        identity = self.identity()
+        if identity is None:
+            raise MissingIdentityError(
+                "bind: no identity is known here that a function could be bound to. Bind it inside of "
+                "`with gantry.session(...):`, or inside of a tool",
+                scope="session",
+            )
+        function: Callable[P, R] = bound(fn, lambda: SessionBlock(identity, self._wiring))
+        return function
 
     def memory(
         self,
@@ -452,12 +507,92 @@ class Stateful:
 
         def open_unit() -> UnitOfWork:
             settings = wiring.settings
-            identity = stated or _current(settings)
+            identity = stated or settings.caller()
             namespace = resolve(scope, tool, identity, wiring.app, settings.resolvers, wiring.scopes)
             want = Want.of(wiring.owned(terms, namespace), identity)
             return UnitOfWork({namespace: want}, settings.bridge, unit_around()).watched(settings.observers, None)
 
         return MemoryBlock(open_unit)
+
+    def prompt_view(
+        self,
+        scope: str | Sequence[str] = "session",
+        *,
+        keys: Iterable[str] | None = None,
+        max_chars: int = 4000,
+        redact: Iterable[str | re.Pattern[str]] | None = (),
+        session: str | None = None,
+        user: str | None = None,
+        conversation: str | None = None,
+        tool: str | None = None,
+        **more: str | None,
+    ) -> str:
+        """A memory as text to put into a prompt: bounded, without secrets, marked as data.
+
+        The text is a block of tags with one line of JSON for each key. No stored value can end the block, begin a line or
+        look like a mark: `<`, `>`, ends of lines and letters that cannot be seen are escaped. The marks are ``<redacted/>``;
+        ``<cut/>`` where a value goes on; ``<left-out keys="3"/>`` for the keys at the end for which there was no room. It is
+        read from the store in one moment, and nothing is written: it does not restart the time to live of a memory.
+
+        What is shown is what is stored: of typed state its fields, of several scopes what a tool with these layers reads,
+        of private memories nothing. In the body of a tool it is also what that has written so far.
+
+        Args:
+            scope: Which memory; several are layers, the nearest first, as in `with_memory`.
+            keys: The only keys to show. By default all.
+            max_chars: How many characters the text may have, all in all; a token has about four. Long values are cut so
+                that all keys get their share.
+            redact: What is not to be shown, in addition to keys whose names tell of a secret (password, token, api_key):
+                names of keys at any depth, in any case and with wildcards, ``"*email*"``; and compiled patterns, whose
+                matches are taken out of texts, keys and numbers. None: everything is shown.
+            session: Id of the session. If any id is given, the ids given are all that is known; else it is the identity
+                that was entered here, or the gantry's.
+            user: Id of the user.
+            conversation: Id of the conversation.
+            tool: Name of the tool, for scope ``tool``.
+            more: Further identity keys.
+
+        Raises:
+            MissingIdentityError: A scope depends on something that is not given.
+            SessionOwnerError: A memory belongs to somebody else.
+            StoreError: The store failed.
+            ValueError: *max_chars* is too small for an empty memory.
+        """
+        unit, scopes, redaction = self._looking(scope, keys, redact, tool, _stated(session, user, conversation, more))
+        return _prompt(unit, unit.bridge.run(unit.begin()), scopes, max_chars, redaction)
+
+    async def aprompt_view(
+        self,
+        scope: str | Sequence[str] = "session",
+        *,
+        keys: Iterable[str] | None = None,
+        max_chars: int = 4000,
+        redact: Iterable[str | re.Pattern[str]] | None = (),
+        session: str | None = None,
+        user: str | None = None,
+        conversation: str | None = None,
+        tool: str | None = None,
+        **more: str | None,
+    ) -> str:
+        """`prompt_view`, for a caller on an event loop."""
+        unit, scopes, redaction = self._looking(scope, keys, redact, tool, _stated(session, user, conversation, more))
+        return _prompt(unit, await unit.bridge.arun(unit.begin()), scopes, max_chars, redaction)
+
+    def _looking(
+        self, scope: str | Sequence[str], keys: Iterable[str] | None, redact: Any, tool: str | None, stated: Identity | None
+    ) -> tuple[UnitOfWork, tuple[str, ...], Redaction]:
+        """A unit that loads the memories of scopes and writes nothing."""
+        wiring, where = self._wiring, "prompt_view"
+        scopes, redaction = _scopes(wiring, where, scope), Redaction(redact)
+        named = None if keys is None else _key_names(where, keys)
+        settings = wiring.settings
+        identity = stated or settings.caller()
+        wants: dict[Namespace, Want] = {}
+        for name in scopes:
+            namespace = resolve(name, tool, identity, wiring.app, settings.resolvers, wiring.scopes)
+            terms = replace(wiring.owned(wiring.terms(name), namespace), keys=named, read_only=True, slides=False)
+            wants.setdefault(namespace, Want.of(terms, identity))
+        return UnitOfWork(wants, settings.bridge, unit_around()), scopes, redaction
 
     def independent(self) -> Independent:
         """Make calls in a `with` or `async with` block stand on their own, though they are made inside a tool.
@@ -540,7 +675,7 @@ class Stateful:
         wiring = self._wiring
         wiring.check_scope(scope)
         settings = wiring.settings
-        identity = stated or _current(settings)
+        identity = stated or settings.caller()
         namespace = resolve(scope, tool, identity, wiring.app, settings.resolvers, wiring.scopes)
 
         def steps() -> Steps[None]:
@@ -557,7 +692,7 @@ class Stateful:
         user: str | None = None,
         conversation: str | None = None,
         store: Any = None,
-        resolvers: Iterable[Resolver] | None = None,
+        resolvers: Iterable[Resolver | IdentityResolver] | None = None,
         clock: Callable[[], float] | None = None,
         **keys: str | None,
     ) -> Override:
@@ -580,7 +715,9 @@ class Stateful:
             StoreURLError: *store* is a URL that names no store.
         """
         bridge = None if store is None else open_bridge(store)
-        layer = Layer(bridge, None if resolvers is None else tuple(resolvers), clock)
+        swapped = None if resolvers is None else tuple(resolvers)
+        check_resolvers(swapped or ())
+        layer = Layer(bridge, swapped, clock)
         given = {"user": user, "conversation": conversation, **keys}
         identity: Callable[[], Identity] | None = None
         if session is not None:
@@ -588,7 +725,7 @@ class Stateful:
             identity = lambda: stated  # noqa: E731
         elif any(value is not None for value in given.values()):
             known = {key: value for key, value in given.items() if value is not None}
-            identity = lambda: (_current(self._wiring.settings) or Identity()).replace(**known)  # noqa: E731
+            identity = lambda: (self.identity() or Identity()).replace(**known)  # noqa: E731
         return Override(self._wiring, layer, identity)
 
     def _refuse_decoration(self, fn: Any) -> None:
@@ -631,7 +768,7 @@ def _scopes(wiring: Wiring, where: str, scope: Any) -> tuple[str, ...]:
     Raises:
         DeclarationError: They are no names, or none, or one is there twice.
     """
-    if where == "with_memory" and isinstance(scope, (tuple, list)):
+    if where in ("with_memory", "prompt_view") and isinstance(scope, (tuple, list)):
         if not scope:
             raise DeclarationError(f'{where}: scope must name at least one scope, scope=("session", "user")')
     else:
@@ -643,6 +780,21 @@ def _scopes(wiring: Wiring, where: str, scope: Any) -> tuple[str, ...]:
     return tuple(scope)
 
 
+def _prompt(
+    unit: UnitOfWork, memories: tuple[Memory, ...], scopes: Sequence[str], max_chars: int, redaction: Redaction
+) -> str:
+    """The text of memories that lie over each other, the nearest first."""
+    try:
+        # The nearest one's keys come first, and its values hide those behind.
+        merged: dict[str, Any] = {}
+        for memory in memories:
+            for key, value in memory.items():
+                merged.setdefault(key, value)
+        return prompt_text(merged, scopes, max_chars, redaction)
+    finally:
+        unit.fail()
+
+
 def _stated(
     session: str | None, user: str | None, conversation: str | None, keys: Mapping[str, str | None]
 ) -> Identity | None:
@@ -651,9 +803,8 @@ def _stated(
     return Identity(session, user, conversation, keys) if given else None
 
 
-def _current(settings: Settings) -> Identity | None:
-    entered = ENTERED.get()
-    return settings.identity if entered is None else entered.identity
+#: How many identities a gantry keeps, for when they are entered again.
+_KNOWN_IDENTITIES: Final = 256
 
 
 class Gantry(Stateful):
@@ -678,7 +829,7 @@ class Gantry(Stateful):
         app: str = "default",
         session: str | None = None,
         user: str | None = None,
-        resolvers: Iterable[Resolver] = (),
+        resolvers: Iterable[Resolver | IdentityResolver] = (),
         scopes: Mapping[str, Scope | str | StoreObject] | None = None,
         on_commit: Callback | None = None,
         on_conflict: Callback | None = None,

@@ -2,19 +2,23 @@
 
 A resolver is any callable that takes a `Request` and returns a `Namespace`, or None if the request is none of its business.
 A gantry tries its own resolvers in order and then the built-in ones: `tool`, `global`, and one for every identity key.
+
+An identity resolver answers another question: who calls, as the framework knows it in which a tool runs.
 """
 
 from __future__ import annotations
 
 import difflib
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from agent_gantry_state.errors import MissingIdentityError, ResolverError, StateError
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.scopes import Identity
 
-__all__ = ["BUILT_IN_SCOPES", "Request", "Resolver", "resolve"]
+__all__ = ["BUILT_IN_SCOPES", "IdentityResolver", "Request", "Resolver", "identify", "resolve"]
 
 #: Scopes that need no declaration.
 BUILT_IN_SCOPES = ("tool", "session", "conversation", "user", "global")
@@ -38,6 +42,50 @@ class Request:
 
 
 Resolver = Callable[[Request], "Namespace | None"]
+
+
+class IdentityResolver(Protocol):
+    """Says who calls, where a framework knows it; stands among the resolvers of a gantry.
+
+    What it says is as good as an identity that was stated with `gantry.session(...)` where the framework began its run: it
+    comes before one that was entered outside of the run, and after one that was entered inside.
+    """
+
+    def identify(self) -> Identity | None:
+        """Who calls here; None where the framework does not run, or does not say.
+
+        An identity with a session is the whole of it: what it leaves out is unknown. One without a session replaces what it
+        names, and leaves the rest of what is known.
+        """
+        ...
+
+
+def identify(resolvers: Iterable[IdentityResolver]) -> Identity | None:
+    """Who calls, by the first of *resolvers* that says it.
+
+    Raises:
+        ResolverError: One of them failed, or answered with something else than an identity or None.
+    """
+    for resolver in resolvers:
+        try:
+            identity = resolver.identify()
+        except StateError:
+            raise
+        except Exception as error:
+            # Its own words may hold an id, and they would go to a model.
+            raise ResolverError(
+                f"resolver {_name(resolver)} failed to say who calls, with {type(error).__name__}", scope=None
+            ) from error
+        if identity is None:
+            continue
+        if not isinstance(identity, Identity):
+            raise ResolverError(
+                f"resolver {_name(resolver)} must say who calls with an Identity(...) or None, "
+                f"not {type(identity).__name__}",
+                scope=None,
+            )
+        return identity
+    return None
 
 
 def resolve_tool(request: Request) -> Namespace | None:
@@ -106,26 +154,39 @@ def resolve(
     raise _missing(scope, request, declared)
 
 
+def _of_threads(identity: Identity) -> str:
+    """What to do in a thread that was begun without the context of whoever began it; nothing where that is not so."""
+    if identity.keys or threading.current_thread() is threading.main_thread():
+        return ""
+    return (
+        " This is a thread of its own, and one that a program makes itself takes no identity along: open "
+        "`with gantry.session(...):` in the thread, or have it run `contextvars.copy_context().run`, or the function that "
+        "`gantry.bind(fn)` gives."
+    )
+
+
 def _missing(scope: str, request: Request, declared: Iterable[str]) -> MissingIdentityError:
     if scope == "tool":
         return MissingIdentityError("the tool scope has a memory only for a tool: pass tool=..., its name", scope=scope)
+    if (advice := request.identity.advice(scope)) is not None:
+        return MissingIdentityError(f"no {scope} is known here: {advice}", scope=scope)
     known = {*BUILT_IN_SCOPES, *declared, *request.identity.keys}
     near = difflib.get_close_matches(scope, known - {scope}, 1) if scope not in BUILT_IN_SCOPES else []
     hint = f" Or did you mean scope={near[0]!r}?" if near and scope not in declared else ""
     if scope == "session":
         return MissingIdentityError(
             "no session is known here. Open one around the call, `with gantry.session(...):` (or `async with`), or, in a "
-            'program with a single user, say so once: AgentGantry(session="local").',
+            'program with a single user, say so once: AgentGantry(session="local").' + _of_threads(request.identity),
             scope=scope,
         )
     give = f'{scope}="..."'
     once = f"AgentGantry({give})" if scope == "user" else "a resolver of your own, AgentGantry(resolvers=[...])"
     return MissingIdentityError(
         f"no {scope} is known here. Give it with the session, `with gantry.session(..., {give}):` (or `async with`), "
-        f"or with {once}.{hint}",
+        f"or with {once}.{hint}{_of_threads(request.identity)}",
         scope=scope,
     )
 
 
-def _name(resolver: Resolver) -> str:
+def _name(resolver: object) -> str:
     return getattr(resolver, "__qualname__", type(resolver).__name__)

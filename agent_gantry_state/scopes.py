@@ -122,6 +122,10 @@ class Identity:
         """The id for *key*, None if it is not known."""
         return self._keys.get(key)
 
+    def advice(self, scope: str) -> str | None:
+        """How the id for *scope* could have been found, from whoever looked for it; None if nobody did."""
+        return None
+
     def replace(self, **keys: str | None) -> Identity:
         """This identity with some keys changed; None takes one away. Another session or user is not to be adopted by."""
         merged: dict[str, Any] = {**self._keys, **keys}
@@ -214,13 +218,18 @@ class Entered:
 
     Leaving goes by this handle and not by a token of the context variable, for it may happen in another task or thread
     than entering, or out of order.
+
+    Args:
+        identity: Who calls.
+        said: What a framework said of that where it was entered; None if no framework ran there.
     """
 
-    __slots__ = ("closed", "identity", "outer")
+    __slots__ = ("closed", "identity", "outer", "said")
 
-    def __init__(self, identity: Identity) -> None:
+    def __init__(self, identity: Identity, outer: Entered | None = None, said: Identity | None = None) -> None:
         self.identity = identity
-        self.outer: Entered | None = None
+        self.outer = outer
+        self.said = said
         self.closed = False
 
     def enter(self) -> None:

@@ -10,21 +10,21 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from agent_gantry_state.bridge import Bridge, Closed, bridge_to
 from agent_gantry_state.errors import DeclarationError, StoreURLError
 from agent_gantry_state.events import Observers
 from agent_gantry_state.memory import Terms
 from agent_gantry_state.namespace import Namespace, text_of
-from agent_gantry_state.resolvers import BUILT_IN_SCOPES, Resolver
-from agent_gantry_state.scopes import Identity, Scope
+from agent_gantry_state.resolvers import BUILT_IN_SCOPES, IdentityResolver, Resolver, identify
+from agent_gantry_state.scopes import ENTERED, Entered, Identity, Scope
 from agent_gantry_state.several import Several
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.protocol import KEEP
 from agent_gantry_state.stores.urls import open_store
 
-__all__ = ["Layer", "Settings", "StoreObject", "Wiring"]
+__all__ = ["Layer", "Settings", "StoreObject", "Wiring", "check_resolvers"]
 
 
 class StoreObject(Protocol):
@@ -41,13 +41,14 @@ class Settings:
 
     Attributes:
         bridge: The way to the store or stores.
-        resolvers: The gantry's own; the built-in ones follow.
+        resolvers: The gantry's own, which say where a memory is; the built-in ones follow.
         identity: Who calls where nothing else is known.
         direct: The store of the scopes that have none of their own, if it is a `MemoryStore` and nobody else has to be asked
             or told: what the shortest call path needs, else None.
         home: What stands for that store in its slots.
         observers: Who is told of commits and conflicts.
         elsewhere: Scopes that are not in that store.
+        frameworks: Those of the gantry's own resolvers that say who calls.
     """
 
     bridge: Bridge
@@ -57,6 +58,39 @@ class Settings:
     home: object
     observers: Observers | None = None
     elsewhere: frozenset[str] = frozenset()
+    frameworks: tuple[IdentityResolver, ...] = ()
+
+    def said(self) -> Identity | None:
+        """Who calls here, as the framework says it that runs here.
+
+        Raises:
+            ResolverError: A resolver failed.
+        """
+        return identify(self.frameworks) if self.frameworks else None
+
+    def entered(self) -> Entered | None:
+        """The identity that holds here: what was entered or what a framework says, whichever is nearer.
+
+        Raises:
+            ResolverError: A resolver failed.
+        """
+        entered = ENTERED.get()
+        # Nearer is what was entered where the framework had said the same already.
+        if (said := self.said()) is None or (entered is not None and entered.said == said):
+            return entered
+        if said.session is None:
+            around = self.identity if entered is None else entered.identity
+            return Entered((around or Identity()).replace(**said.keys), said=said)
+        return Entered(said, said=said)
+
+    def caller(self) -> Identity | None:
+        """Who calls here; None if nothing is known.
+
+        Raises:
+            ResolverError: A resolver failed.
+        """
+        entered = self.entered()
+        return self.identity if entered is None else entered.identity
 
 
 @dataclass(eq=False, slots=True)
@@ -64,7 +98,7 @@ class Layer:
     """What one override says; None for what it does not."""
 
     bridge: Bridge | None = None
-    resolvers: tuple[Resolver, ...] | None = None
+    resolvers: tuple[Resolver | IdentityResolver, ...] | None = None
     clock: Callable[[], float] | None = None
 
 
@@ -86,15 +120,13 @@ class Wiring:
         store: Any,
         app: str,
         identity: Identity | None,
-        resolvers: tuple[Resolver, ...],
+        resolvers: tuple[Resolver | IdentityResolver, ...],
         scopes: Mapping[str, Scope | str | StoreObject],
         observers: Observers | None = None,
         partial_commits: bool = False,
     ) -> None:
         app = text_of(app, "app")
-        for resolver in resolvers:
-            if not callable(resolver):
-                raise TypeError(f"a resolver must be callable, not {type(resolver).__name__}")
+        check_resolvers(resolvers)
         if not isinstance(partial_commits, bool):
             raise TypeError(f"partial_commits must be True or False, not {type(partial_commits).__name__}")
         self.app = app
@@ -107,6 +139,7 @@ class Wiring:
         self._observers = observers
         self._names: dict[str, weakref.ref[Any] | Callable[[], Any]] = {}
         self._keys: dict[str, object] = {}
+        self._terms: dict[str, Terms] = {}
         self.closed = False
         #: The stores on which this gantry has set a clock.
         self.clocked: Sequence[Any] = ()
@@ -128,9 +161,15 @@ class Wiring:
 
     def terms(self, scope: str) -> Terms:
         """How a memory of a scope behaves where nobody says otherwise."""
+        known = self._terms.get(scope)
+        if known is not None:
+            return known
         declared = self.scope(scope)
         ttl = KEEP if declared.ttl is None else float(declared.ttl)
-        return Terms(scope, ttl, declared.sliding, owned=declared.owned or scope == "session", limits=declared.limits)
+        terms = Terms(scope, ttl, declared.sliding, owned=declared.owned or scope == "session", limits=declared.limits)
+        if len(self._terms) < _MOST_TERMS:
+            self._terms[scope] = terms
+        return terms
 
     def owned(self, terms: Terms, namespace: Namespace) -> Terms:
         """*terms*, with an owner and with limits as the scope of the namespace has them, whatever scope was asked for."""
@@ -180,7 +219,9 @@ class Wiring:
         direct = store if type(store) is MemoryStore and not resolvers and self._observers is None else None
         home = object() if direct is None else direct.home
         elsewhere = frozenset(bridge.elsewhere) if isinstance(bridge, Several) else frozenset[str]()
-        return Settings(bridge, resolvers, self._identity, direct, home, self._observers, elsewhere)
+        located = tuple([each for each in resolvers if callable(each)])
+        frameworks: Any = tuple([each for each in resolvers if hasattr(each, "identify")])
+        return Settings(bridge, located, self._identity, direct, home, self._observers, elsewhere, frameworks)
 
     def claim(self, name: str, fn: Callable[..., Any]) -> None:
         """Note that *name* is the tool *fn*, for its memories are filed under that name.
@@ -231,6 +272,22 @@ class Wiring:
 
 
 _PLAIN = Scope()
+#: Of how many scopes the terms are kept: a resolver may answer with any number of them.
+_MOST_TERMS: Final = 256
+
+
+def check_resolvers(resolvers: Sequence[Any]) -> None:
+    """Refuse what cannot be asked.
+
+    Raises:
+        TypeError: One of *resolvers* is neither callable nor has a method ``identify``, or is a class with one.
+    """
+    for resolver in resolvers:
+        identifies = callable(getattr(resolver, "identify", None))
+        if isinstance(resolver, type) and identifies:
+            raise TypeError(f"a resolver must be an object, not a class: pass {resolver.__name__}(), with parentheses")
+        if not callable(resolver) and not identifies:
+            raise TypeError(f"a resolver must be callable or have a method identify(), not be a {type(resolver).__name__}")
 
 
 def open_bridge(store: Any) -> Bridge:

@@ -193,7 +193,7 @@ def test_error_of_a_resolver_is_named_without_its_words():
 
 
 def test_gantry_refuses_a_resolver_that_cannot_be_called():
-    with pytest.raises(TypeError, match="a resolver must be callable, not str"):
+    with pytest.raises(TypeError, match="a resolver must be callable or have a method identify"):
         Gantry(resolvers=["session"])
 
 

@@ -18,7 +18,7 @@ from agent_gantry_state.codec import IMMUTABLE
 from agent_gantry_state.errors import MemoryConflictError, StateWarning
 from agent_gantry_state.injection.plan import Opened, Plan
 from agent_gantry_state.nesting import CURRENT, leave
-from agent_gantry_state.scopes import ENTERED, Entered, refuse_orphan
+from agent_gantry_state.scopes import ENTERED, Entered, Identity, refuse_orphan
 from agent_gantry_state.steps import Pause, Steps
 from agent_gantry_state.unit_of_work import UnitOfWork
 from agent_gantry_state.wiring import Settings
@@ -55,7 +55,7 @@ def call(plan: Plan, fn: Callable[..., Any], shift: int, args: tuple[Any, ...], 
     attempt = 0
     while True:
         settings = plan.wiring.settings
-        opened = plan.open(settings, ENTERED.get())
+        opened = plan.open(settings, settings.entered())
         unit = opened.unit
         try:
             settings.bridge.run(unit.begin())
@@ -104,7 +104,7 @@ async def acall(
     plan.refuse(kwargs)
     while True:
         settings = plan.wiring.settings
-        opened = plan.open(settings, ENTERED.get())
+        opened = plan.open(settings, settings.entered())
         unit = opened.unit
         try:
             await settings.bridge.arun(unit.begin())
@@ -131,7 +131,7 @@ def generate(
     """Call a generator function: the unit of work spans the iteration, and is current only while the body runs."""
     plan.refuse(kwargs)
     plan.bind(shift, args, kwargs)
-    return _generated(plan, fn, shift, args, kwargs, ENTERED.get())
+    return _generated(plan, fn, shift, args, kwargs, plan.wiring.settings.entered())
 
 
 def _generated(
@@ -145,7 +145,7 @@ def _generated(
     settings = plan.wiring.settings
     opened = plan.open(settings, entered)
     unit = opened.unit
-    inside = _Inside(unit, entered)
+    inside = _Inside(opened, settings, entered)
     try:
         settings.bridge.run(unit.begin())
         placed, named = _placed(plan, opened, settings, args, kwargs, shift)
@@ -180,7 +180,7 @@ def agenerate(
     """Call an async generator function, as `generate` does."""
     plan.refuse(kwargs)
     plan.bind(shift, args, kwargs)
-    return _agenerated(plan, fn, shift, args, kwargs, ENTERED.get())
+    return _agenerated(plan, fn, shift, args, kwargs, plan.wiring.settings.entered())
 
 
 async def _agenerated(
@@ -194,7 +194,7 @@ async def _agenerated(
     settings = plan.wiring.settings
     opened = plan.open(settings, entered)
     unit = opened.unit
-    inside = _Inside(unit, entered)
+    inside = _Inside(opened, settings, entered)
     try:
         await settings.bridge.arun(unit.begin())
         placed, named = _placed(plan, opened, settings, args, kwargs, shift)
@@ -227,14 +227,18 @@ class _Inside:
     What the body itself enters in one step holds in the next.
     """
 
-    __slots__ = ("_entered", "_frame", "_tokens")
+    __slots__ = ("_entered", "_frame", "_settings", "_tokens")
     _tokens: tuple[Token[Any], Token[Any]]
 
-    def __init__(self, unit: UnitOfWork, entered: Entered | None) -> None:
-        self._frame: Any = unit
-        self._entered = entered
+    def __init__(self, opened: Opened, settings: Settings, entered: Entered | None) -> None:
+        self._frame: Any = opened.unit
+        self._settings = settings
+        # One of its own where a framework may say something else in each step.
+        self._entered = Entered(opened.identity or Identity()) if settings.frameworks else entered
 
     def __enter__(self) -> None:
+        if self._settings.frameworks and self._entered is not None:
+            self._entered.said = self._settings.said()
         self._tokens = CURRENT.set(self._frame), ENTERED.set(self._entered)
 
     def __exit__(self, *exc: object) -> None:

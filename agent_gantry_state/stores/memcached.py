@@ -144,7 +144,8 @@ class MemcachedStore(RemoteStore):
         servers: One or several: ``host``, ``host:port``, ``[address]:port``, or the path of a socket. Every process that is
             to share memories names them alike; their order does not matter. Adding one moves only the memories that it
             gets, which begin anew there.
-        user, password: For servers that were started with an authentication file (``-Y``).
+        user: For servers that were started with an authentication file (``-Y``).
+        password: Likewise.
         prefix: Stands before every key, to keep apart programs that share a server: at most 100 printable ASCII letters.
         client: A `pymemcache.PooledClient` of yours, for one server, instead of *servers*. It stays open. Callers on event
             loops use it in a thread.

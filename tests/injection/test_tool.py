@@ -10,6 +10,7 @@ import functools
 import inspect
 import pickle
 import pydoc
+import types
 import typing
 import weakref
 from typing import TYPE_CHECKING, Annotated, Any
@@ -843,6 +844,48 @@ class Holder:
 @module_gantry.with_memory
 def by_reference(item: str, memory: dict) -> str:
     return item
+
+
+@pytest.mark.anyio
+async def test_function_made_of_what_is_found_in_a_tool_calls_the_tool():
+    """FastMCP makes one to give it other annotations; of the body it would have the parameters, and no memory."""
+    gantry = Gantry(session="local")
+
+    @gantry.with_memory
+    def plain(item: str, memory: dict, times: int = 2) -> list:
+        memory["seen"] = item
+        return [item] * times
+
+    @gantry.with_memory
+    async def awaited(item, memory, times=2):
+        return [memory["seen"], item] * times
+
+    @gantry.with_memory
+    def generated(item, memory):
+        yield memory["seen"]
+        yield item
+
+    @gantry.with_memory
+    async def agenerated(item, memory):
+        yield memory["seen"]
+        yield item
+
+    def remade(tool):
+        code, scope, defaults, closure = tool.__code__, tool.__globals__, tool.__defaults__, tool.__closure__
+        copy = types.FunctionType(code, scope, tool.__name__, defaults, closure)
+        copy.__dict__.update(tool.__dict__)
+        copy.__kwdefaults__ = tool.__kwdefaults__
+        assert list(inspect.signature(copy).parameters) == [
+            name for name in ("item", "times") if name in str(tool.__signature__)
+        ]
+        assert code.co_filename == __file__
+        return copy
+
+    assert remade(plain)("x") == ["x", "x"]
+    assert remade(plain)(item="x", times=1) == ["x"]
+    assert await remade(awaited)("y", 1) == ["x", "y"]
+    assert list(remade(generated)("y")) == ["x", "y"]
+    assert [item async for item in remade(agenerated)("y")] == ["x", "y"]
 
 
 def test_tool_looks_like_its_function():

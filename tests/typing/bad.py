@@ -254,6 +254,11 @@ gantry.override(user=5)  # E
 gantry.override(clock=5)  # E
 gantry.override(clock=lambda: "now")  # E
 gantry.override(resolvers=[5])  # E
+gantry.bind(5)  # E
+gantry.prompt_view(5)  # E
+gantry.prompt_view(max_chars="500")  # E
+gantry.prompt_view(redact=(5,))  # E
+who: Identity = gantry.identity()  # E
 known: Identity = current_identity()  # E
 Identity(5)  # E
 Identity("s1").session = "s2"  # E

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from agent_gantry_state import (
     ExecutionContext,
     Gantry,
     Identity,
+    IdentityResolver,
     InjectedArgumentError,
     Memory,
     MemoryConflictError,
@@ -55,8 +57,14 @@ class ByTenant:
         return Namespace("tenant", tenant) if tenant is not None and request.tool else None
 
 
+class FromFramework:
+    def identify(self) -> Identity | None:
+        return Identity("s1", "ada")
+
+
 resolver: Resolver = by_team
-gantry = Gantry("memory://?max_namespaces=10", app="mine", resolvers=[by_team, ByTenant()])
+framework: IdentityResolver = FromFramework()
+gantry = Gantry("memory://?max_namespaces=10", app="mine", resolvers=[by_team, ByTenant(), FromFramework()])
 other = Gantry(
     MemoryStore(max_namespaces=10), session="local", user="me", scopes={"team": Scope(ttl=60, sliding=True, owned=True)}
 )
@@ -231,6 +239,27 @@ async def call_generators() -> None:
     async for item in iterates_async(1):
         assert_type(item, int)
     assert_type([item async for item in generates_async(1)], list[int])
+
+
+# Threads, prompts, and who calls.
+
+
+def in_thread(item: str, count: int = 1) -> bool:
+    return bool(item) and count > 0
+
+
+async def on_loop(item: str) -> bool:
+    return bool(item)
+
+
+async def use_bound() -> None:
+    assert_type(gantry.bind(in_thread)("a", count=2), bool)
+    assert_type(await gantry.bind(on_loop)("a"), bool)
+    assert_type(gantry.identity(), Identity | None)
+    with gantry.session(Identity(user="ada")) as identity:
+        assert_type(identity, Identity)
+    assert_type(gantry.prompt_view(("session", "user"), keys=["a"], max_chars=500, redact=("x", re.compile("y"))), str)
+    assert_type(await gantry.aprompt_view("user", user="ada", redact=None), str)
 
 
 # A context, and a session key by key.
