@@ -668,6 +668,7 @@ def _put_health(health: Health, as_json: bool) -> None:
         "expiring": health.expiring,
         "expired": health.expired,
         "corrupt": None if health.corrupt is None else corrupt,
+        "unlisted": health.unlisted,
         "versions": health.versions,
     }
     if as_json:
