@@ -25,6 +25,8 @@ __all__ = ["Independent", "MemoryBlock", "Override", "SessionBlock"]
 class _Block:
     """A context manager that may be used with `with` and with `async with`; it does no I/O and so never waits."""
 
+    __slots__ = ()
+
     def _enter(self) -> Any:
         raise NotImplementedError
 
@@ -54,25 +56,39 @@ def _leave(entered: list[Any], here: Any) -> None:
 class SessionBlock(_Block):
     """An identity that holds inside a `with` block. Gives the `Identity`."""
 
+    __slots__ = ("_entered", "_identity", "_wiring")
+
     def __init__(self, identity: Identity, wiring: Wiring) -> None:
         self._identity = identity
         self._wiring = wiring
         self._entered: list[Entered] = []
 
-    def _enter(self) -> Identity:
-        entered = Entered(self._identity, self._wiring.settings.said())
-        entered.enter()
+    # Whoever opens a session for each call feels every frame here.
+
+    def __enter__(self) -> Identity:
+        settings = self._wiring.settings
+        entered = Entered(self._identity, ENTERED.get(), settings.said() if settings.frameworks else None)
+        ENTERED.set(entered)
         self._entered.append(entered)
         return self._identity
 
-    def _exit(self) -> None:
-        _leave(self._entered, ENTERED.get())
-
-    def __enter__(self) -> Identity:
-        return self._enter()
+    def __exit__(self, *exc: object) -> None:
+        here, entered = ENTERED.get(), self._entered
+        if here is not entered[-1]:
+            _leave(entered, here)
+            return
+        # What `leave` does.
+        entered.pop().closed = True
+        top = here.outer
+        while top is not None and top.closed:
+            top = top.outer
+        ENTERED.set(top)
 
     async def __aenter__(self) -> Identity:
-        return self._enter()
+        return self.__enter__()
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.__exit__()
 
 
 class Override(_Block):
@@ -101,7 +117,7 @@ class Override(_Block):
         self._wiring.push(layer)
         self._layers.append(layer)
         if identity is not None:
-            self._entered.append(Entered(identity, said))
+            self._entered.append(Entered(identity, said=said))
             self._entered[-1].enter()
         return self
 

@@ -5,7 +5,7 @@ Values are compared by their encoded bytes, never by `==`, for which 1, 1.0 and 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from agent_gantry_state import codec
 from agent_gantry_state.codec import shortened
@@ -23,6 +23,8 @@ _IMMUTABLE = codec.IMMUTABLE
 _CONTAINERS = frozenset({dict, list, set, tuple, frozenset})
 #: Those of which what is equal has the same bytes.
 _EQUAL_IS_SAME = _IMMUTABLE - {float}
+#: Letters that a str may have to be small, four bytes each.
+_FEW: Final = 100
 _get = dict.get
 
 
@@ -37,32 +39,64 @@ def touches(memory: Memory) -> bool:
     return memory._terms.slides or (memory._extra is not None and memory._extra.touches)
 
 
-def plain_changes(memory: Memory) -> dict[str, Any] | None:
-    """The values that the call assigned, where that is all that it can have done; None: ask `changes_of`.
+#: Where there are no containers.
+_NONE: Final[dict[str, bytes]] = {}
 
-    All means: no containers, nothing that is not small, no deadlines, nothing deleted, at most one key that is new. What it
+
+def plain_changes(memory: Memory) -> tuple[dict[str, Any], dict[str, bytes]] | None:
+    """What the call wrote, where that is all that it can have done; None: ask `changes_of`.
+
+    All means: no value that is not small but containers, no deadlines, nothing deleted, at most one key that is new. What it
     gives is what `changes_of` would, for a commit that finds the namespace as it was loaded.
+
+    Returns:
+        The values, None for a container, and the bytes of each container.
+
+    Raises:
+        UnstorableValueError: A value cannot be stored.
     """
     base = memory._base
-    if memory._extra is not None or base.packed or memory._terms.ttl is not KEEP:
+    if memory._extra is not None or memory._terms.ttl is not KEEP:
         return None
-    values, plain = base.values, {}
+    values, encoded, touched = base.values, base.packed, memory._touched
+    plain: dict[str, Any] = {}
+    packed = _NONE
     expected = known = len(values)
-    for key in memory._touched:
-        value, old = _get(memory, key, ABSENT), values.get(key, ABSENT)
-        kind = type(value)
-        if kind not in _EQUAL_IS_SAME or value.__sizeof__() > SMALL_SIZE:
-            return None
+    for key in touched:
         if type(key) is not str:
             return None
+        value, old = _get(memory, key, ABSENT), values.get(key, ABSENT)
         if old is ABSENT:
             if key < FIRST_OPEN or key.__sizeof__() > SMALL_SIZE:
                 return None
             expected += 1
-        elif kind is type(old) and value == old:
+        kind = type(value)
+        if kind in _CONTAINERS:
+            after = pack_at(value, key)
+            if after != encoded.get(key):
+                packed = packed or {}
+                plain[key], packed[key] = None, after
+            continue
+        if kind not in _EQUAL_IS_SAME or (encoded and key in encoded):
+            return None
+        # A short str is small, whatever is in it, and to ask for its length costs less.
+        if (kind is not str or len(value) > _FEW) and value.__sizeof__() > SMALL_SIZE:
+            return None
+        if kind is type(old) and value == old:
             continue
         plain[key] = value
-    return plain if len(memory) == expected <= known + 1 else None
+    if encoded:
+        for key, before in encoded.items():
+            if key in touched:
+                continue
+            value = _get(memory, key, ABSENT)
+            if type(value) not in _CONTAINERS:
+                return None
+            after = pack_at(value, key)
+            if after != before:
+                packed = packed or {}
+                plain[key], packed[key] = None, after
+    return (plain, packed) if len(memory) == expected <= known + 1 else None
 
 
 def changes_of(memory: Memory) -> Changes | None:
@@ -104,7 +138,8 @@ def changes_of(memory: Memory) -> Changes | None:
         if delta is not None and delta is not EXPIRY and type(delta) is not Inherited:
             added[key] = delta
         fresh += old is ABSENT or put.last
-    for key, before in packed.items():
+    # What no body sees is changed by nobody who does not say so.
+    for key, before in () if terms.bare else packed.items():
         if key in memory._touched:
             continue
         value = _get(memory, key, ABSENT)

@@ -12,6 +12,7 @@ import datetime as dt
 import decimal
 import enum
 import pathlib
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -109,10 +110,29 @@ def pack(value: Any) -> bytes:
             return _tagged_pack(value, 0, 0)
         except (TypeError, RecursionError):
             raise _too_deep("") from None
-    if type(value) not in IMMUTABLE and _may_be_foreign(packed) and not _is_known(value):
+    if type(value) not in IMMUTABLE and (_uses(_Fragment) > _AT_REST or _may_be_foreign(packed)) and not _is_known(value):
         check(value, "")
     return packed
 
+
+# MessagePack writes what its `Fragment` holds as it is, whatever that says, and asks nobody. To look for one costs more than
+# to encode; but each one that is anywhere in the program counts as a use of its class. `Ext` has as many uses where there
+# is no instance of either.
+_Fragment: Any = getattr(ormsgpack, "Fragment", _Ext)
+_uses: Final = sys.getrefcount
+
+
+def _uses_at_rest() -> int:
+    if _Fragment is _Ext:
+        # This version has none.
+        return sys.maxsize
+    at_rest, before = min(_uses(_Fragment), _uses(_Ext)), _uses(_Fragment)
+    one = _Fragment(_packb(None))
+    # Where threads run freely an instance is not counted: then it is always looked for.
+    return at_rest if one is not None and _uses(_Fragment) > before else 0
+
+
+_AT_REST: Final = _uses_at_rest()
 
 #: For each byte 1 if it is such a header, else 0; and how many bytes are few.
 _HEADERS: Final = bytes(0xC4 <= byte <= 0xC9 or 0xD4 <= byte <= 0xD8 for byte in range(256))

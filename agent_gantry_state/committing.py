@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -33,15 +34,31 @@ __all__ = ["Part", "Parts", "new_version"]
 _log = logging.getLogger("agent_gantry_state")
 
 _random = random.Random()  # noqa: S311 - unique, not secret
-if hasattr(os, "register_at_fork"):
-    # A child that went on with its parent's sequence would give two commits one version.
-    os.register_at_fork(after_in_child=_random.seed)
 _getrandbits = _random.getrandbits
+#: Versions that nobody has yet: to draw them one by one costs several times as much.
+_versions: list[bytes] = []
+_DRAWN = 128
+_split = struct.Struct("8s" * _DRAWN).unpack
 
 
 def new_version() -> bytes:
     """Random bytes for a commit's version."""
-    return _getrandbits(64).to_bytes(8, "big")
+    while True:
+        try:
+            # One step, so that no two threads get the same.
+            return _versions.pop()
+        except IndexError:
+            _versions.extend(_split(_getrandbits(64 * _DRAWN).to_bytes(8 * _DRAWN, "big")))
+
+
+def _renew() -> None:
+    """In a child process: one that went on with its parent's sequence would give two commits one version."""
+    _versions.clear()
+    _random.seed()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
 
 
 _CHECKS, _WRITES, _TOUCHES = range(3)

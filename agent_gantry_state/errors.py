@@ -17,14 +17,18 @@ __all__ = [
     "EvictionWarning",
     "ExclusiveTimeoutError",
     "FurtherScopeError",
+    "ImportRefusedError",
     "InjectedArgumentError",
     "MemoryConflictError",
     "MemoryErasedError",
+    "MemoryExistsError",
+    "MemoryNotFoundError",
     "MemoryTooLargeError",
     "MemoryValidationError",
     "MissingDriverError",
     "MissingIdentityError",
     "NotAtomicError",
+    "NotListableError",
     "OrphanedCallError",
     "PartialCommitError",
     "ReadOnlyMemoryError",
@@ -274,6 +278,10 @@ class NotAtomicError(StoreError):
         self.scopes = tuple(scopes)
 
 
+class NotListableError(StoreError):
+    """A store was asked what is in it, and is one that cannot tell."""
+
+
 class PartialCommitError(StateError):
     """A call that was committed in parts, as ``partial_commits=True`` allows, failed after some of them had been written.
 
@@ -312,6 +320,48 @@ class MemoryTooLargeError(StateError):
         self.limit = limit
         self.scope = scope
         self.counted = counted
+
+
+class MemoryNotFoundError(StateError, LookupError):
+    """`Gantry.admin` was asked about a memory, or a key of one, that is not there.
+
+    Attributes:
+        scope: The scope of the memory.
+        key: The key; None if there is no such memory.
+    """
+
+    def __init__(self, message: str, *, scope: str, key: str | None = None) -> None:
+        super().__init__(message)
+        self.scope = scope
+        self.key = key
+
+
+class MemoryExistsError(StateError):
+    """A memory that was to be imported or copied is there already, and is another one; it was left as it is.
+
+    Attributes:
+        scope: The scope of the memory.
+        line: The line of the export, counted from 1; None for a copy.
+    """
+
+    def __init__(self, message: str, *, scope: str, line: int | None = None) -> None:
+        super().__init__(message)
+        self.scope = scope
+        self.line = line
+
+
+class ImportRefusedError(StateError, ValueError):
+    """A line of an export is none that can be imported; nothing of its memory was written.
+
+    Attributes:
+        line: The line, counted from 1.
+        key: The key in it; None if it is the line itself.
+    """
+
+    def __init__(self, message: str, *, line: int, key: str | None = None) -> None:
+        super().__init__(message)
+        self.line = line
+        self.key = key
 
 
 class StoreURLError(StateError, ValueError):

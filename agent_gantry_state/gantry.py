@@ -10,7 +10,8 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, Literal, TypeVar, overload
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
 from typing_extensions import ParamSpec, Self
 
@@ -37,6 +38,9 @@ from agent_gantry_state.steps import Steps
 from agent_gantry_state.stores.protocol import KEEP, Forget
 from agent_gantry_state.unit_of_work import UnitOfWork
 from agent_gantry_state.wiring import Layer, StoreObject, Wiring, check_resolvers, open_bridge
+
+if TYPE_CHECKING:
+    from agent_gantry_state.admin import Admin
 
 __all__ = ["Gantry", "MemoryDecorator", "Stateful"]
 
@@ -117,6 +121,7 @@ class Stateful:
         identity = Identity(session, user) if session is not None or user is not None else None
         observers = observers_of(on_commit, on_conflict)
         self._wiring = Wiring(store, app, identity, tuple(resolvers), scopes or {}, observers, partial_commits)
+        self._known = lru_cache(_KNOWN_IDENTITIES)(Identity)
 
     @overload
     def with_memory(self, fn: Callable[P, R], /) -> Tool[P, R]: ...
@@ -431,6 +436,9 @@ class Stateful:
             if adopt or any(value is not None for value in (user, conversation, *keys.values())):
                 raise TypeError("session: an Identity is the whole of it; put the other ids into it, identity.replace(...)")
             return SessionBlock(id, self._wiring)
+        if type(id) is str and (user is None or type(user) is str) and conversation is None and not keys and adopt is False:
+            # The one of the last time, if that is not too long ago: it knows where its memories stand.
+            return SessionBlock(self._known(id, user), self._wiring)
         return SessionBlock(Identity(new_id() if id is None else id, user, conversation, keys, adopt), self._wiring)
 
     def bind(self, fn: Callable[P, R], /) -> Callable[P, R]:
@@ -655,6 +663,14 @@ class Stateful:
         """`end_session`, for a caller on an event loop."""
         await self.aforget("session", session=id, user=user, conversation=conversation, **keys)
 
+    @property
+    def admin(self) -> Admin:
+        """What an operator does with the memories that are stored: list, show, set, export, copy, erase, check."""
+        # Only here, for no call of a tool needs it.
+        from agent_gantry_state.admin import Admin
+
+        return Admin(self._wiring, self._wiring.app)
+
     def _forgetting(self, scope: str, tool: str | None, stated: Identity | None) -> tuple[Bridge, Steps[None]]:
         wiring = self._wiring
         wiring.check_scope(scope)
@@ -785,6 +801,10 @@ def _stated(
     """The identity that somebody states, None if nothing of one is given."""
     given = any(value is not None for value in (session, user, conversation, *keys.values()))
     return Identity(session, user, conversation, keys) if given else None
+
+
+#: How many identities a gantry keeps, for when they are entered again.
+_KNOWN_IDENTITIES: Final = 256
 
 
 class Gantry(Stateful):

@@ -55,31 +55,15 @@ class Want(NamedTuple):
             checked=terms.keys or () if kept else (),
         )
 
-    def unseen(self) -> Want:
-        """The same where no body sees the memory itself: for views of it, which have terms of their own."""
-        terms = self.terms
-        bare = Terms(
-            terms.scope,
-            exclusive=terms.exclusive,
-            owned=terms.owned,
-            reruns=terms.reruns,
-            limits=terms.limits,
-            bare=True,
-        )
-        return self._replace(terms=bare)
-
     def for_nested(self) -> Want:
         """The same for the call around it, which holds it only for the one inside."""
-        terms = Terms(self.terms.scope, owned=self.terms.owned, limits=self.terms.limits, bare=True)
+        terms = Terms(self.terms.scope, limits=self.terms.limits, bare=True)
         return self._replace(terms=terms, parts=(), checked=(), nested=True)
 
     def beside(self, view: Want) -> Want:
         """This, of a memory that a body sees, in a call that has a view of the same namespace as well."""
         mine, both = self.terms, self.joined(view)
-        terms = replace(
-            mine, exclusive=both.terms.exclusive, owned=both.terms.owned, reruns=both.terms.reruns, bare=mine.bare
-        )
-        return both._replace(terms=terms)
+        return both._replace(terms=replace(mine, exclusive=both.terms.exclusive, reruns=both.terms.reruns))
 
     def joined(self, other: Want) -> Want:
         """This for a call that wants the same namespace twice."""
@@ -186,7 +170,7 @@ class Held:
         seen, terms = self.memory, self.want.terms
         assert seen._namespace is not None  # noqa: S101 - a unit opens its memories with one
         # How calls inside merge what they wrote holds on.
-        unseen = replace(self.want.unseen().terms, merges=seen._terms.merges)
+        unseen = Terms(terms.scope, merges=seen._terms.merges, reruns=terms.reruns, bare=True)
         self.memory = open_memory(seen._namespace, seen._base.entire, seen._now, unseen)
         self.view = View((self,), terms, memory=seen)
         if seen._base.full is not None and not seen._touched:

@@ -30,7 +30,7 @@ class Namespace(_Namespace):
 
     A tuple, for it is the key of caches on the call path and a tuple is hashed and compared in C.
 
-    Args:
+    Attributes:
         scope: Name of the scope.
         id: Who or what in that scope: any str but "", of any length. It is never read as a path, a pattern or SQL.
         app: Keeps apart programs that share a store; the gantry sets its own.

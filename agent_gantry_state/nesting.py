@@ -42,7 +42,8 @@ class Alone:
 
 
 def unit_around() -> UnitOfWork | None:
-    """The unit of the call in whose body this context is; None if it is in none, or in one that has landed.
+    """The unit of the call in whose body this context is; None if it is in none, in one that has landed, or in one of a
+    process from which this one was forked meanwhile.
 
     Raises:
         OrphanedCallError: That call has failed.
@@ -50,7 +51,8 @@ def unit_around() -> UnitOfWork | None:
     frame: Any = CURRENT.get()
     if isinstance(frame, Alone):
         return None
-    return unit_of(frame) if type(frame) is list else frame  # type: ignore[no-any-return]
+    unit: UnitOfWork | None = unit_of(frame) if type(frame) is list else frame
+    return unit if unit is None or unit.is_here else None
 
 
 def unit_of(frame: list[Any]) -> Any:

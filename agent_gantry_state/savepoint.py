@@ -18,33 +18,41 @@ __all__ = ["apply_changes", "extend_memory", "snapshot_of", "was_deleted"]
 _set = dict.__setitem__
 
 
-def snapshot_of(memory: Memory, keys: Iterable[str] | None = None) -> Snapshot:
+def snapshot_of(memory: Memory, keys: Iterable[str] | None = None, versions: bool = True) -> Snapshot:
     """The memory as it stands now, for a nested call to load. Each key's version is its content.
 
     Args:
         memory: The memory of the call around it, in whatever state that has left it.
         keys: Only these keys; None: all.
+        versions: Whether the versions are needed; it costs less without.
 
     Raises:
         UnstorableValueError: It holds something that cannot be stored.
     """
     values: dict[str, Any] = {}
     packed: dict[str, bytes] = {}
-    versions: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     expires_at: dict[str, float] = {}
     slides: dict[str, float] = {}
-    base = memory._base
+    base, touched, bare = memory._base, memory._touched, memory._terms.bare
     timeless = memory._extra is None and memory._terms.ttl is KEEP and base.first_expiry == math.inf
     for key in list(memory) if keys is None else [key for key in keys if key in memory]:
         value = memory[key]
-        refuse_key(key)
-        if key not in base.values and not memory._terms.bare:
+        if type(key) is not str:
+            refuse_key(key)
+        if not bare and key not in base.values:
             refuse_reserved(key)
-        versions[key] = encoded = pack_at(value, key)
         if type(value) in codec.IMMUTABLE:
             values[key] = value
+            if versions:
+                contents[key] = codec.pack(value)
         else:
+            # What no body sees is changed by nobody who does not say so.
+            known = base.packed.get(key) if bare and key not in touched else None
+            encoded = pack_at(value, key) if known is None else known
             values[key], packed[key] = None, encoded
+            if versions:
+                contents[key] = encoded
         if timeless:
             continue
         ttl, _ = ttl_of(memory, key)
@@ -52,8 +60,10 @@ def snapshot_of(memory: Memory, keys: Iterable[str] | None = None) -> Snapshot:
             slides[key] = base.slides[key]
         elif (left := memory.ttl(key)) is not None:
             expires_at[key] = memory._now + left
-    until = None if keys is None and base.until is None else _last_expiry(memory)
-    return Snapshot(values, packed, versions, base.head, base.owner, expires_at, slides, base.touched, base.born, until)
+    until = None
+    if keys is not None or base.until is not None:
+        until = math.inf if timeless and memory else _last_expiry(memory)
+    return Snapshot(values, packed, contents, base.head, base.owner, expires_at, slides, base.touched, base.born, until)
 
 
 def _last_expiry(memory: Memory) -> float:

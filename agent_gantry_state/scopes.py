@@ -217,15 +217,16 @@ class Entered:
 
     Args:
         identity: Who calls.
+        outer: What was entered before, if that is known already.
         said: What a framework said of that where it was entered; None if no framework ran there.
     """
 
     __slots__ = ("closed", "identity", "outer", "said")
 
-    def __init__(self, identity: Identity, said: Identity | None = None) -> None:
+    def __init__(self, identity: Identity, outer: Entered | None = None, said: Identity | None = None) -> None:
         self.identity = identity
+        self.outer = outer
         self.said = said
-        self.outer: Entered | None = None
         self.closed = False
 
     def enter(self) -> None:

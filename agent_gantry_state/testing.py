@@ -151,6 +151,12 @@ HOSTILE_TEXTS: tuple[str, ...] = (
 )
 
 
+def _named(value: Any) -> str:
+    # The same in every process, or the tests cannot be divided among several: a set has no order of its own.
+    shown = sorted(value, key=repr) if isinstance(value, set) else value
+    return f"{type(value).__name__}-{str(shown)[:9]!a}"
+
+
 class Clock:
     """A clock that stands still until `now` is set."""
 
@@ -322,6 +328,12 @@ class StoreContract:
             pytest.skip("the store does not commit namespaces together")
 
     @pytest.fixture
+    def resent(self, talk: Talk) -> None:
+        """Asked for by tests of what only a commit can meet whose answer was lost."""
+        if not talk.bridge.resendable:
+            pytest.skip("no answer of the store can be lost, so that nothing is sent to it again")
+
+    @pytest.fixture
     def lists(self) -> None:
         """Asked for by tests of `List`."""
         if not self.can_list:
@@ -407,7 +419,7 @@ class StoreContract:
 
     # Values, keys and ids.
 
-    @pytest.mark.parametrize("value", VALUES, ids=lambda value: f"{type(value).__name__}-{str(value)[:9]!a}")
+    @pytest.mark.parametrize("value", VALUES, ids=_named)
     def test_value_comes_back_as_it_went_in(self, talk: Talk, value: Any) -> None:
         talk.write(A, x=value, within=[value])
 
@@ -792,6 +804,18 @@ class StoreContract:
 
         assert isinstance(talk.ask(late), Moved)
         assert isinstance(talk.ask(late), Moved)
+
+    @pytest.mark.parametrize("anew", [False, True])
+    def test_commit_sent_again_after_an_erasure_brings_nothing_back(self, talk: Talk, resent: None, anew: bool) -> None:
+        sent = talk.message(talk.change(A, {"x": put(1)}), token=b"t" * 16)
+        assert talk.ask(sent) == Committed()
+        talk.ask(Forget((A,)))
+        if anew:
+            talk.write(A, z=1)
+
+        assert talk.ask(sent) == Committed()
+
+        assert talk.content() == ({"z": 1} if anew else {})
 
     def test_empty_token_is_not_kept(self, talk: Talk) -> None:
         sent = talk.message(talk.change(A, {"x": put(1)}), token=b"")

@@ -7,7 +7,7 @@ was when it was loaded; so reading writes nothing, neither defaults nor what val
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from agent_gantry_state import codec
 from agent_gantry_state.changes import pack_at
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from agent_gantry_state.holding import Held
 
 __all__ = ["TypedView"]
+
+_MISSING: Final = object()
 
 
 class TypedView(View):
@@ -45,9 +47,9 @@ class TypedView(View):
         self._failure: Exception | None = None
         base = self.memory._base
         self._state = shape.load({key: base.value(key) for key in base.values})
-        self._dumped = _packed(shape.dump(self._state))
+        self._dumped = _contents(shape.dump(self._state))
         # What of the memory is in the instance; None: all of it.
-        self._shown: dict[str, bytes] | None = None
+        self._shown: dict[str, Any] | None = None
 
     @property
     def given(self) -> Any:
@@ -60,44 +62,43 @@ class TypedView(View):
             MemoryValidationError: What the body left in the instance does not fit its class.
         """
         dumped = self._shape.dump(self._state)
-        packed, before = _packed(dumped), self._dumped
-        if packed != before:
-            self._take(dumped, packed, before)
+        contents, before = _contents(dumped), self._dumped
+        changed = [key for key, content in contents.items() if _differ(content, before.get(key, _MISSING))]
+        gone = [key for key in before if key not in contents]
+        if changed or gone:
+            self._take(dumped, changed, gone)
+            self._dumped = contents
         return super().flush()
 
-    def _take(self, dumped: dict[str, Any], packed: dict[str, bytes], before: dict[str, bytes]) -> None:
-        changed = [key for key, encoded in packed.items() if encoded != before.get(key)]
-        gone = [key for key in before if key not in packed]
+    def _take(self, dumped: dict[str, Any], changed: list[str], gone: list[str]) -> None:
         memory = self.memory
         if self._shown is None:
-            self._shown = _packed(memory)
+            self._shown = _contents(memory)
         shown = self._shown
         if self._failure is not None:
-            there = _packed(memory)
-            if any(there.get(key) != shown.get(key) for key in (*changed, *gone)):
+            there = _contents(memory)
+            if any(_differ(there.get(key, _MISSING), shown.get(key, _MISSING)) for key in (*changed, *gone)):
                 # The body has not seen what it would write over.
                 raise self._failure
-        valid = _packed(self._shape.validated(dumped)) if changed else {}
-        for key in changed:
-            if key in valid:
-                memory[key] = codec.unpack(valid[key])
-                shown[key] = valid[key]
+        valid = self._shape.validated(dumped) if changed else {}
+        for key, content in _contents({key: valid[key] for key in changed if key in valid}).items():
+            memory[key] = _value(content)
+            shown[key] = content
         for key in gone:
             memory.pop(key, None)
             shown.pop(key, None)
-        self._dumped = packed
 
     def show(self) -> None:
         """Bring what others wrote into the instance, in place."""
-        shown = _packed(self.memory) if self._shown is None else self._shown
+        shown = _contents(self.memory) if self._shown is None else self._shown
         super().show()
-        there = _packed(self.memory)
-        moved = [key for key in {**shown, **there} if shown.get(key) != there.get(key)]
+        there = _contents(self.memory)
+        moved = [key for key in {**shown, **there} if _differ(shown.get(key, _MISSING), there.get(key, _MISSING))]
         self._shown = shown
         if moved:
             try:
-                self._shape.update(self._state, {key: codec.unpack(encoded) for key, encoded in there.items()}, moved)
-                self._dumped = _packed(self._shape.dump(self._state))
+                self._shape.update(self._state, {key: _value(content) for key, content in there.items()}, moved)
+                self._dumped = _contents(self._shape.dump(self._state))
             except Exception as error:  # noqa: BLE001 - it may be a class's own
                 # Whoever wrote it has ended well; what is refused is to commit it, if it stays.
                 self._failure = error
@@ -127,7 +128,7 @@ class TypedView(View):
         """Why what the call wrote, merged with what others wrote, does not fit the class; None: it does."""
         if not self._sees_any((*change.puts, *change.deletes)):
             return None
-        values = {key: codec.unpack(encoded) for key, encoded in _packed(self.memory).items()}
+        values = {key: _value(content) for key, content in _contents(self.memory).items()}
         for stored in change.checks:
             if (key := self._key(stored)) is not None and stored not in current.values:
                 self._lose(values, key)
@@ -147,12 +148,26 @@ class TypedView(View):
         return None
 
     def _lose(self, values: dict[str, Any], key: str) -> None:
-        below = self._below().get(key)
-        if below is None:
-            values.pop(key, None)
+        below = self._below()
+        if key in below:
+            values[key] = below[key].copy()
         else:
-            values[key] = below.copy()
+            values.pop(key, None)
 
 
-def _packed(values: Mapping[str, Any]) -> dict[str, bytes]:
-    return {key: pack_at(value, key) for key, value in values.items()}
+#: Those that need no encoding to be compared: what is equal and of one type has the same bytes.
+_COMPARABLE: Final = frozenset({str, int, bool, type(None)})
+
+
+def _contents(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the values of keys are compared by: one that cannot be changed in place itself, of another its bytes."""
+    return {key: value if type(value) in _COMPARABLE else pack_at(value, key) for key, value in values.items()}
+
+
+def _value(content: Any) -> Any:
+    """A value by its content; a private copy if it is a container."""
+    return codec.unpack(content) if type(content) is bytes else content
+
+
+def _differ(one: Any, other: Any) -> bool:
+    return type(one) is not type(other) or one != other

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from agent_gantry_state.bridge import on_event_loop
@@ -40,7 +41,11 @@ __all__ = ["NESTING", "State", "UnitOfWork", "finish_one", "orphan"]
 
 
 class _Nesting:
-    """The lock that is held while a nested call is made a part of the one around it, and while that one ends."""
+    """The lock that is held while a nested call is made a part of the one around it, and while that one ends.
+
+    Attributes:
+        process: Stands for this process: calls that were begun before it was forked are its parent's.
+    """
 
     def __init__(self) -> None:
         self.renew()
@@ -48,6 +53,7 @@ class _Nesting:
     def renew(self) -> None:
         """In a child process: a thread that is not there any more may have held it."""
         self._lock = threading.RLock()
+        self.process = object()
 
     def __enter__(self) -> None:
         self._lock.acquire()
@@ -99,6 +105,7 @@ class UnitOfWork:
         "_moments",
         "_part",
         "_parts",
+        "_process",
         "_turns",
         "_views",
         "_wants",
@@ -108,6 +115,7 @@ class UnitOfWork:
         "held",
         "inner",
         "outer",
+        "reruns",
         "state",
     )
 
@@ -129,8 +137,11 @@ class UnitOfWork:
         self._watch: tuple[Observers, str | None] | None = None
         self._turns: dict[Namespace, Turn] = {}
         self._grants: list[Grant] = []
+        self._process = NESTING.process
         #: Namespaces in the order in which they are committed where that is not done in one step.
         self.declared: tuple[Namespace | None, ...] = ()
+        #: Whether its body runs again after a conflict: this holds for all that it has, also for calls inside.
+        self.reruns = False
 
     @classmethod
     def of(cls, memory: Memory, want: Want, bridge: Any) -> UnitOfWork:
@@ -244,6 +255,8 @@ class UnitOfWork:
     def _take(self, namespace: Namespace, want: Want, snapshot: Snapshot, now: float, origin: Held | None) -> None:
         held = self.held.get(namespace)
         if held is None:
+            if self.reruns is not want.terms.reruns:
+                want = want._replace(terms=replace(want.terms, reruns=self.reruns))
             self.held[namespace] = Held(open_memory(namespace, snapshot, now, want.terms), want, origin, self._views)
         elif not held.has(want.keys):
             if held.want.terms.keys is not None and held.view is None:
@@ -367,13 +380,15 @@ class UnitOfWork:
             MemoryErasedError: A namespace was erased after it had been loaded.
             MemoryTooLargeError: A memory would be larger than it may be.
             NotAtomicError: What it changed cannot be written in one step.
-            OrphanedCallError: A call around this one has failed.
+            OrphanedCallError: A call around this one has failed, or this one is made by a parent of this process.
             PartialCommitError: It could be written in several steps, of which one failed after others.
             SessionOwnerError: A memory has come to belong to somebody else.
             StoreTimeoutError: Others were quicker for too long.
             UndeclaredKeyError: The call wrote a key that it had not declared.
             UnstorableValueError: The call left something in a memory that cannot be stored.
         """
+        if not self.is_here:
+            raise _forked()
         with NESTING:
             # A nested call that ends from now on goes on by itself, or not at all.
             self.state = State.CLOSING
@@ -481,9 +496,14 @@ class UnitOfWork:
         return self.state is State.OPEN
 
     @property
+    def is_here(self) -> bool:
+        """Whether it was begun in this process, and not in a parent from which this one was forked meanwhile."""
+        return self._process is NESTING.process
+
+    @property
     def has_to_release(self) -> bool:
         """Whether it has something to itself that others wait for."""
-        return bool(self._turns or self._grants)
+        return bool(self._turns or self._grants) and self.is_here
 
     def settle_with(self, answer: Moved, send: Callable[[Commit], Any]) -> None:
         """The rest of `finish` after others were quicker, for a store that answers at once."""
@@ -615,6 +635,13 @@ def finish_one(memory: Memory, identity: Identity | None, bridge: Any, send: Cal
         (held,) = unit.held.values()
         unit._part = Part(bridge, [(held, changes)], [change])
         unit.settle_with(answer, send)
+
+
+def _forked() -> OrphanedCallError:
+    return OrphanedCallError(
+        "nothing was written: this process was forked while the call ran, and it is the parent that commits it; have the "
+        "child call tools of its own, which are no part of that call, and end without leaving its body"
+    )
 
 
 def orphan() -> OrphanedCallError:

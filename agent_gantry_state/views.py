@@ -7,8 +7,8 @@ what others have written there meanwhile is shown in it, inside the containers t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Collection, Iterable, KeysView, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from agent_gantry_state import codec
 from agent_gantry_state.changes import changes_of, is_due, pack_at, touches
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from agent_gantry_state.holding import Held
 
 __all__ = ["Layered", "View", "end", "flush", "read_only", "undeclared"]
+
+T = TypeVar("T")
 
 #: In `Memory._touched`, a key that was deleted from the nearest scope, so that the next one's shows.
 _REVEALED: Final = Inherited(KEEP, False)
@@ -56,18 +58,60 @@ class _Below(NamedTuple):
         return codec.pack(self.value) if self.packed is None else self.packed
 
 
+class _Further:
+    """What the scopes behind the nearest one hold, by key; looked up when somebody asks for a key.
+
+    Args:
+        layers: Those scopes, the furthest first, each with how it stands and the keys that are seen of it.
+        prefix: What the stored keys begin with.
+        now: Time on the clock of the nearest one's store.
+    """
+
+    __slots__ = ("_keys", "_now", "_prefix")
+
+    def __init__(
+        self, layers: Iterable[tuple[Held, Snapshot, Iterable[str]]] = (), prefix: str = "", now: float = 0.0
+    ) -> None:
+        self._keys: dict[str, tuple[Held, Snapshot]] = {}
+        for held, snapshot, keys in layers:
+            self._keys.update(dict.fromkeys(keys, (held, snapshot)))
+        self._prefix = prefix
+        self._now = now
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._keys
+
+    def __bool__(self) -> bool:
+        return bool(self._keys)
+
+    def keys(self) -> KeysView[str]:
+        return self._keys.keys()
+
+    def __getitem__(self, key: str) -> _Below:
+        held, snapshot = self._keys[key]
+        stored = self._prefix + key
+        deadline = snapshot.deadline(stored)
+        if deadline is not None:
+            # By the clock of the nearest one's store.
+            deadline += self._now - held.memory._now
+        return _Below(held.want.terms.scope, snapshot.values[stored], snapshot.packed.get(stored), deadline)
+
+
+_NOTHING: Final = _Further()
+
+
 class Layered(Memory):
     """A memory of several scopes: reads fall through to the next, writes go to the nearest."""
 
     __slots__ = ("_below", "_open")
 
-    _below: dict[str, _Below]
+    _below: _Further
     #: Whether its call goes on; after that it is an ordinary dict.
     _open: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._below = {}
+        self._below = _NOTHING
         self._open = False
 
     def __delitem__(self, key: str) -> None:
@@ -211,49 +255,61 @@ class View:
         keys = self.terms.keys
         return key if keys is None or key in keys or key in self._undeclared else None
 
-    def _stand(self, snapshots: Sequence[Snapshot]) -> tuple[Snapshot, dict[str, _Below]]:
-        """What there is to see, and for keys what further scopes hold."""
-        values: dict[str, Any] = {}
-        packed: dict[str, bytes] = {}
-        versions: dict[str, bytes] = {}
-        expires_at: dict[str, float] = {}
-        slides: dict[str, float] = {}
-        below: dict[str, _Below] = {}
+    def _seen(self, mapping: dict[str, T], reserved: bool) -> dict[str, T]:
+        """What of a namespace's mapping by stored keys the body sees, by the keys as it knows them.
+
+        *reserved* says whether some of the keys belong to compartments.
+        """
+        if not mapping:
+            return mapping
+        if prefix := self._prefix:
+            begin = len(prefix)
+            mapping = {stored[begin:]: value for stored, value in mapping.items() if stored.startswith(prefix)}
+        elif reserved:
+            mapping = {key: value for key, value in mapping.items() if not is_reserved(key)}
+        keys = self.terms.keys
+        if keys is None:
+            return mapping
+        return {key: value for key, value in mapping.items() if key in keys or key in self._undeclared}
+
+    def _stand(self, snapshots: Sequence[Snapshot]) -> tuple[Snapshot, _Further]:
+        """What there is to see, and for keys what further scopes hold. Snapshots are shared as far as they are the same."""
         near = snapshots[0]
-        now = self.held.memory._now
-        for held, snapshot in zip(reversed(self._layers), reversed(snapshots), strict=True):
-            for stored, value in snapshot.values.items():
-                key = self._key(stored)
-                if key is None:
-                    continue
-                encoded = snapshot.packed.get(stored)
-                values[key] = value
-                if encoded is not None:
-                    packed[key] = encoded
-                else:
-                    packed.pop(key, None)
-                if snapshot is near:
-                    versions[key] = _SEEN
-                    self._cut.discard(key)
-                    if stored in near.expires_at:
-                        expires_at[key] = near.expires_at[stored]
-                    elif stored in near.slides:
-                        slides[key] = near.slides[stored]
-                else:
-                    deadline = snapshot.deadline(stored)
-                    if deadline is not None:
-                        # By the clock of the nearest one's store.
-                        deadline += now - held.memory._now
-                    below[key] = _Below(held.want.terms.scope, value, encoded, deadline)
-        # What no further scope holds any more has not to be deleted there.
-        self._cut &= below.keys()
-        for key in self._cut:
-            values.pop(key, None)
-            packed.pop(key, None)
-        head = _SEEN if values else None
-        born = near.born
+        own = values = self._seen(near.values, near.reserved)
+        packed = self._seen(near.packed, near.reserved)
+        # One without the keys of compartments has their times all the same.
+        hidden = near.reserved or near.full is not None
+        below = _NOTHING
+        if len(self._layers) > 1:
+            own_packed, values, packed = packed, {}, {}
+            further: list[tuple[Held, Snapshot, Iterable[str]]] = []
+            for held, snapshot in zip(self._layers[:0:-1], snapshots[:0:-1], strict=True):
+                there = self._seen(snapshot.values, snapshot.reserved)
+                _lay_over(values, packed, there, self._seen(snapshot.packed, snapshot.reserved))
+                further.append((held, snapshot, there))
+            _lay_over(values, packed, own, own_packed)
+            below = _Further(further, self._prefix, self.held.memory._now)
+        if self._cut:
+            # What no further scope holds any more has not to be deleted there.
+            self._cut &= below.keys()
+            self._cut.difference_update(own)
+            for key in self._cut:
+                values.pop(key, None)
+                packed.pop(key, None)
         return (
-            Snapshot(values, packed, versions, head, None, expires_at, slides, near.touched, born, None, False),
+            Snapshot(
+                values,
+                packed,
+                dict.fromkeys(own, _SEEN),
+                _SEEN if values else None,
+                None,
+                self._seen(near.expires_at, hidden),
+                self._seen(near.slides, hidden),
+                near.touched,
+                near.born,
+                None,
+                False,
+            ),
             below,
         )
 
@@ -263,7 +319,7 @@ class View:
             # That is nowhere but here.
             return
         memory = self.memory
-        base, below = self._stand([snapshot_of(held.memory) for held in self._layers])
+        base, below = self._stand([snapshot_of(held.memory, versions=False) for held in self._layers])
         if self._default is not None and not base.values:
             base = self._default
         for key in list(memory):
@@ -272,7 +328,7 @@ class View:
         for key in base.values:
             if key not in memory:
                 _set(memory, key, base.value(key))
-            elif pack_at(memory[key], key) != _content(base, key):
+            elif not _is_content(memory[key], base, key):
                 _set(memory, key, graft(memory[key], base.value(key)))
         memory._base = base
         memory._touched = {}
@@ -408,33 +464,43 @@ class View:
         """
         return None
 
-    def _below(self) -> dict[str, _Below]:
+    def _below(self) -> _Further:
         """What further scopes hold."""
         memory = self.memory
-        return memory._below if isinstance(memory, Layered) else {}
+        return memory._below if isinstance(memory, Layered) else _NOTHING
 
 
 def _stripped(snapshot: Snapshot, length: int) -> Snapshot:
+    """What a snapshot says of values, by keys without so many of their letters."""
+
     def cut(mapping: Mapping[str, Any]) -> dict[str, Any]:
         return {key[length:]: value for key, value in mapping.items()}
 
     return Snapshot(
-        cut(snapshot.values),
-        cut(snapshot.packed),
-        cut(snapshot.versions),
-        snapshot.head,
-        snapshot.owner,
-        cut(snapshot.expires_at),
-        cut(snapshot.slides),
-        snapshot.touched,
-        snapshot.born,
-        snapshot.until,
+        cut(snapshot.values), cut(snapshot.packed), cut(snapshot.versions), snapshot.head, born=snapshot.born, reserved=False
     )
+
+
+def _lay_over(values: dict[str, Any], packed: dict[str, bytes], own: dict[str, Any], own_packed: dict[str, bytes]) -> None:
+    """Lay what a nearer scope has over what further ones have."""
+    if packed:
+        for key in [key for key in packed if key in own]:
+            del packed[key]
+    values.update(own)
+    packed.update(own_packed)
 
 
 def _content(snapshot: Snapshot, key: str) -> bytes:
     packed = snapshot.packed.get(key)
     return codec.pack(snapshot.values[key]) if packed is None else packed
+
+
+def _is_content(value: Any, snapshot: Snapshot, key: str) -> bool:
+    """Whether the value of a key is what a snapshot has for it."""
+    packed = snapshot.packed.get(key)
+    if packed is None and type(value) in codec.IMMUTABLE and value is snapshot.values[key]:
+        return True
+    return pack_at(value, key) == (codec.pack(snapshot.values[key]) if packed is None else packed)
 
 
 def flush(views: Sequence[View], last: bool = False) -> None:

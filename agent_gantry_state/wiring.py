@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from agent_gantry_state.bridge import Bridge, Closed, bridge_to
 from agent_gantry_state.errors import DeclarationError, StoreURLError
@@ -80,8 +80,8 @@ class Settings:
             return entered
         if said.session is None:
             around = self.identity if entered is None else entered.identity
-            return Entered((around or Identity()).replace(**said.keys), said)
-        return Entered(said, said)
+            return Entered((around or Identity()).replace(**said.keys), said=said)
+        return Entered(said, said=said)
 
     def caller(self) -> Identity | None:
         """Who calls here; None if nothing is known.
@@ -139,6 +139,7 @@ class Wiring:
         self._observers = observers
         self._names: dict[str, weakref.ref[Any] | Callable[[], Any]] = {}
         self._keys: dict[str, object] = {}
+        self._terms: dict[str, Terms] = {}
         self.closed = False
         #: The stores on which this gantry has set a clock.
         self.clocked: Sequence[Any] = ()
@@ -160,9 +161,15 @@ class Wiring:
 
     def terms(self, scope: str) -> Terms:
         """How a memory of a scope behaves where nobody says otherwise."""
+        known = self._terms.get(scope)
+        if known is not None:
+            return known
         declared = self.scope(scope)
         ttl = KEEP if declared.ttl is None else float(declared.ttl)
-        return Terms(scope, ttl, declared.sliding, owned=declared.owned or scope == "session", limits=declared.limits)
+        terms = Terms(scope, ttl, declared.sliding, owned=declared.owned or scope == "session", limits=declared.limits)
+        if len(self._terms) < _MOST_TERMS:
+            self._terms[scope] = terms
+        return terms
 
     def owned(self, terms: Terms, namespace: Namespace) -> Terms:
         """*terms*, with an owner and with limits as the scope of the namespace has them, whatever scope was asked for."""
@@ -265,6 +272,8 @@ class Wiring:
 
 
 _PLAIN = Scope()
+#: Of how many scopes the terms are kept: a resolver may answer with any number of them.
+_MOST_TERMS: Final = 256
 
 
 def check_resolvers(resolvers: Sequence[Any]) -> None:

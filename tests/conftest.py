@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+
 import anyio
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,6 +16,12 @@ collect_ignore = ["frameworks"]
 # Hypothesis makes tables of Unicode when it is first asked for text, which on a busy machine takes it longer than it allows.
 settings.register_profile("untimed", parent=settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+
+def pytest_collection_finish(session):
+    # Thousands of collected tests live to the end; each gc.collect() in a test would look through all of them.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=["asyncio", "trio"])

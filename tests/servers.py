@@ -5,7 +5,8 @@ schema of its own, and if it stops, kills or configures a server, a private one:
 
 The servers come from wheels (the group "test" of pyproject.toml), also from another interpreter's: the environment variable
 AGENT_GANTRY_STATE_SERVERS lists more directories of packages, divided by os.pathsep. memcached and pgbouncer are programs of
-the system. Where one is missing the test is skipped, and fails under CI=true.
+the system. Where one is missing the test is skipped, and fails under CI=true. With AGENT_GANTRY_STATE_ONE_OF_EACH=true the
+tests against a second version of a server, or another way to run it, are skipped: once for all interpreters is enough.
 
 No server outlives the tests: a shell waits for the end of this process, however it ends, stops what still runs and removes
 the data. A fork of this process that lives on delays that.
@@ -282,6 +283,7 @@ def started(
         password: Redis asks for PASSWORD, and `url` has it. PostgreSQL's ROLE always has one: `password_url`.
         upstream: What pgbouncer stands in front of, or the Sentinel watches; else a private one of its own.
     """
+    _skip_one_too_many(name)
     with contextlib.ExitStack() as stack:
         if upstream is None and name in _UPSTREAMS:
             upstream = stack.enter_context(started(_UPSTREAMS[name]))
@@ -398,6 +400,7 @@ atexit.register(stop_all)
 
 
 def _shared(name: str):
+    _skip_one_too_many(name)
     with _lock:
         server = _running.get(name)
         if server is None:
@@ -410,6 +413,11 @@ def _shared(name: str):
         if not server.running:
             server.start()
         return server
+
+
+def _skip_one_too_many(name: str) -> None:
+    if os.environ.get("AGENT_GANTRY_STATE_ONE_OF_EACH") == "true" and name not in _ONE_OF_EACH:
+        pytest.skip("one of each kind of server was asked for")
 
 
 def _popen(command: list[str], cwd: pathlib.Path, user: pwd.struct_passwd | None, log) -> subprocess.Popen[bytes]:
@@ -514,6 +522,7 @@ def _sentinel(arguments, *, appendonly=False, password=None, upstream: Server) -
 
 
 def _made_cluster(arguments: tuple[str, ...]) -> Cluster:
+    _skip_one_too_many("redis_cluster")
     nodes: list[Server] = []
     for _ in range(3):
         bus = str(free_port())
@@ -680,4 +689,5 @@ _MAKERS: dict[str, Callable[..., Server]] = {
     "pgbouncer": _pgbouncer,
     "memcached": _memcached,
 }
+_ONE_OF_EACH = ("redis_8", "postgresql", "memcached")
 _UPSTREAMS = {"redis_sentinel": "redis_8", "pgbouncer": "postgresql"}

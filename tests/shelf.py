@@ -322,8 +322,12 @@ class ShelfStore(RemoteStore):
 
     def _forget(self, message):
         while True:
-            _, found = yield ["get", [namespace.digest for namespace in message.namespaces]]
-            swaps = [[namespace.digest, old, None] for namespace, old in zip(message.namespaces, found, strict=True)]
+            now, images, found = yield from self._images(message.namespaces)
+            swaps = []
+            for (namespace, _, tokens), old in zip(images, found, strict=True):
+                # Commits that have landed are known for a while, for they may be sent again.
+                kept = {token: until for token, until in tokens.items() if until > now}
+                swaps.append([namespace.digest, old, write_image(Image(namespace, EMPTY, kept)) if kept else None])
             if (yield ["swap", swaps]):
                 return
 
@@ -334,7 +338,7 @@ class ShelfStore(RemoteStore):
             live = snapshot.live(now)
             wanted = (message.app, message.scope, message.owner)
             has = (namespace.app, namespace.scope, live.owner)
-            if live is not EMPTY and all(want in (None, it) for want, it in zip(wanted, has, strict=True)):
+            if live.head is not None and all(want in (None, it) for want, it in zip(wanted, has, strict=True)):
                 listed.append(Listed(namespace, live.owner))
         listed.sort(key=lambda each: each.namespace.digest)
         listed = [each for each in listed if message.after is None or each.namespace.digest > message.after]

@@ -22,6 +22,7 @@ SOAKS = {
     "isolation": "isolation.soaks:histories",
     "cancels": "faults.soaks:cancels",
     "faults": "faults.soaks:faults",
+    "crowds": "faults.soaks:crowds",
     "orders": "isolation.soaks:orders",
     "crashes": "faults.losing:crashes_and_damage",
     "ids": "hostile.soaks:ids",

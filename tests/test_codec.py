@@ -17,6 +17,7 @@ import textwrap
 import uuid
 from typing import Any, NamedTuple
 
+import ormsgpack
 import pydantic
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -235,6 +236,12 @@ REFUSED = [
     pytest.param(lambda: Thing, "convert it to", id="class"),
     pytest.param(lambda: len, "convert it to", id="function"),
     pytest.param(lambda: 1j, "convert it to", id="complex"),
+    pytest.param(lambda: ormsgpack.Ext(1, b"secret"), "convert it to", id="Ext"),
+    *[
+        pytest.param(lambda packed=packed: ormsgpack.Fragment(packed), "convert it to", id=f"Fragment of {packed!r}")
+        for packed in (b"\x01", b"\xd4\x01\x90")
+        if hasattr(ormsgpack, "Fragment")
+    ],
 ]
 
 
@@ -258,6 +265,43 @@ def test_what_would_not_come_back_is_refused_with_its_path_and_the_conversion(ma
     assert isinstance(caught.value, TypeError)
     assert caught.value.committed is False
     assert not re.search("secret|424242|crimson|lowest", str(caught.value))
+
+
+@pytest.mark.skipif(not hasattr(ormsgpack, "Fragment"), reason="this version of ormsgpack has none")
+@pytest.mark.parametrize(
+    "before", ["", "from ormsgpack import Fragment as used, Ext", "import ormsgpack as m; kept = m.Fragment(b'\\x02')"]
+)
+def test_bytes_that_are_written_as_they_are_are_found_whoever_else_uses_them(before):
+    script = f"""
+        {before}
+        from agent_gantry_state import UnstorableValueError, codec
+        import ormsgpack
+
+        for value in ([ormsgpack.Fragment(b"\\x01")], {{"a": [1, {{"b": ormsgpack.Fragment(b"\\x01")}}]}}):
+            try:
+                codec.pack(value)
+            except UnstorableValueError:
+                continue
+            raise AssertionError
+    """
+
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
+
+
+def test_values_are_not_looked_through_where_no_such_bytes_are():
+    script = """
+        import sys
+        from agent_gantry_state import codec
+
+        looked = []
+        sys.setprofile(lambda frame, event, argument: looked.append(frame.f_code.co_name))
+        codec.pack({"a": [1, 2.5, "b"]})
+        sys.setprofile(None)
+        assert "pack" in looked
+        assert "_is_known" not in looked
+    """
+
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
 
 
 @pytest.mark.parametrize(

@@ -933,6 +933,18 @@ async def test_exclusive_async_session_takes_turns(gantry):
     assert (watch.most, content(gantry)) == (1, {"n": 10})
 
 
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(("view", "turns"), [({"private": True, "name": "t"}, 1), ({"scope": ("session", "user")}, 2)])
+def test_call_with_an_exclusive_view_beside_a_memory_that_is_not_has_its_turn(gantry, view, turns, order):
+    def body(memory, own):
+        assert len(queues(gantry)) == turns
+
+    for decorate in [gantry.with_memory, gantry.with_memory(into="own", exclusive=True, **view)][::order]:
+        body = decorate(body)
+
+    body()
+
+
 def test_exclusive_call_with_keys_waits_and_checks_those(gantry):
     @gantry.with_memory(exclusive=True, keys=("x",))
     def tool(key, memory):

@@ -119,6 +119,44 @@ def test_other_tools_do_not_see_it(gantry):
     assert layers() == {"b": 2}
 
 
+@pytest.mark.parametrize("options", [{}, {"keys": ("secret", "more")}])
+@pytest.mark.parametrize("order", [1, -1])
+def test_keys_of_a_session_are_without_it_also_beside_it(gantry, options, order):
+    public(gantry)(lambda memory: memory.update(a=1))
+
+    @gantry.with_session
+    def inner(session: SyncSession) -> Any:
+        return session.keys()
+
+    def body(own: Memory, session: SyncSession) -> Any:
+        before = session.keys(), inner()
+        own["secret"] = 1
+        return *before, session.keys(), inner()
+
+    for decorate in [gantry.with_session, gantry.with_memory(private=True, name="mine", into="own", **options)][::order]:
+        body = decorate(body)
+
+    for _ in range(2):
+        assert body() == (["a"],) * 4
+
+
+@pytest.mark.parametrize("scope", ["session", "user"])
+def test_keys_of_a_session_are_without_it_in_a_call_that_has_one(gantry, scope):
+    doing(gantry, "mine")(lambda memory: memory.update(secret=1))
+    public(gantry)(lambda memory: memory.update(a=1))
+
+    @gantry.with_session
+    def inner(session: SyncSession) -> Any:
+        return session.keys()
+
+    def outer(memory: Memory) -> Any:
+        before = inner()
+        doing(gantry, "mine")(lambda own: own.update(more=2))
+        return before, inner()
+
+    assert public(gantry, scope)(outer) == (["a"], ["a"])
+
+
 def test_other_tools_write_beside_it(gantry):
     doing(gantry)(lambda memory: memory.update(a=1))
 
@@ -280,6 +318,17 @@ def test_a_sliding_time_to_live_is_restarted_by_use(gantry, clock):
     for _ in range(3):
         clock.now += 50
         assert do(dict) == {"a": 1}
+
+
+@pytest.mark.parametrize("view", [{"private": True, "name": "mine"}, {"private": False, "scope": ("session", "user")}])
+def test_a_key_that_slides_says_what_it_has_left(gantry, clock, view):
+    slides = doing(gantry, ttl=60, sliding=True, **view)
+    slides(lambda memory: memory.update(a=1))
+    clock.now += 50
+
+    assert doing(gantry, **view)(lambda memory: memory.ttl("a")) == 10
+    slides(dict)
+    assert doing(gantry, **view)(lambda memory: memory.ttl("a")) == 60
 
 
 def test_keys_read_only_and_default_hold_in_it(gantry):

@@ -1256,7 +1256,7 @@ def test_store_that_cannot_be_closed_keeps_no_other_open(tmp_path, monkeypatch, 
     assert len(closed) == 2
 
 
-@pytest.mark.parametrize("bad", [5, object(), MemoryStore, {"ttl": 60}], ids=repr)
+@pytest.mark.parametrize("bad", [5, object(), MemoryStore, {"ttl": 60}], ids=["5", "object", "class", "dict"])
 @pytest.mark.parametrize("wrap", [lambda bad: bad, lambda bad: Scope(store=bad)], ids=["itself", "in a Scope"])
 def test_what_is_no_store_is_refused_by_the_name_of_its_scope(bad, wrap):
     with pytest.raises(TypeError, match=r"scopes\['user'\] must be a Scope\(...\), the URL of a store, or a store: "):

@@ -313,7 +313,9 @@ def test_a_field_without_a_default_is_refused_and_told_to_give_it_one(cls):
 
 
 @pytest.mark.parametrize("cls", NEEDY)
-@pytest.mark.parametrize("options", [{"default": {"volume": 5}}, {"default_factory": lambda: {"volume": 5}}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"default": {"volume": 5}}, {"default_factory": lambda: {"volume": 5}}], ids=["default", "factory"]
+)
 def test_the_decorators_default_stands_in_for_a_fields_own(cls, options):
     found = shape(cls, **options)
 

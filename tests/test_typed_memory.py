@@ -787,7 +787,9 @@ def test_a_read_only_state_refuses_a_change_and_names_the_key(gantry):
     assert stored(gantry) == {}
 
 
-@pytest.mark.parametrize("options", [{"default": {"volume": 5}}, {"default_factory": lambda: {"volume": 5}}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"default": {"volume": 5}}, {"default_factory": lambda: {"volume": 5}}], ids=["default", "factory"]
+)
 def test_default_covers_fields_without_one(gantry, options):
     class Needs(BaseModel):
         volume: int
@@ -1002,6 +1004,25 @@ def test_what_the_body_has_seen_or_written_itself_it_may_write_again(gantry):
     assert stored(gantry) == {"name": "two", "items": ["a", "b"], "volume": 7}
 
 
+@pytest.mark.parametrize(("scope", "shows"), [("session", 3), (("session", "user"), 9)])
+@pytest.mark.parametrize("cls", [Prefs, Basket, Notes])
+def test_what_a_call_inside_deleted_is_as_if_it_had_never_been(gantry, cls, scope, shows):
+    put(gantry, {"volume": 9}, "user")
+    put(gantry, {"volume": 5, "name": "ada"})
+
+    def body(state):
+        tool(gantry, dict)(lambda memory: memory.clear())
+        return {**(state if cls is Notes else vars(state))}
+
+    seen = tool(gantry, cls, scope=scope)(body)
+
+    if cls is Notes and scope == "session":
+        assert seen == {}
+    else:
+        assert (seen["volume"], seen.get("name", "")) == (shows, "")
+    assert stored(gantry) == {}
+
+
 def test_what_a_call_inside_wrote_keeps_the_time_that_it_has_there(gantry, clock):
     plain = tool(gantry, dict)
 
@@ -1163,12 +1184,60 @@ def test_a_field_that_another_call_deleted_counts_as_a_further_scope_has_it(gant
     assert stored(gantry) == {"low": 15}
 
 
-def test_a_key_that_is_deleted_here_and_needed_there_is_a_conflict(gantry):
-    def named(state: Notes) -> Notes:
-        if "name" in state and "volume" not in state:
-            raise ValueError(SECRET)
-        return state
+def test_a_field_that_is_deleted_here_counts_as_a_further_scope_has_it(gantry):
+    put(gantry, {"volume": 2}, "user")
+    put(gantry, {"volume": 1})
 
+    def body(state):
+        del state["volume"]
+        elsewhere(put, gantry, {"name": "ada"})
+
+    tool(gantry, Annotated[Notes, AfterValidator(named_has_volume)], scope=("session", "user"))(body)
+
+    assert stored(gantry) == {"name": "ada"}
+
+
+def test_what_was_merged_further_out_need_not_fit_where_it_is_not_seen(gantry):
+    class Short(BaseModel):
+        items: Annotated[list[str], Field(max_length=2)] = []
+        name: str = ""
+
+    put(gantry, {"items": ["a"]}, "user")
+    put(gantry, {"items": ["b"]})
+
+    def body(state):
+        state.name = "ada"
+        tool(gantry, dict, scope="user")(lambda inner: inner["items"].append("mine"))
+        elsewhere(lambda: do_as(gantry, dict, lambda other: other["items"].append("theirs"), scope="user"))
+
+    tool(gantry, Short, scope=("session", "user"))(body)
+
+    assert stored(gantry) == {"items": ["b"], "name": "ada"}
+    assert stored(gantry, "user") == {"items": ["a", "theirs", "mine"]}
+
+
+def test_what_a_further_scope_holds_may_change_meanwhile_and_is_not_asked_for(gantry):
+    put(gantry, {"low": 1, "high": 20}, "user")
+    before = commits(gantry)
+
+    def body(state):
+        state.low = 15
+        tool(gantry, dict, scope="user")(lambda inner: inner.update(low=2))
+        elsewhere(put, gantry, {"high": 5}, "user")
+
+    tool(gantry, Span, scope=("session", "user"))(body)
+
+    assert (stored(gantry), stored(gantry, "user")) == ({"low": 15}, {"low": 2, "high": 5})
+    assert commits(gantry) == before + 2, "theirs and ours, once"
+
+
+def named_has_volume(state: Notes) -> Notes:
+    if "name" in state and "volume" not in state:
+        raise ValueError(SECRET)
+    return state
+
+
+def test_a_key_that_is_deleted_here_and_needed_there_is_a_conflict(gantry):
     put(gantry, {"volume": 1})
 
     def body(state):
@@ -1176,10 +1245,33 @@ def test_a_key_that_is_deleted_here_and_needed_there_is_a_conflict(gantry):
         elsewhere(put, gantry, {"name": "ada"})
 
     with pytest.raises(MemoryConflictError) as caught:
-        tool(gantry, Annotated[Notes, AfterValidator(named)])(body)
+        tool(gantry, Annotated[Notes, AfterValidator(named_has_volume)])(body)
 
     assert caught.value.keys == ("volume",)
     assert stored(gantry) == {"volume": 1, "name": "ada"}
+
+
+def test_keys_that_a_class_takes_without_declaring_them_must_fit_as_well(gantry):
+    class Open(BaseModel, extra="allow"):
+        low: int = 0
+
+        @model_validator(mode="after")
+        def ordered(self) -> Open:
+            if self.low > self.__pydantic_extra__.get("high", 10):
+                raise ValueError(SECRET)
+            return self
+
+    put(gantry, {"high": 20})
+
+    def body(state):
+        state.low = 15
+        elsewhere(put, gantry, {"high": 5})
+
+    with pytest.raises(MemoryConflictError) as caught:
+        tool(gantry, Open)(body)
+
+    assert caught.value.keys == ("low",)
+    assert stored(gantry) == {"high": 5}
 
 
 def test_what_a_call_only_read_need_not_fit_what_others_make_of_it(gantry):
@@ -1277,7 +1369,6 @@ def test_serializable_refuses_what_was_read_and_changed_meanwhile(gantry):
         (WithInit, True),
         (WithInfo, True),
     ],
-    ids=str,
 )
 def test_only_a_class_whose_fields_depend_on_each_other_has_all_of_them_checked(hint, joint):
     shape = shape_of(hint, where="with_memory on f", scope="user")

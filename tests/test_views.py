@@ -221,6 +221,19 @@ def test_a_key_may_be_deleted_that_a_nested_call_deletes_further_out(gantry):
     assert (stored(gantry), stored(gantry, "user")) == ({"b": 1}, {})
 
 
+@pytest.mark.parametrize("deleted", [lambda memory: memory.pop("a"), lambda memory: memory.popitem()])
+def test_a_key_may_be_deleted_that_a_nested_call_writes_to_the_nearest_scope(gantry, deleted):
+    put(gantry, "user", a=1)
+
+    def body(memory):
+        deleted(memory)
+        put(gantry, "session", a=2)
+        return dict(memory), memory.origin("a")
+
+    assert doing(gantry)(body) == ({"a": 2}, "session")
+    assert (stored(gantry), stored(gantry, "user")) == ({"a": 2}, {"a": 1})
+
+
 @pytest.mark.parametrize("change", [lambda log: log.append(2), lambda log: log.append(object())])
 def test_what_was_changed_in_place_is_the_nearest_scope_s_when_it_is_deleted(gantry, change):
     put(gantry, "user", log=[1])

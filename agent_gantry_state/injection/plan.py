@@ -40,6 +40,8 @@ _CLASSES: dict[Kind, tuple[type[Any], type[Any]]] = {
 }
 _KNOWN = {cls.__name__: cls for pair in _CLASSES.values() for cls in pair}
 
+#: Of how many namespaces' scopes a plan notes what it wants: a resolver may answer with any number of them.
+_MOST_WANTS = 64
 _PACKAGE = f"{__name__.partition('.')[0]}."
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -158,6 +160,8 @@ class Plan:
         #: What the short call path notes: for its first memory, where in the store it stands, for scopes that are nobody's.
         self.is_impersonal = declarations[0].scope in IMPERSONAL_SCOPES
         self.slots: dict[Any, Any] = {}
+        #: What it wants of the namespaces of views, whoever calls.
+        self._wants: dict[tuple[str, str, int, str], Want] = {}
         self.key = wiring.key(declarations[0].scope)
 
     def _refuse_reruns(self) -> None:
@@ -346,7 +350,12 @@ class Plan:
             return cache[key]
         if scope == "tool" and not self._claimed:
             self._claim()
-        namespace = resolve(scope, self.name, identity, wiring.app, settings.resolvers, wiring.scopes)
+        found = None if cache is None or identity is None else identity.get(scope)
+        if found is not None and scope not in IMPERSONAL_SCOPES:
+            # What the chain would answer: nobody else is asked.
+            namespace = Namespace(scope, found, wiring.app)
+        else:
+            namespace = resolve(scope, self.name, identity, wiring.app, settings.resolvers, wiring.scopes)
         if cache is not None:
             cache[key] = namespace
         return namespace
@@ -391,6 +400,7 @@ class Plan:
             if (there := wants.get(namespace)) is not None:
                 wants[namespace] = there._replace(terms=replace(there.terms.joined(terms), keys=there.terms.keys))
         unit = UnitOfWork(wants, settings.bridge, unit_around())
+        unit.reruns = self.retries > 0
         if beside:
             # What is loaded later than the rest is committed in its place all the same.
             unit.declared = tuple(itertools.chain(*namespaces))
@@ -406,7 +416,12 @@ class Plan:
         namespaces = dict.fromkeys([self.locate(scope, settings, identity) for scope in declaration.scopes])
         prefix = self._prefix(declaration)
         keys = None if terms.keys is None else tuple([prefix + key for key in terms.keys])
+        owner, adopts = ("", False) if identity is None else (identity.owner, identity.adopt)
         for depth, namespace in enumerate(namespaces):
+            key = (declaration.into, prefix, depth, namespace.scope)
+            if (known := self._wants.get(key)) is not None:
+                _add(wants, namespace, known._replace(owner=owner, adopts=adopts) if known.terms.owned else known)
+                continue
             own = wiring.terms(namespace.scope)
             # What is read restarts the time of a scope that slides; what is written goes by the view's own terms.
             bare = Terms(
@@ -421,7 +436,10 @@ class Plan:
                 bare=True,
             )
             # Which keys may be written is the view's business.
-            _add(wants, namespace, Want.of(bare, identity, prefix=prefix)._replace(terms=replace(bare, keys=None)))
+            want = Want.of(bare, identity, prefix=prefix)._replace(terms=replace(bare, keys=None))
+            if len(self._wants) < _MOST_WANTS:
+                self._wants[key] = want._replace(owner=None, adopts=False)
+            _add(wants, namespace, want)
         return tuple(namespaces)
 
     def _prefix(self, declaration: Declaration) -> str:

@@ -127,7 +127,7 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
             reset(token)
         except ValueError:
             leave(token)
-        if (kind := type(result)) not in IMMUTABLE:
+        if result is not None and (kind := type(result)) not in IMMUTABLE:
             if hasattr(kind, "__await__"):
                 kwargs.pop(into, None)
                 return finish_later(plan, fn, 0, args, kwargs, result, unit_of(frame))
@@ -248,16 +248,17 @@ def _max_bytes(terms: Terms) -> float:
 def _finish_short(plan: Plan, memory: Memory, identity: Any, settings: Settings, max_bytes: float) -> None:
     if ATTEMPT.get() is not None:
         refuse_orphan()
-    plain, base, store = plain_changes(memory), memory._base, settings.direct
+    changes, base, store = plain_changes(memory), memory._base, settings.direct
     assert store is not None  # noqa: S101 - the memory came from it
-    if plain is not None:
-        if not plain:
+    if changes is not None:
+        values, packed = changes
+        if not values:
             return
         # What a namespace begins with, and its owner, are written with its first key.
         is_plain = base.head is not None and (base.owner is not None or not memory._terms.owned)
         # What `_slots` does.
         slot = (plan.slots if plan.is_impersonal else identity.slots).get(plan.key)
-        if is_plain and slot is not None and store.assign(slot, base.head, plain, new_version(), max_bytes):
+        if is_plain and slot is not None and store.assign(slot, base.head, values, packed, new_version(), max_bytes):
             return
     finish_one(memory, identity, settings.bridge, store.commit)
 
@@ -282,15 +283,19 @@ def _beginner(plan: Plan) -> Callable[[Settings, Any], Memory | None]:
         if store is None or scope in settings.elsewhere:
             return None
         namespace = plan.locate(scope, settings, None if impersonal else identity)
-        snapshot = store.snapshot(namespace)
+        slot, snapshot = store.slot(namespace), EMPTY
+        if slot is not None:
+            slot.used = True
+            snapshot = slot.snapshot
+        now = 0.0
+        if timed := slides or snapshot.first_expiry != inf:
+            now = store.now()
+            snapshot = snapshot.live(now)
         if owned and snapshot.owner is not None and snapshot.owner != identity.owner:
             return None
-        if slides or snapshot.first_expiry != inf:
-            # The next call has to ask the store as well.
-            return open_memory(namespace, snapshot, store.now(), terms)
-        slot = store.slot(namespace)
-        if slot is not None:
+        if slot is not None and not timed:
+            # Where keys expire the next call has to ask the store as well.
             _slots(plan, identity)[plan.key] = slot
-        return open_memory(namespace, snapshot, 0.0, terms)
+        return open_memory(namespace, snapshot, now, terms)
 
     return begin

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
+from typing import Any
+
+from typing_extensions import Self
 
 __all__ = ["Clocked"]
 
@@ -15,6 +19,9 @@ class Clocked:
     Args:
         clock: Gives the time in seconds since the epoch, by which keys expire.
     """
+
+    #: By kind of message the method that answers it, of a store that has one for those who wait and those who do not.
+    _answers: dict[type[Any], Any] = {}  # noqa: RUF012 - never changed
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -30,6 +37,13 @@ class Clocked:
         self._clock = clock
         self._latest = -math.inf
 
+    def unaged(self) -> Self:
+        """This store as if no time had gone by, to look for what is expired and was not removed yet; only to be read."""
+        twin = copy.copy(self)
+        twin.clock = _long_ago
+        twin._answers = {kind: getattr(twin, answer.__name__) for kind, answer in self._answers.items()}
+        return twin
+
     def now(self) -> float:
         """The time in seconds since the epoch, by which keys expire; it stays when the clock is set back."""
         now = self._clock()
@@ -37,3 +51,7 @@ class Clocked:
             return self._latest
         self._latest = now
         return now
+
+
+def _long_ago() -> float:
+    return 0.0

@@ -116,7 +116,7 @@ class FileStore(Clocked):
         #: Since the last sweep.
         self._commits = 0
         self._images = Images(self._files)
-        self._answers: dict[type[Any], Callable[[Directory, Any, float | None], Any]] = {
+        self._answers = {
             Load: self._loaded,
             Commit: self._committed,
             Forget: self._forgotten,
@@ -124,6 +124,11 @@ class FileStore(Clocked):
             Lease: self._leased,
             Release: self._released,
         }
+
+    @property
+    def path(self) -> Path:
+        """The directory."""
+        return self._files.path
 
     def __repr__(self) -> str:
         return f"<FileStore {self._files.path.name}>"

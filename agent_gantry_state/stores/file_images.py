@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Final
 
 from agent_gantry_state.errors import CorruptEntryError
 from agent_gantry_state.namespace import Namespace
@@ -16,13 +15,12 @@ from agent_gantry_state.stores.file_journal import is_pending
 from agent_gantry_state.stores.file_shared import SharedDirectory
 from agent_gantry_state.stores.kept import KEY_BYTES, Kept
 from agent_gantry_state.stores.protocol import EMPTY
-from agent_gantry_state.stores.whole import Image, read_image, write_image
+from agent_gantry_state.stores.whole import Image, is_newer, read_image
 
 __all__ = ["Found", "Images", "UnreadableError", "name_of"]
 
 #: How often several files are read in the hope that none changes meanwhile.
 _TRIES = 3
-_NEWEST: Final = write_image(Image(Namespace("-", "-"), EMPTY, {}))[:1]
 
 #: An image, and what tells the file from which it was read.
 Found = tuple[Signature, Image]
@@ -96,7 +94,7 @@ class Images:
         try:
             image = read_image(data, namespace)
         except CorruptEntryError as error:
-            raise UnreadableError(namespace, error, data[:1] > _NEWEST) from None
+            raise UnreadableError(namespace, error, is_newer(data)) from None
         self.keep(name, signature, image, len(data))
         return signature, image
 

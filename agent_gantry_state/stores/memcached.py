@@ -25,6 +25,7 @@ from agent_gantry_state.compartments import known_as
 from agent_gantry_state.errors import (
     MemoryTooLargeError,
     NotAtomicError,
+    NotListableError,
     StateError,
     StoreError,
     StoreTimeoutError,
@@ -143,7 +144,8 @@ class MemcachedStore(RemoteStore):
         servers: One or several: ``host``, ``host:port``, ``[address]:port``, or the path of a socket. Every process that is
             to share memories names them alike; their order does not matter. Adding one moves only the memories that it
             gets, which begin anew there.
-        user, password: For servers that were started with an authentication file (``-Y``).
+        user: For servers that were started with an authentication file (``-Y``).
+        password: Likewise.
         prefix: Stands before every key, to keep apart programs that share a server: at most 100 printable ASCII letters.
         client: A `pymemcache.PooledClient` of yours, for one server, instead of *servers*. It stays open. Callers on event
             loops use it in a thread.
@@ -432,7 +434,9 @@ class MemcachedStore(RemoteStore):
                 self._kept.drop(namespace)
 
     def _list(self, message: List) -> Steps[Page]:
-        raise StoreError("memcached cannot tell what it holds, so that memories in it cannot be listed: use another store")
+        raise NotListableError(
+            "memcached cannot tell what it holds, so that memories in it cannot be listed: use another store"
+        )
         yield
 
     def _lease(self, message: Lease) -> Steps[float]:

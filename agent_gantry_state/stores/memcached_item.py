@@ -20,8 +20,10 @@ __all__ = ["NO_TOKENS", "TOKEN_SECONDS", "dropped_until", "has_token", "read_ite
 TOKEN_SECONDS: Final = 60.0
 _TOKENS: Final = 64
 
-#: Layout, length of the tokens, their checksum.
-_HEAD: Final = struct.Struct(">BII")
+#: Layout, length of the tokens; then, in every layout, a checksum of these two and of the tokens.
+_HEAD: Final = struct.Struct(">BI")
+_SUM: Final = struct.Struct(">I")
+_TOKENS_AT: Final = _HEAD.size + _SUM.size
 _LAYOUT: Final = 1
 _TIME: Final = struct.Struct(">d")
 _TOKEN_BYTES: Final = 16
@@ -33,8 +35,9 @@ NO_TOKENS: Final = _TIME.pack(float("-inf"))
 
 def write_item(namespace: Namespace, snapshot: Snapshot, tokens: bytes) -> bytes:
     """What memcached keeps."""
+    head = _HEAD.pack(_LAYOUT, len(tokens))
     return b"".join(
-        (_HEAD.pack(_LAYOUT, len(tokens), zlib.crc32(tokens)), tokens, write_image(Image(namespace, snapshot, {})))
+        (head, _SUM.pack(zlib.crc32(tokens, zlib.crc32(head))), tokens, write_image(Image(namespace, snapshot, {})))
     )
 
 
@@ -45,17 +48,19 @@ def read_item(data: bytes, namespace: Namespace) -> tuple[Snapshot, bytes]:
         CorruptEntryError: It is damaged, of a newer layout, or another namespace's.
     """
     try:
-        layout, length, checksum = _HEAD.unpack_from(data)
+        (layout, length), (checksum,) = _HEAD.unpack_from(data), _SUM.unpack_from(data, _HEAD.size)
     except struct.error:
-        layout, length, checksum = 0, 0, 0
+        raise damaged() from None
+    end = _TOKENS_AT + length
+    tokens = data[_TOKENS_AT:end]
+    if zlib.crc32(tokens, zlib.crc32(data[: _HEAD.size])) != checksum:
+        raise damaged()
     if layout > _LAYOUT:
         raise CorruptEntryError(
             f"a memory was written by a newer version of agent-gantry-state (item layout {layout}, this one knows "
             f"{_LAYOUT}): upgrade the package; nothing was changed in it"
         )
-    end = _HEAD.size + length
-    tokens = data[_HEAD.size : end]
-    if layout != _LAYOUT or zlib.crc32(tokens) != checksum or (length - _TIME.size) % _ENTRY_BYTES:
+    if layout != _LAYOUT or len(tokens) != length or (length - _TIME.size) % _ENTRY_BYTES:
         raise damaged()
     return read_image(data[end:], namespace).snapshot, tokens
 

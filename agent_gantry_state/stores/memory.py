@@ -141,15 +141,9 @@ class MemoryStore(Clocked):
 
     def snapshot(self, namespace: Namespace) -> Snapshot:
         """The namespace as it stands: `load` for one namespace, without a message."""
-        try:
-            slot = _peek(self._slots, namespace)
-        except KeyError:
-            # Not there, or just being moved by an eviction that gives it a second chance: then it is back in a moment.
-            with self._lock:
-                found = self._slot(namespace)
-            if found is None:
-                return EMPTY
-            slot = found
+        slot = self.slot(namespace)
+        if slot is None:
+            return EMPTY
         slot.used = True
         snapshot = slot.snapshot
         if snapshot.first_expiry != math.inf:
@@ -202,14 +196,32 @@ class MemoryStore(Clocked):
 
     def slot(self, namespace: Namespace) -> Slot | None:
         """Where the namespace stands, if it is there."""
-        with self._lock:
-            return self._slot(namespace)
+        try:
+            return _peek(self._slots, namespace)
+        except KeyError:
+            # Not there, or just being moved by an eviction that gives it a second chance: then it is back in a moment.
+            with self._lock:
+                return self._slot(namespace)
 
     def assign(
-        self, slot: Slot, head: bytes | None, values: dict[str, Any], version: bytes, max_bytes: float = math.inf
+        self,
+        slot: Slot,
+        head: bytes | None,
+        values: dict[str, Any],
+        packed: dict[str, bytes],
+        version: bytes,
+        max_bytes: float = math.inf,
     ) -> bool:
-        """Commit small plain values to one namespace without a message, if it is as it was loaded, no key in it expires,
-        and it surely becomes no larger than *max_bytes*.
+        """Commit small plain values, and containers, to one namespace without a message, if it is as it was loaded, no key
+        in it expires, and it surely becomes no larger than *max_bytes*.
+
+        Args:
+            slot: Where it stands.
+            head: Its head as it was loaded.
+            values: The values to write, by keys with small names; None for a container. None is written where one is.
+            packed: The bytes of each container.
+            version: The new head, and the version of each key written.
+            max_bytes: How large the namespace may be.
 
         Returns:
             Whether it did; if not, nothing was done.
@@ -218,18 +230,23 @@ class MemoryStore(Clocked):
             if self._closed:
                 self._refuse_closed()
             there = slot.snapshot
-            if slot.home is not self.home or there.head != head or there.packed or there.first_expiry != math.inf:
+            if slot.home is not self.home or there.head != head or there.first_expiry != math.inf:
                 return False
-            more = SMALL_BYTES * len(values)
-            if there.size + more > max_bytes:
+            more, encoded = SMALL_BYTES * len(values), there.packed
+            if packed:
+                for key, after in packed.items():
+                    more += len(after) - len(encoded.get(key, b""))
+                encoded = encoded | packed
+            size = there.size + more
+            if size > max_bytes:
                 there.measure()
-                if there.size + more > max_bytes:
+                size = there.size + more
+                if size > max_bytes:
                     return False
-            slot.used = True
             versions = there.versions.copy()
             for key in values:
                 versions[key] = version
-            slot.snapshot = there.with_plain(there.values | values, versions, version, there.size + more)
+            slot.snapshot = there.following(there.values | values, encoded, versions, version, size)
         return True
 
     def forget(self, message: Forget, /) -> None:

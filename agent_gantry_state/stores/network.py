@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import ctypes
 import inspect
 import logging
@@ -18,9 +19,11 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import anyio.to_thread
+from typing_extensions import Self
 
 from agent_gantry_state import steps as _steps
 from agent_gantry_state.errors import MissingDriverError, StoreClosedError, StoreError, StoreUnavailableError
@@ -173,6 +176,13 @@ def driver(extra: str) -> Iterator[None]:
         ) from error
 
 
+@dataclass(frozen=True, slots=True)
+class _WhichServer:
+    """Ask what the server is: no message of the protocol, for only who checks a store wants to know."""
+
+    timeout: float
+
+
 class RemoteStore:
     """Base of the stores behind a network: a `NetworkStore` made of logic and two kinds of links.
 
@@ -211,6 +221,7 @@ class RemoteStore:
             List: self._list,
             Lease: self._lease,
             Release: self._release,
+            _WhichServer: self._which_server,
         }
         _stores.add(self)
 
@@ -223,6 +234,25 @@ class RemoteStore:
     def _aconnect(self) -> AsyncLink | None:
         """A client for the running event loop; None if its callers are to come in a thread."""
         raise NotImplementedError
+
+    def server_version(self) -> str:
+        """What the server says that it is, with its version; "" if it says nothing of it. For callers that may block.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        return self._answered(_WhichServer(self.load_timeout))  # type: ignore[no-any-return]
+
+    def _which_server(self, message: _WhichServer) -> Steps[str]:
+        return ""
+        yield
+
+    def unaged(self) -> Self:
+        """This store as if no time had gone by, to look for what is expired and was not removed yet; only to be read."""
+        twin = copy.copy(self)
+        twin.clock = _long_ago
+        twin._logic = {kind: getattr(twin, logic.__name__) for kind, logic in self._logic.items()}
+        return twin
 
     def _load(self, message: Load) -> Steps[Loaded]:
         raise NotImplementedError
@@ -268,7 +298,7 @@ class RemoteStore:
         """Answer a `Release`."""
         self._answered(message)
 
-    def _answered(self, message: Message) -> Any:
+    def _answered(self, message: Message | _WhichServer) -> Any:
         deadline = time.monotonic() + message.timeout
         link = self._link or self._open()
         last = False
@@ -331,7 +361,7 @@ class RemoteStore:
             if self._alinks.get(on_loop.loop) is on_loop:
                 del self._alinks[on_loop.loop]
 
-    def _judge(self, error: StoreError, message: Message, last: bool) -> None:
+    def _judge(self, error: StoreError, message: Message | _WhichServer, last: bool) -> None:
         """Raise an error with what is known, unless what failed is to be asked once more."""
         writes = isinstance(message, (Commit, Forget))
         if not writes:
@@ -484,6 +514,10 @@ def _is_here(loop: asyncio.AbstractEventLoop) -> bool:
         return asyncio.get_running_loop() is loop
     except RuntimeError:
         return False
+
+
+def _long_ago() -> float:
+    return 0.0
 
 
 def _closed(committed: bool | None) -> StoreClosedError:

@@ -234,9 +234,18 @@ class PostgreSQLStore(RemoteStore):
             f"somebody who may run what this prints: python -m agent_gantry_state schema postgresql{how} ({refused})"
         )
 
+    def _which_server(self, message: object) -> Steps[str]:
+        result = yield talk.Query(b"SHOW server_version")  # type: ignore[misc]
+        return f"PostgreSQL {result.get_value(0, 0).decode(errors='replace')}"
+
     def _time(self) -> bytes | None:
         """The time by which the server is to go, None for its own."""
         return None if self.clock is None else wire.packed_float(self._not_before(self.clock()))
+
+    def unaged(self) -> PostgreSQLStore:
+        twin = super().unaged()
+        twin._latest = -math.inf
+        return twin
 
     def _not_before(self, now: float) -> float:
         """*now*, or the latest time that was seen: what was gone stays gone when a clock is set back."""

@@ -207,10 +207,12 @@ class Snapshot:
             born,
         )
 
-    def with_plain(self, values: dict[str, Any], versions: dict[str, bytes], head: bytes, size: float) -> Snapshot:
-        """What follows this snapshot, in which nothing expires, when plain values are written and nothing else changes."""
+    def following(
+        self, values: dict[str, Any], packed: dict[str, bytes], versions: dict[str, bytes], head: bytes, size: float
+    ) -> Snapshot:
+        """What follows this snapshot, in which nothing expires, when values are written and nothing else changes."""
         after: Snapshot = _new(Snapshot)
-        after.values, after.packed, after.versions, after.head = values, self.packed, versions, head
+        after.values, after.packed, after.versions, after.head = values, packed, versions, head
         after.owner, after.expires_at, after.slides = self.owner, self.expires_at, self.slides
         after.touched, after.born, after.first_expiry, after.until = self.touched, self.born, math.inf, None
         after.reserved, after.plain = self.reserved, self.plain
@@ -420,8 +422,9 @@ class Commit:
 
     Attributes:
         token: 16 random bytes that name the unit of work. A store keeps it for 60 s with each namespace that it wrote,
-            in the same step, and answers a commit that it has seen with `Committed` without writing again. b"" where no
-            answer can be lost; then it keeps none.
+            in the same step, and answers a commit that it has seen with `Committed` without writing again. It keeps it also
+            if the namespace is erased meanwhile, for the commit that made a namespace would make it once more: so a token
+            is not kept in what an erasure removes. b"" where no answer can be lost; then it keeps none.
         version: Random bytes: the new head of each namespace, and the version of each key written.
         changes: One for each namespace.
         timeout: Seconds.

@@ -194,7 +194,7 @@ class RedisStore(RemoteStore):
 
     def _time(self) -> bytes:
         """The time to go by; empty for the server's."""
-        return b""
+        return b"" if self.clock is None else repr(self.clock()).encode()
 
     def _place(self, namespace: Namespace) -> Place:
         return place_of(self._prefix, namespace)
@@ -341,6 +341,17 @@ class RedisStore(RemoteStore):
         self._kept.keep(namespace, (version + mark[len(version) :], after, size), size)
 
     # The rest.
+
+    def _which_server(self, message: object) -> Steps[str]:
+        (reply,) = yield from self._route.send([(0, ("INFO", "server"))])
+        # A user may have no right to ask, and a client of somebody's own may have read it already.
+        lines = reply.decode(errors="replace").splitlines() if isinstance(reply, bytes) else []
+        said = dict(line.split(":", 1) for line in lines if ":" in line)
+        # Valkey says for Redis which one it is as good as.
+        for name, field in (("Valkey", "valkey_version"), ("Redis", "redis_version")):
+            if field in said:
+                return f"{name} {said[field]}"
+        return ""
 
     def _forget(self, message: Forget) -> Steps[None]:
         places = [self._place(namespace) for namespace in message.namespaces]

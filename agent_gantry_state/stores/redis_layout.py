@@ -307,8 +307,8 @@ def _made(header: _Header, rows: Sequence[_Row], versions: dict[str, bytes] | No
 def newer(layout: object) -> CorruptEntryError:
     """The error for a memory whose layout is not known here."""
     return CorruptEntryError(
-        f"a memory in Redis was written by a newer version of agent-gantry-state (layout {layout}, this one knows "
-        f"{LAYOUT}): upgrade the package; nothing was changed in it"
+        f"a memory in Redis is damaged, or was written by a newer version of agent-gantry-state (layout {layout}, this one "
+        f"knows {LAYOUT}): upgrade the package; nothing was changed in it"
     )
 
 

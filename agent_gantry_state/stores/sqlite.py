@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from operator import itemgetter
@@ -218,7 +219,7 @@ class SQLiteStore(Clocked):
         self._commits = 0
         #: By namespace its mark, its snapshot as it was then, with what has expired since, and about how large it is.
         self._kept: Kept[Namespace, tuple[Mark, Snapshot, int]] = Kept()
-        self._answers: dict[type[Any], Callable[[Any, float | None], Any]] = {
+        self._answers = {
             Load: self._load,
             Commit: self._commit,
             Forget: self._forget,
@@ -226,6 +227,15 @@ class SQLiteStore(Clocked):
             Lease: self._lease,
             Release: self._release,
         }
+
+    def server_version(self) -> str:
+        """Which SQLite Python has."""
+        return f"SQLite {sqlite3.sqlite_version}"
+
+    @property
+    def path(self) -> Path | None:
+        """The file; None for a database in memory."""
+        return self._file.path
 
     def __repr__(self) -> str:
         return f"<SQLiteStore {':memory:' if self._file.path is None else self._file.path.name}>"

@@ -16,7 +16,7 @@ from agent_gantry_state.errors import CorruptEntryError, StateError
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.stores.protocol import KEEP, UNSHARED, Change, Put, Snapshot
 
-__all__ = ["Image", "applied", "chosen", "damaged", "is_moved", "read_image", "write_image"]
+__all__ = ["Image", "applied", "chosen", "damaged", "is_moved", "is_newer", "read_image", "write_image"]
 
 
 def chosen(snapshot: Snapshot, keys: tuple[str, ...], names: bool) -> Snapshot:
@@ -108,9 +108,11 @@ def _expire(key: str, put: Put, expires_at: dict[str, float], slides: dict[str, 
             expires_at[key] = now() + put.ttl
 
 
-#: A byte for the layout of what follows, so that a reader refuses one that it does not know; then a checksum.
+#: A byte for the layout of what follows, so that a reader refuses one that it does not know; then, in every layout, a
+#: checksum of that byte and of what follows.
 _LAYOUT: Final = b"\x01"
 _CHECKSUM_BYTES = 4
+_START: Final = zlib.crc32(_LAYOUT)
 
 
 class Image(NamedTuple):
@@ -147,7 +149,17 @@ def write_image(image: Image) -> bytes:
             [*image.tokens.values()],
         ]
     )
-    return b"".join((_LAYOUT, zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "big"), body))
+    return b"".join((_LAYOUT, zlib.crc32(body, _START).to_bytes(_CHECKSUM_BYTES, "big"), body))
+
+
+def is_newer(data: bytes) -> bool:
+    """Whether a newer version has written it: a layout that is damaged does not go with the checksum."""
+    layout, checksum, body = _parted(data)
+    return layout > _LAYOUT and zlib.crc32(body, zlib.crc32(layout)).to_bytes(_CHECKSUM_BYTES, "big") == checksum
+
+
+def _parted(data: bytes) -> tuple[bytes, bytes, bytes]:
+    return data[:1], data[1 : 1 + _CHECKSUM_BYTES], data[1 + _CHECKSUM_BYTES :]
 
 
 def read_image(data: bytes, namespace: Namespace | None = None) -> Image:
@@ -160,13 +172,13 @@ def read_image(data: bytes, namespace: Namespace | None = None) -> Image:
     Raises:
         CorruptEntryError: They are damaged, of a newer layout, or those of another namespace.
     """
-    layout, checksum, body = data[:1], data[1 : 1 + _CHECKSUM_BYTES], data[1 + _CHECKSUM_BYTES :]
-    if layout > _LAYOUT:
+    layout, checksum, body = _parted(data)
+    if is_newer(data):
         raise CorruptEntryError(
             f"a memory was written by a newer version of agent-gantry-state (layout {layout[0]}, this one knows "
             f"{_LAYOUT[0]}): upgrade the package; nothing was changed in it"
         )
-    if layout != _LAYOUT or zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "big") != checksum:
+    if layout != _LAYOUT or zlib.crc32(body, _START).to_bytes(_CHECKSUM_BYTES, "big") != checksum:
         raise damaged()
     try:
         image = _image(*codec.unpack(body))

@@ -205,11 +205,12 @@ def open_gantry(url: str, options: str = SHORT) -> Gantry:
 
 
 def storm(proxy: Proxy, gantry: Gantry, direct: Gantry, fault: Fault, chance: random.Random, two: bool) -> Counter[str]:
-    """One round: four threads and four tasks call while *fault* strikes; it is lifted, and they go on."""
+    """One round: four threads, four tasks on two loops, and loops of one call each, all call while *fault* strikes; it is
+    lifted, and they go on."""
     ledger, stop = Ledger(gantry, two), threading.Event()
     done = threading.Semaphore(0)
-    # After a silence it may take some time until somebody tries again.
-    resumed = LONGEST_PAUSE if fault.kind in ("hole", "trickle", "delay") else 0.0
+    # After a silence it may take some time until somebody tries again, and on a busy machine until he has his answer.
+    resumed = LONGEST_PAUSE + 1.0 if fault.kind in ("hole", "trickle", "delay") else 0.0
     lifted: list[float] = []
     people = itertools.cycle(PEOPLE)
 
@@ -238,10 +239,17 @@ def storm(proxy: Proxy, gantry: Gantry, direct: Gantry, fault: Fault, chance: ra
     async def tasks(seeds: list[float]) -> None:
         await asyncio.gather(*[task(next(people), seed) for seed in seeds])
 
+    def loops(who: str, seed: float) -> None:
+        mine = random.Random(seed)
+        while after(told := asyncio.run(ledger.acall(mine.choice(["list", "transfer"]), who, mine))):
+            if told.committed is not True:
+                time.sleep(0.005)
+
     callers = [
         threading.Thread(target=contextvars.Context().run, args=(thread, next(people), chance.random())) for _ in range(4)
     ]
-    callers.append(threading.Thread(target=asyncio.run, args=(tasks([chance.random() for _ in range(4)]),)))
+    callers += [threading.Thread(target=asyncio.run, args=(tasks([chance.random() for _ in range(2)]),)) for _ in range(2)]
+    callers.append(threading.Thread(target=contextvars.Context().run, args=(loops, next(people), chance.random())))
     for caller in callers:
         caller.start()
     try:
@@ -292,6 +300,53 @@ def storm_faults(chance: random.Random) -> dict[str, Callable[[], Fault]]:
         "delay": lambda: Fault("delay", chance.choice(["request", "reply"]), seconds=0.1),
         "refused": lambda: Fault("refuse"),
     }
+
+
+# A crowd on one connection.
+
+
+def crowd(server: servers.Server) -> int:
+    """A hundred users call at once, each in a thread and in a task, through one connection; how many calls were made."""
+    wrong: list[tuple[str, str]] = []
+    people = [uuid.uuid4().hex for _ in range(100)]
+    with open_gantry(server.url, "?max_connections=1&load_timeout=30&commit_timeout=30") as gantry:
+
+        def stamp(who, memory):
+            if memory.setdefault("who", who) != who:
+                wrong.append((who, memory["who"]))
+            memory.add("calls", 1)
+
+        async def astamp(who, memory):
+            stamp(who, memory)
+            await asyncio.sleep(0)
+
+        tool, atool = gantry.with_memory(scope="user")(stamp), gantry.with_memory(scope="user")(astamp)
+
+        def thread(mine: list[str]) -> None:
+            for who in mine * 5:
+                with gantry.session(user=who):
+                    tool(who)
+
+        async def task(who: str) -> None:
+            for _ in range(5):
+                with gantry.session(user=who):
+                    await atool(who)
+
+        async def tasks() -> None:
+            await asyncio.gather(*[task(who) for who in people])
+
+        threads = [threading.Thread(target=contextvars.Context().run, args=(thread, people[n::10])) for n in range(10)]
+        for each in threads:
+            each.start()
+        asyncio.run(tasks())
+        for each in threads:
+            each.join()
+
+        assert wrong == []
+        for who in people:
+            with gantry.memory("user", user=who) as memory:
+                assert memory == {"who": who, "calls": 10}
+    return 10 * len(people)
 
 
 # One caller, and each byte.

@@ -65,6 +65,8 @@ class Proxy:
         accepted: How many connections were made.
         passed: Bytes that went through since the last `arm`, by side.
         fired: Set when the fault has done its harm for the first time.
+        pairs: The connections that there are.
+        struck: Those of which something was cut off, held back or delayed since the last `arm`.
     """
 
     def __init__(self, server: Server) -> None:
@@ -75,6 +77,7 @@ class Proxy:
         self.plan = (0, _NOTHING)
         self.left = 0
         self.pairs: set[_Pair] = set()
+        self.struck: set[_Pair] = set()
         self._listener: Any = None
         self.port = 0
 
@@ -119,11 +122,19 @@ class Proxy:
         """From now on *fault* is in force, in place of the last one."""
         self.fired.clear()
         self.passed.clear()
+        self.struck.clear()
         self.left = -1 if fault.times is None else fault.times
         self.plan = (self.plan[0] + 1, fault)
         if fault.kind == "refuse":
             self._run(self._end())
             self.fired.set()
+
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        """Wait until something is true of the connections, which end soon after somebody has hung up."""
+        deadline = time.monotonic() + 5
+        while not condition():
+            assert time.monotonic() < deadline, "connections stay open"
+            time.sleep(0.001)
 
     def lift(self) -> None:
         """Nothing goes wrong from now on."""
@@ -176,12 +187,14 @@ class _Pair:
         if fault.kind in ("cut", "hole", "half-open") and side == fault.side and proxy.left and 0 <= room <= len(data):
             proxy.left -= proxy.left > 0
             self._pass(side, data[:room], fault)
+            proxy.struck.add(self)
             self._strike(fault)
             if self._is_half_open:
                 self._pass(side, data[room:], fault)
             proxy.fired.set()
         else:
             if fault.kind in ("trickle", "delay"):
+                proxy.struck.add(self)
                 proxy.fired.set()
             self._pass(side, data, fault)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import servers
 from faults import cancelling
 from faults.cancelling import PLACES, SCENARIOS, WAYS, Place, applies, run_on
-from faults.faulty import SERVERS, Bytewise, open_gantry, storm, storm_faults
+from faults.faulty import SERVERS, Bytewise, crowd, open_gantry, storm, storm_faults
 from faults.proxy import Fault, Proxy
 from soak import seeds
 
@@ -58,6 +58,15 @@ def faults(deadline: float, report: Report) -> None:
                 if time.monotonic() > deadline:
                     return
             _every_byte(proxy, direct, chance.random() < 0.5, two, deadline, report)
+
+
+def crowds(deadline: float, report: Report) -> None:
+    """Rounds of a thousand calls of a hundred users through one connection, on one server after the other."""
+    for make in itertools.cycle([*SERVERS.values(), *_OTHERS.values()]):
+        report("calls of a crowd through one connection", crowd(make()))
+        report("crowds", 1)
+        if time.monotonic() > deadline:
+            return
 
 
 def _every_byte(proxy: Proxy, direct, is_async: bool, first: bool, deadline: float, report: Report) -> None:

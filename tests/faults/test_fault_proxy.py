@@ -94,6 +94,8 @@ def test_callers_of_all_kinds_at_once_lose_nothing(name, proxy, gantry, direct, 
     done = storm(proxy, gantry, direct, storm_faults(chance)[kind](), chance, name != "memcached")
 
     assert done["stored"] > 20
+    gantry.close()
+    proxy.wait_until(lambda: not proxy.pairs)
 
 
 # That the ledger notices.

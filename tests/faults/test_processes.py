@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-import asyncio
-import contextvars
+import os
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 
 import pytest
-from faults.faulty import SERVERS, open_gantry
+from faults.faulty import SERVERS, crowd
 
 WARNINGS = ("-W", "error", "-W", "default::ResourceWarning")
 PROGRAM = """
@@ -41,22 +39,15 @@ PROGRAM = """
 """
 
 
+def url_of(name, tmp_path):
+    url = {"memory": "memory://", "file": f"file:///{tmp_path}/state", "sqlite": f"sqlite:///{tmp_path}/state.db"}.get(name)
+    return url or SERVERS[name]().url
+
+
 @pytest.mark.parametrize("name", ["memory", "file", "sqlite", *SERVERS])
 def test_program_that_closes_nothing_ends_with_a_call_in_flight(name, tmp_path):
-    url = {"memory": "memory://", "file": f"file:///{tmp_path}/state", "sqlite": f"sqlite:///{tmp_path}/state.db"}.get(name)
-    url = url or SERVERS[name]().url
     program = subprocess.Popen(
-        [
-            sys.executable,
-            "-W",
-            "error",
-            "-W",
-            "default::ResourceWarning",
-            "-c",
-            textwrap.dedent(PROGRAM),
-            url,
-            str(tmp_path),
-        ],
+        [sys.executable, *WARNINGS, "-c", textwrap.dedent(PROGRAM), url_of(name, tmp_path), str(tmp_path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -72,42 +63,125 @@ def test_program_that_closes_nothing_ends_with_a_call_in_flight(name, tmp_path):
 
 @pytest.mark.parametrize("name", SERVERS)
 def test_thousand_calls_of_a_hundred_users_through_one_connection_do_not_cross(name):
-    wrong = []
-    with open_gantry(SERVERS[name]().url, "?max_connections=1&load_timeout=20&commit_timeout=20") as gantry:
+    crowd(SERVERS[name]())
 
-        def stamp(who, memory):
-            if memory.setdefault("who", who) != who:
-                wrong.append((who, memory["who"]))
-            memory.add("calls", 1)
 
-        async def astamp(who, memory):
-            stamp(who, memory)
-            await asyncio.sleep(0)
+FORKS = """
+    import asyncio, os, sys, warnings
+    from agent_gantry_state import Gantry, OrphanedCallError
+    from agent_gantry_state.stores.protocol import Lease
 
-        tool, atool = gantry.with_memory(scope="user")(stamp), gantry.with_memory(scope="user")(astamp)
-        people = [f"{name}-{time.time_ns()}-{n}" for n in range(100)]
+    warnings.simplefilter("ignore", DeprecationWarning)
+    url, app, leaves, is_async = sys.argv[1:]
+    gantry = Gantry(url, app=app, session="s", user="u")
 
-        def thread(mine):
-            for who in mine * 5:
-                with gantry.session(user=who):
-                    tool(who)
+    @gantry.with_memory
+    def note(who, memory):
+        memory.setdefault("log", []).append(who)
 
-        async def task(who):
-            for _ in range(5):
-                with gantry.session(user=who):
-                    await atool(who)
+    def inside(memory):
+        memory.add("n", 1)
+        child = os.fork()
+        if not child:
+            note("child")
+            if leaves:
+                return
+            os._exit(7)
+        memory["status"] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        # The child has not given back what its parent has to itself.
+        memory["held"] = url == "memory://" or gantry._wiring.settings.bridge.store.lease(
+            Lease(memory._namespace, b"somebody else", 1.0)
+        ) > 0
 
-        async def tasks():
-            await asyncio.gather(*[task(who) for who in people])
+    async def ainside(memory):
+        inside(memory)
+        await asyncio.sleep(0)
 
-        threads = [threading.Thread(target=contextvars.Context().run, args=(thread, people[n::10])) for n in range(10)]
-        for each in threads:
-            each.start()
-        asyncio.run(tasks())
-        for each in threads:
-            each.join()
+    note("before")
+    decorate = gantry.with_memory(scope="user", exclusive=True)
+    try:
+        if is_async:
+            asyncio.run(decorate(ainside)())
+        else:
+            decorate(inside)()
+    except OrphanedCallError as error:
+        os._exit(7 if error.committed is False and "forked" in str(error) else 8)
+    note("parent")
+    with gantry.memory("user") as memory:
+        print(dict(memory))
+    with gantry.memory() as memory:
+        print(memory.get("log"))
+    gantry.close()
+"""
 
-        assert wrong == []
-        for who in people:
-            with gantry.memory("user", user=who) as memory:
-                assert memory == {"who": who, "calls": 10}
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork there")
+@pytest.mark.parametrize("name", ["memory", "file", "sqlite", *SERVERS])
+@pytest.mark.parametrize(("leaves", "is_async"), [("leaves", ""), ("", "async")])
+def test_call_that_is_forked_in_its_middle_is_committed_by_the_parent_alone(name, leaves, is_async, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FORKS), url_of(name, tmp_path), str(tmp_path), leaves, is_async],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    # What the child calls is no part of its parent's call; its memory:// is its own.
+    log = ["before", "parent"] if name == "memory" else ["before", "child", "parent"]
+    assert done.stdout.splitlines() == [str({"n": 1, "status": 7, "held": True}), str(log)]
+
+
+WRITERS = """
+    import os, sys, threading, warnings
+    from agent_gantry_state import Gantry
+
+    warnings.simplefilter("ignore", DeprecationWarning)
+    gantry = Gantry(sys.argv[1], app=sys.argv[2], session="s")
+
+    @gantry.with_memory
+    def note(who, memory):
+        memory.setdefault("log", []).append(who)
+
+    def write(who):
+        n = 0
+        while not stop.is_set():
+            note([who, n])
+            written.append([who, n])
+            n += 1
+            going.set()
+
+    written, stop, going = [], threading.Event(), threading.Event()
+    threads = [threading.Thread(target=write, args=(f"thread {n}",)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    going.wait()
+    for turn in range(3):
+        note(["before", turn])
+        pid = os.fork()
+        for n in range(10):
+            note([f"{'parent' if pid else 'child'} {turn}", n])
+        if not pid:
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        written += [["before", turn], *([f"{who} {turn}", n] for n in range(10) for who in ("parent", "child"))]
+    stop.set()
+    for thread in threads:
+        thread.join()
+    with gantry.memory() as memory:
+        assert sorted(memory["log"]) == sorted(written)
+    gantry.close()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork there")
+@pytest.mark.parametrize("name", SERVERS)
+def test_fork_while_other_threads_are_answered_harms_neither_side(name, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(WRITERS), url_of(name, tmp_path), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -26,7 +26,7 @@ else:
 
 with instrument:
     from agent_gantry_state import codec
-    from agent_gantry_state.errors import CorruptEntryError, StateError
+    from agent_gantry_state.errors import CorruptEntryError, StateError, UnstorableValueError
     from agent_gantry_state.namespace import Namespace
     from agent_gantry_state.stores import (
         file_journal,
@@ -57,8 +57,14 @@ def _look(snapshot: whole.Snapshot) -> None:
 
 def _decode(data: bytes) -> None:
     value = codec.decode(b"\x01" + data)
+    try:
+        packed = codec.pack(value)
+    except UnstorableValueError as error:
+        # Bytes can be nested more deeply than any that we write.
+        assert "nested too deeply" in str(error)
+        return
     # What was decoded is something that can be stored, and comes back as it is.
-    assert codec.pack(codec.unpack(codec.pack(value))) == codec.pack(value)
+    assert codec.pack(codec.unpack(packed)) == packed
 
 
 def _unpack(data: bytes) -> None:
@@ -74,9 +80,13 @@ def _wellformed(data: bytes) -> None:
         raise AssertionError("what is not well-formed was decoded")
 
 
+def _sealed(data: bytes) -> bytes:
+    """Behind a layout and a checksum that are right."""
+    return b"\x01" + zlib.crc32(b"\x01" + data).to_bytes(4, "big") + data
+
+
 def _image(data: bytes) -> None:
-    body = b"\x01" + zlib.crc32(data).to_bytes(4, "big") + data
-    image = whole.read_image(body)
+    image = whole.read_image(_sealed(data))
     _look(image.snapshot)
     for until in image.tokens.values():
         assert until - 1e9 < math.inf or until == math.inf
@@ -85,9 +95,9 @@ def _image(data: bytes) -> None:
 def _item(data: bytes) -> None:
     size = min(data[0] * 24 + 8 if data else 0, len(data))
     tokens, body = data[1 : 1 + size], data[1 + size :]
-    head = struct.pack(">BII", 1, len(tokens), zlib.crc32(tokens))
-    image = b"\x01" + zlib.crc32(body).to_bytes(4, "big") + body
-    snapshot, read = read_item(head + tokens + image, _NAMESPACE)
+    head = struct.pack(">BI", 1, len(tokens))
+    checksum = zlib.crc32(head + tokens).to_bytes(4, "big")
+    snapshot, read = read_item(head + checksum + tokens + _sealed(body), _NAMESPACE)
     _look(snapshot)
     has_token(with_token(read, b"t" * 16, 1.0), b"t" * 16, 1.0)
     dropped_until(read)
@@ -160,7 +170,7 @@ def _postgresql_rows(data: bytes) -> None:
 
 
 def _journal(data: bytes) -> None:
-    file_journal._moves(b"\x01" + zlib.crc32(data).to_bytes(4, "big") + data)
+    file_journal._moves(_sealed(data))
 
 
 def _memcached_wire(data: bytes) -> None:

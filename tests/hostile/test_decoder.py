@@ -16,7 +16,9 @@ from hostile.values import EDGES, LOOK_ALIKES
 
 from agent_gantry_state import CorruptEntryError, Namespace
 from agent_gantry_state.stores import redis_layout
+from agent_gantry_state.stores.protocol import Snapshot
 from agent_gantry_state.stores.rows import sealed
+from agent_gantry_state.stores.whole import Image, write_image
 from agent_gantry_state.testing import VALUES
 
 NAMES = sorted(path.name for path in CORPUS.iterdir())
@@ -31,6 +33,22 @@ def test_every_input_that_the_fuzzer_has_kept_is_read_or_damaged():
             one_input((CORPUS / name).read_bytes())
         except BaseException as error:
             raise AssertionError(f"corpus/{name}: {error!r}") from error
+
+
+@pytest.mark.parametrize("what", ["image", "item", "journal"])
+def test_the_fuzzer_gets_behind_the_checksums(what):
+    """What it finds there is nothing if each of its inputs is refused for a checksum that is not its fault."""
+    body = write_image(Image(Namespace("session", "s1", "app"), Snapshot({"x": 1}, {}, {"x": b"v"}, b"h"), {}))[5:]
+    inputs = {"image": body, "item": b"\0" + bytes(8) + body, "journal": b"\x91\x93\xa1a\xa1b\xc4\x01c"}
+    (reader,) = [reader for reader in READERS if reader.__name__ == f"_{what}"]
+    seen = []
+    sys.setprofile(lambda frame, event, argument: seen.append(frame.f_code.co_name))
+    try:
+        reader(inputs[what])
+    finally:
+        sys.setprofile(None)
+
+    assert "unpack" in seen
 
 
 def test_every_input_near_to_those_is_read_or_damaged():

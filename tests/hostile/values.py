@@ -118,6 +118,9 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "a tag of ours": lambda: ormsgpack.Ext(1, b"\x90"),
     "a tag of ours with rubbish": lambda: ormsgpack.Ext(9, b"\xff"),
     "a tag of nobody": lambda: ormsgpack.Ext(77, b""),
+    **(
+        {"bytes that are written as they are": lambda: ormsgpack.Fragment(b"\x01")} if hasattr(ormsgpack, "Fragment") else {}
+    ),
     "generator": _generator,
     "lock": threading.Lock,
     "thread variables": threading.local,

@@ -22,6 +22,7 @@ import threading
 import time
 import traceback
 import tracemalloc
+import zlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +101,10 @@ class TestMemcachedContract(StoreContract):
     @pytest.fixture
     def store(self, servers):
         return ClockedStore(servers, prefix=fresh_prefix())
+
+    @pytest.fixture
+    def resent(self):
+        pytest.skip("memcached forgets with a memory who made it: whoever lost the answer says that it is not known")
 
 
 class Wire:
@@ -1100,7 +1105,7 @@ def test_lease_of_a_holder_that_is_gone_ends_by_itself(opened, server):
 # What is stored.
 
 
-@pytest.mark.parametrize("damage", ["other", "cut", "garbage", "empty", "newer", "token"])
+@pytest.mark.parametrize("damage", ["other", "cut", "garbage", "empty", "newer", "layout", "token"])
 def test_damaged_memory_is_reported_and_not_overwritten(opened, server, damage):
     store = opened(server)
     talk = talk_to(store)
@@ -1113,13 +1118,14 @@ def test_damaged_memory_is_reported_and_not_overwritten(opened, server, damage):
         "cut": whole[:-1],
         "garbage": b"END\r\nVALUE x 0 1 1\r\n",
         "empty": b"",
-        "newer": b"\xff" + whole[1:],
+        "newer": b"\xff\x00\x00\x00\x00" + zlib.crc32(b"\xff\x00\x00\x00\x00").to_bytes(4, "big"),
+        "layout": b"\xff" + whole[1:],
         "token": whole[:30] + bytes([whole[30] ^ 1]) + whole[31:],
     }[damage]
     key = store._place(A).key
     assert say(server, b"set %b 0 0 %d\r\n%b" % (key, len(data), data)) == [b"STORED"]
 
-    with pytest.raises(CorruptEntryError, match="newer" if damage in ("newer", "garbage") else "cannot be read"):
+    with pytest.raises(CorruptEntryError, match="newer" if damage == "newer" else "cannot be read"):
         talk.load(A)
     with pytest.raises(CorruptEntryError):
         talk.ask(Commit(b"u" * 16, b"v" * 8, (Change(A, b"head", {"x": put(2)}, (), {"x": b"head"}),)))
