@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from agent_gantry_state import merge
 from agent_gantry_state.context import ExecutionContext, SyncExecutionContext
 from agent_gantry_state.errors import (
+    AmbiguousIdentityError,
     CallEndedError,
     CodecError,
     CorruptEntryError,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AgentGantry",
+    "AmbiguousIdentityError",
     "CallEndedError",
     "CodecError",
     "CorruptEntryError",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 __all__ = [
+    "AmbiguousIdentityError",
     "CallEndedError",
     "CodecError",
     "CorruptEntryError",
@@ -84,6 +85,18 @@ class MissingIdentityError(StateError):
     def __init__(self, message: str, *, scope: str) -> None:
         super().__init__(message)
         self.scope = scope
+
+
+class AmbiguousIdentityError(StateError):
+    """A request says more than once who calls, and not the same.
+
+    Attributes:
+        source: What of the request does, for example ``header 'x-user'``.
+    """
+
+    def __init__(self, message: str, *, source: str) -> None:
+        super().__init__(message)
+        self.source = source
 
 
 class ResolverError(StateError, TypeError):

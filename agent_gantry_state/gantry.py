@@ -432,6 +432,9 @@ class Stateful:
             TypeError: An id is no str, or others were given beside an `Identity`.
             ValueError: An id is "", or *adopt* was asked for without a user.
         """
+        if type(id) is str and (user is None or type(user) is str) and conversation is None and not keys and adopt is False:
+            # The one of the last time, if that is not too long ago: it knows where its memories stand.
+            return SessionBlock(self._known(id, user), self._wiring)
         if isinstance(id, Identity):
             if adopt or any(value is not None for value in (user, conversation, *keys.values())):
                 raise TypeError("session: an Identity is the whole of it; put the other ids into it, identity.replace(...)")

@@ -168,6 +168,8 @@ def _of_threads(identity: Identity) -> str:
 def _missing(scope: str, request: Request, declared: Iterable[str]) -> MissingIdentityError:
     if scope == "tool":
         return MissingIdentityError("the tool scope has a memory only for a tool: pass tool=..., its name", scope=scope)
+    if (advice := request.identity.advice(scope)) is not None:
+        return MissingIdentityError(f"no {scope} is known here: {advice}", scope=scope)
     known = {*BUILT_IN_SCOPES, *declared, *request.identity.keys}
     near = difflib.get_close_matches(scope, known - {scope}, 1) if scope not in BUILT_IN_SCOPES else []
     hint = f" Or did you mean scope={near[0]!r}?" if near and scope not in declared else ""

@@ -122,6 +122,10 @@ class Identity:
         """The id for *key*, None if it is not known."""
         return self._keys.get(key)
 
+    def advice(self, scope: str) -> str | None:
+        """How the id for *scope* could have been found, from whoever looked for it; None if nobody did."""
+        return None
+
     def replace(self, **keys: str | None) -> Identity:
         """This identity with some keys changed; None takes one away. Another session or user is not to be adopted by."""
         merged: dict[str, Any] = {**self._keys, **keys}

@@ -621,7 +621,10 @@ def _changed(parts: list[Part]) -> dict[str, list[str]]:
 
 
 def finish_one(memory: Memory, identity: Identity | None, bridge: Any, send: Callable[[Commit], Any]) -> None:
-    """`UnitOfWork.finish` for one memory that was opened without a unit, from a store that answers at once."""
+    """`UnitOfWork.finish` for one memory that was opened without a unit, from a store that *send* has answer at once.
+
+    If it raises `WouldBlock`, nothing was written and nothing is changed.
+    """
     changes = changes_of(memory)
     if changes is None and not is_due(memory):
         return
@@ -629,7 +632,7 @@ def finish_one(memory: Memory, identity: Identity | None, bridge: Any, send: Cal
         raise read_only(memory._terms.scope, changes)
     change = change_of(memory, changes, identity.owner if identity is not None and memory._terms.owned else None)
     refuse_too_large(memory._terms.limits, change, memory._base.entire)
-    answer = send(Commit(b"", new_version(), (change,)))
+    answer = send(Commit(b"", new_version(), (change,), bridge.commit_timeout))
     if isinstance(answer, Moved):
         unit = UnitOfWork.of(memory, Want.of(memory._terms, identity), bridge)
         (held,) = unit.held.values()

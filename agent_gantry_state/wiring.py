@@ -49,6 +49,7 @@ class Settings:
         observers: Who is told of commits and conflicts.
         elsewhere: Scopes that are not in that store.
         frameworks: Those of the gantry's own resolvers that say who calls.
+        single: In place of `direct`, under the same conditions, the way to the store if there is one for all scopes.
     """
 
     bridge: Bridge
@@ -59,6 +60,7 @@ class Settings:
     observers: Observers | None = None
     elsewhere: frozenset[str] = frozenset()
     frameworks: tuple[IdentityResolver, ...] = ()
+    single: Bridge | None = None
 
     def said(self) -> Identity | None:
         """Who calls here, as the framework says it that runs here.
@@ -215,13 +217,15 @@ class Wiring:
             bridge = Several(bridge, {}, self._partial)
         _set_clock(self, [each for each in _stores(bridge) if getattr(each, "clock", None) is not None], clock)
         store = bridge.store
-        # The shortest path tells nobody.
-        direct = store if type(store) is MemoryStore and not resolvers and self._observers is None else None
+        # The shortest path asks and tells nobody.
+        alone = not resolvers and self._observers is None
+        direct = store if alone and type(store) is MemoryStore else None
+        single = bridge if alone and direct is None and not isinstance(bridge, (Closed, Several)) else None
         home = object() if direct is None else direct.home
         elsewhere = frozenset(bridge.elsewhere) if isinstance(bridge, Several) else frozenset[str]()
         located = tuple([each for each in resolvers if callable(each)])
         frameworks: Any = tuple([each for each in resolvers if hasattr(each, "identify")])
-        return Settings(bridge, located, self._identity, direct, home, self._observers, elsewhere, frameworks)
+        return Settings(bridge, located, self._identity, direct, home, self._observers, elsewhere, frameworks, single)
 
     def claim(self, name: str, fn: Callable[..., Any]) -> None:
         """Note that *name* is the tool *fn*, for its memories are filed under that name.

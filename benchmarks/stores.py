@@ -10,7 +10,11 @@ in `call.py`; what counts is a ratio within a round, and the tables have the med
 "store" sends the two messages through the bridge, "tool" is a whole call of a tool that writes one key. "load, unknown" is
 a load of what this process has not read before, or what another one has just changed. With 32 callers, each asyncio task has
 a namespace of its own; the bare driver is the asyncio one where there is a server, with as many connections, and else does
-the same work one after the other on the loop's thread. Servers are those of the test suite.
+the same work one after the other on the loop's thread. "tool, same sent" is the whole call over the driver that sends what
+the store sends, made beforehand. Servers are those of the test suite.
+
+On a machine that does other work, too, `--cpu` counts the time of the processor instead: of this process, and so not what
+a server takes or the disk.
 
 Another store is another function in `SUBJECTS`.
 """
@@ -28,10 +32,11 @@ import statistics
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, closing, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
-from time import perf_counter_ns
+from time import perf_counter_ns, process_time_ns
 from typing import Any, NamedTuple
 
 from call import VALUES, Spread, arguments, awrite, seed, without_gc, write
@@ -46,6 +51,7 @@ from agent_gantry_state.stores.urls import open_store
 
 KEYS = (10, 100, 1000)
 CALLERS = 32
+Clock = Callable[[], int]
 #: What is written.
 KEY = "k3"
 
@@ -83,6 +89,7 @@ class Subject:
         store: Another one, to which messages are sent.
         forget: Has the store read anew what it may keep of what it has read.
         abare: Opens the driver for callers on an event loop; None if there is none of its own for them.
+        asame: The same, but it sends what the store sends.
     """
 
     bare: Bare
@@ -90,6 +97,7 @@ class Subject:
     store: Any
     forget: Callable[[], Any] | None = None
     abare: Callable[[], AbstractAsyncContextManager[AsyncBare]] | None = None
+    asame: Callable[[], AbstractAsyncContextManager[AsyncBare]] | None = None
 
 
 # The subjects.
@@ -187,9 +195,22 @@ def redis(size: int) -> Iterator[Subject]:
             async with asyncio_driver.Redis.from_pool(pool) as aclient:
                 yield AsyncBare(aclient.hgetall, lambda who, value: aclient.hset(who, KEY, packed[value]))
 
+        @asynccontextmanager
+        async def asame() -> AsyncIterator[AsyncBare]:
+            with closing(open_store(server.url + "?prefix=same:")) as sender:
+                turns = {id: cycle(sent(sender, id, size)) for id in ids()}
+            pool = asyncio_driver.BlockingConnectionPool.from_url(server.url, max_connections=CALLERS)
+            async with asyncio_driver.Redis.from_pool(pool) as aclient:
+
+                async def send(who: str, *_: str) -> Any:
+                    for command in next(turns[who]).commands:
+                        await aclient.execute_command(*command)
+
+                yield AsyncBare(send, send)
+
         store = stack.enter_context(closing(open_store(server.url + "?prefix=store:")))
         bare = Bare(client.hgetall, lambda who, value: client.hset(who, KEY, packed[value]))
-        yield Subject(bare, server.url, store, store._kept.clear, abare)
+        yield Subject(bare, server.url, store, store._kept.clear, abare, asame)
 
 
 @contextmanager
@@ -217,10 +238,35 @@ def memcached(size: int) -> Iterator[Subject]:
             finally:
                 await aclient.close()
 
+        @asynccontextmanager
+        async def asame() -> AsyncIterator[AsyncBare]:
+            with closing(open_store(server.url + "?prefix=same:")) as sender:
+                # The item is what the last of them replaces.
+                payloads = {id: [each.payload for each in sent(sender, id, size)][-1] for id in ids()}
+            address = emcache.MemcachedHostAddress(server.host, server.port)
+            aclient = await emcache.create_client([address], max_connections=CALLERS)
+            uniques: dict[str, Any] = {}
+            keys = {id: payload.split(b" ", 2)[1] for id, payload in payloads.items()}
+            data = {id: payload.partition(b"\r\n")[2][:-2] for id, payload in payloads.items()}
+
+            async def gets(who: str) -> None:
+                item = await aclient.gets(keys[who])
+                assert item is not None
+                uniques[who] = item.cas
+
+            async def cas(who: str, _: str) -> None:
+                await aclient.cas(keys[who], data[who], uniques[who])
+
+            try:
+                yield AsyncBare(gets, cas)
+            finally:
+                await aclient.close()
+
         for id in ids():
             put(id, VALUES[0])
         store = stack.enter_context(closing(open_store(server.url + "?prefix=store:")))
-        yield Subject(Bare(lambda who: codec.unpack(client.get(who)), put), server.url, store, store._kept.clear, abare)
+        bare = Bare(lambda who: codec.unpack(client.get(who)), put)
+        yield Subject(bare, server.url, store, store._kept.clear, abare, asame)
 
 
 @contextmanager
@@ -349,6 +395,25 @@ def asking(message: Message) -> Steps[Any]:
     return (yield message)
 
 
+def sent(store: Any, id: str, size: int) -> list[Any]:
+    """What a store sends for loads and commits that take turns, as often as one likes: the last commit gives the namespace
+    the version that the first one found. It sends no token with a commit, as a call does."""
+    caller = Caller(Subject(Bare(print, print), "", store), id, size)
+    ask, requests = store._link.ask, []
+    versions = [bytes([8 + turn]) * 8 for turn in range(4)]
+    caller.check(caller.bridge.run(asking(replace(caller.message(VALUES[0]), version=versions[0]))))
+
+    def noting(request: Any, deadline: float) -> Any:
+        requests.append(request)
+        return ask(request, deadline)
+
+    store._link.ask = noting
+    for value, version in zip(VALUES[1:], [*versions[1:], versions[0]], strict=False):
+        caller.load()
+        caller.check(caller.bridge.run(asking(replace(caller.message(value), version=version))))
+    return requests
+
+
 class Pair(NamedTuple):
     """What takes turns: ours and the bare driver's; *prepare* runs before each call of ours and is not measured."""
 
@@ -383,29 +448,29 @@ def pairs(subject: Subject, gantry: Gantry, size: int) -> dict[str, Pair]:
     return found
 
 
-def timed(call: Callable[[str], Any], prepare: Callable[[], Any] | None, number: int) -> float:
+def timed(call: Callable[[str], Any], prepare: Callable[[], Any] | None, number: int, clock: Clock) -> float:
     """Nanoseconds for each of *number* calls."""
     values = list(arguments(number))
     with without_gc():
         if prepare is None:
-            start = perf_counter_ns()
+            start = clock()
             for value in values:
                 call(value)
-            return (perf_counter_ns() - start) / number
+            return (clock() - start) / number
         spent = 0
         for value in values:
             prepare()
-            start = perf_counter_ns()
+            start = clock()
             call(value)
-            spent += perf_counter_ns() - start
+            spent += clock() - start
         return spent / number
 
 
 def per_block(call: Callable[[str], Any], block_ns: float) -> int:
-    return max(3, min(len(VALUES) - 1, int(block_ns / timed(call, None, 5))))
+    return max(3, min(len(VALUES) - 1, int(block_ns / timed(call, None, 5, perf_counter_ns))))
 
 
-def one_caller(subject: Subject, gantry: Gantry, size: int, rounds: int, block_ns: float) -> dict[str, Rounds]:
+def one_caller(subject: Subject, gantry: Gantry, size: int, rounds: int, block_ns: float, clock: Clock) -> dict[str, Rounds]:
     found: dict[str, Rounds] = {}
     with gantry.session("s0"):
         for name, (ours, bare, prepare) in pairs(subject, gantry, size).items():
@@ -417,16 +482,19 @@ def one_caller(subject: Subject, gantry: Gantry, size: int, rounds: int, block_n
             for round in range(rounds + 1):
                 turns = [(times.ours, ours, prepare), (times.bare, bare, None)]
                 for into, call, before in turns if round % 2 else turns[::-1]:
-                    into.append(timed(call, before, number))
+                    into.append(timed(call, before, number, clock))
                 gc.collect()
             del times.ours[0], times.bare[0]
     return found
 
 
-def many_callers(subject: Subject, gantry: Gantry, size: int, rounds: int, block_ns: float) -> dict[str, Rounds]:
+def many_callers(
+    subject: Subject, gantry: Gantry, size: int, rounds: int, block_ns: float, clock: Clock
+) -> dict[str, Rounds]:
     callers = {id: Caller(subject, id, size) for id in ids()}
     read, put = subject.bare.read, subject.bare.write
     abare: AsyncBare | None = None
+    asame: AsyncBare | None = None
     tool = gantry.with_memory(awrite)
 
     async def by_store(id: str, values: Sequence[str]) -> None:
@@ -450,28 +518,39 @@ def many_callers(subject: Subject, gantry: Gantry, size: int, rounds: int, block
                 await abare.read(id)
                 await abare.write(id, value)
 
+    async def by_same(id: str, values: Sequence[str]) -> None:
+        assert asame is not None
+        for value in values:
+            await asame.read(id)
+            await asame.write(id, value)
+
     async def block(work: Callable[[str, Sequence[str]], Any], number: int) -> float:
         values = list(arguments(number))
         with without_gc():
-            start = perf_counter_ns()
+            start = clock()
             await asyncio.gather(*[work(id, values) for id in callers])
-            return (perf_counter_ns() - start) / number / len(callers)
+            return (clock() - start) / number / len(callers)
 
     async def measure() -> dict[str, Rounds]:
-        nonlocal abare
-        if subject.abare is not None:
-            async with subject.abare() as abare:
-                return await rounds_of_all()
-        return await rounds_of_all()
+        nonlocal abare, asame
+        async with AsyncExitStack() as stack:
+            if subject.abare is not None:
+                abare = await stack.enter_async_context(subject.abare())
+            if subject.asame is not None:
+                asame = await stack.enter_async_context(subject.asame())
+            return await rounds_of_all()
 
     async def rounds_of_all() -> dict[str, Rounds]:
-        found = {"store": Rounds(), "tool": Rounds()}
+        found: dict[str, Rounds] = {}
+        what = {"store": (by_store, by_driver), "tool": (by_tool, by_driver)}
+        if asame is not None:
+            what["tool, same sent"] = (by_tool, by_same)
         # Two at least: a block that writes what the one before has written changes nothing.
         number = max(2, min(len(VALUES) - 1, int(block_ns / await block(by_driver, 1) / len(callers))))
-        for name, work in (("store", by_store), ("tool", by_tool)):
-            times = found[name]
+        for name, (work, floor) in what.items():
+            times = found[name] = Rounds()
             for round in range(rounds + 1):
-                turns = [(times.ours, work), (times.bare, by_driver)]
+                turns = [(times.ours, work), (times.bare, floor)]
                 for into, each in turns if round % 2 else turns[::-1]:
                     into.append(await block(each, number))
                 gc.collect()
@@ -493,9 +572,9 @@ def many_callers(subject: Subject, gantry: Gantry, size: int, rounds: int, block
 # The answer.
 
 
-def compare(stores: Sequence[str], sizes: Sequence[int], rounds: int, block_ns: float) -> list[dict[str, Any]]:
+def compare(stores: Sequence[str], sizes: Sequence[int], rounds: int, block_ns: float, clock: Clock) -> list[dict[str, Any]]:
     """Measure, print each line as it is there, and return all of it."""
-    print(f"{'store':14} {'callers':>7} {'keys':>5}  {'what':14} {'over the bare driver':>22}  bare, here")
+    print(f"{'store':14} {'callers':>7} {'keys':>5}  {'what':15} {'over the bare driver':>22}  bare, here")
     lines = []
     for store in stores:
         for size in sizes:
@@ -503,9 +582,9 @@ def compare(stores: Sequence[str], sizes: Sequence[int], rounds: int, block_ns: 
                 with SUBJECTS[store](size) as subject, Gantry(subject.url) as gantry:
                     for id in ids():
                         seed(gantry, id, state(size))
-                    for what, times in measure(subject, gantry, size, rounds, block_ns).items():
+                    for what, times in measure(subject, gantry, size, rounds, block_ns, clock).items():
                         ratio, ns = times.ratio(), statistics.median(times.bare)
-                        print(f"{store:14} {callers:7} {size:5}  {what:14} {ratio!s:>22}  {ns / 1000:.1f} us", flush=True)
+                        print(f"{store:14} {callers:7} {size:5}  {what:15} {ratio!s:>22}  {ns / 1000:.1f} us", flush=True)
                         facts = {"store": store, "callers": callers, "keys": size, "what": what}
                         lines.append({**facts, "over_bare": ratio._asdict(), "bare_ns": ns})
     return lines
@@ -517,7 +596,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=100, help="how often each has its turn (default: 100)")
     parser.add_argument("--quick", action="store_true", help="a few short rounds, to see that it runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")
+    parser.add_argument("--keys", type=int, nargs="+", help=f"how many each namespace has (default: {KEYS})")
+    parser.add_argument("--cpu", action="store_true", help="count the processor time of this process, not what passes")
     options = parser.parse_args()
+    clock = process_time_ns if options.cpu else perf_counter_ns
     if unknown := set(options.stores) - SUBJECTS.keys():
         parser.error(f"no store {', '.join(sorted(unknown))}; there are {', '.join(SUBJECTS)}")
     if options.rounds < 2:
@@ -527,11 +609,14 @@ def main() -> None:
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "sqlite": sqlite3.sqlite_version,
         "rounds": rounds,
+        "time": "of the processor" if options.cpu else "passed",
     }
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
     gc.collect()
     gc.freeze()
-    lines = compare(options.stores or list(SUBJECTS), KEYS[:2] if options.quick else KEYS, rounds, block_ns)
+    lines = compare(
+        options.stores or list(SUBJECTS), options.keys or (KEYS[:2] if options.quick else KEYS), rounds, block_ns, clock
+    )
     if options.json is not None:
         options.json.write_text(json.dumps({**facts, "lines": lines}, indent=2) + "\n")
 

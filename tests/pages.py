@@ -2,18 +2,21 @@
 
 A `python` block runs in the page's namespace, or, with a title (`python title="shop.py"`), is written to that file. The
 lines of a `sh` block run in bash, in the page's folder; of those that install something only the names of the extras are
-looked at. A `text` block is what the one before it printed. `sql` runs on a real PostgreSQL that has our tables, `toml` and
+looked at. A `text` block is what the one before it printed. A `console` block shows lines of our own command, each with what
+it prints. `sql` runs on a real PostgreSQL that has our tables, `toml` and
 `json` are read, `mermaid` draws. Any other language is an error, so that no block is left out by accident.
 """
 
 from __future__ import annotations
 
 import contextlib
+import doctest
 import importlib.metadata
 import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import uuid
@@ -33,6 +36,7 @@ else:
 ROOT = Path(__file__).parent.parent
 INFO = re.compile(r'[ \t]*(?P<language>[\w-]*)(?:[ \t]+title="(?P<title>[^"\n]+)")?[^\n]*\n')
 INSTALLS = re.compile(r"^(?:uv |\S*python3?(?:\.exe)? -m )?(?:pip install|venv|add|sync) ?.*$", re.MULTILINE)
+COMMAND = re.compile(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
 EXTRAS = re.compile(r"agent-gantry-state\[([\w,-]+)\]")
 
 
@@ -102,6 +106,26 @@ def run_sql(example: Example) -> None:
             connection.execute("DROP ROLE app_role")
 
 
+def run_console(example: Example) -> None:
+    """Run the lines of a console that begin with $; what is between them is what each prints, on stdout or stderr."""
+    # Pages of frameworks are run where this is not.
+    from typer.testing import CliRunner
+
+    from agent_gantry_state.cli import app
+
+    environment = example.namespace.setdefault("environment", {})
+    for command, want in COMMAND.findall(example.parsed):
+        program, *arguments = shlex.split(command)
+        if program == "export":
+            name, _, value = arguments[0].partition("=")
+            environment[name] = value
+            continue
+        assert program == "agent-gantry-state", f"a console shows export and agent-gantry-state, not {program}"
+        done = CliRunner().invoke(app, arguments, env=environment)
+        said = re.sub(r"[ \t]+$", "", done.output, flags=re.MULTILINE)
+        assert doctest.OutputChecker().check_output(want, said, doctest.ELLIPSIS), f"{command}\n{said}"
+
+
 EVALUATORS: dict[str, Callable[[Example], Any]] = {
     "python": run_python,
     "sh": run_commands,
@@ -109,6 +133,7 @@ EVALUATORS: dict[str, Callable[[Example], Any]] = {
     "sql": run_sql,
     "toml": read_toml,
     "json": read_json,
+    "console": run_console,
     "mermaid": lambda _: None,
 }
 

@@ -284,8 +284,13 @@ class Plan:
         return signature
 
     def annotations(self) -> dict[str, Any]:
-        """The annotations without what is injected."""
-        return {name: hint for name, hint in _annotations(self.code).items() if name not in self.injected}
+        """The annotations without what is injected, resolved where their names can be found."""
+        signature = self.signature()
+        resolved = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+        resolved["return"] = signature.return_annotation
+        return {
+            name: resolved.get(name, hint) for name, hint in _annotations(self.code).items() if name not in self.injected
+        }
 
     # The name under which its own memories are filed.
 
@@ -587,6 +592,12 @@ def _refuse_unfit(target: Any, label: str) -> None:
         raise DeclarationError(f"only a function can be given a memory, not {type(target).__name__}")
     if isinstance(target, type):
         raise DeclarationError(f"only a function can be given a memory; {label} is a class, so decorate one of its methods")
+    if hasattr(target, "tool_spec"):
+        # Strands' tools are callable and look like their function, but a model is shown what they made of it.
+        raise DeclarationError(
+            f"{label} is a tool of a framework already, whose schema shows the parameter to models; put the decorator of "
+            "the framework above @gantry.with_memory"
+        )
 
 
 if sys.version_info >= (3, 14):

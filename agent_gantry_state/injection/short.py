@@ -1,9 +1,9 @@
-"""The short way to call the common tool: one with a single memory, in this process, that is called by nobody's body.
+"""The short way to call the common tool: one with a single memory, that is called by nobody's body.
 
-It builds no message and no unit of work unless the body changed something or called another tool. What it leaves out
-against the ways in `call`: a second memory, another store, a resolver to ask, a rerun, a call around it, an owner to be
-refused; in each of these cases it hands the call over to them. It repeats in few lines what stands elsewhere: a frame is
-what it saves.
+It builds no unit of work unless the body called another tool, or there is something to commit to a store on another machine;
+and where the memory is in this process no message unless the body changed something. What it leaves out against the ways in
+`call`: a second memory, a second store, a resolver to ask, a rerun, a call around it, an owner to be refused; in each of
+these cases it hands the call over to them. It repeats in few lines what stands elsewhere: a frame is what it saves.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from math import inf
 from typing import Any
 
 from agent_gantry_state import codec
+from agent_gantry_state.bridge import Bridge
 from agent_gantry_state.changes import plain_changes
 from agent_gantry_state.codec import IMMUTABLE
 from agent_gantry_state.committing import new_version
+from agent_gantry_state.holding import Want
 from agent_gantry_state.injection.call import (
     GENERATORS,
     aabandon,
@@ -34,7 +36,7 @@ from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.nesting import CURRENT, FAILED, leave, unit_of
 from agent_gantry_state.scopes import ATTEMPT, ENTERED, refuse_orphan
 from agent_gantry_state.stores.memory import Slot
-from agent_gantry_state.stores.protocol import EMPTY
+from agent_gantry_state.stores.protocol import EMPTY, Load, Loaded, WouldBlock
 from agent_gantry_state.unit_of_work import UnitOfWork, finish_one
 from agent_gantry_state.wiring import Settings
 
@@ -84,6 +86,7 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
     begin, wiring, get_entered = _beginner(plan), plan.wiring, ENTERED.get
     place, terms, impersonal = plan.key, plan.declarations[0].terms, plan.is_impersonal
     owned, new, update, set_item = terms.owned, dict.__new__, dict.update, dict.__setitem__
+    ask, take = _asker(plan)
     get_current, set_current, reset, max_bytes = CURRENT.get, CURRENT.set, CURRENT.reset, _max_bytes(terms)
 
     def called(*args: Any, **kwargs: Any) -> Any:
@@ -108,7 +111,11 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
             memory._namespace, memory._base, memory._extra = slot.namespace, snapshot, None
             memory._terms, memory._now, memory._touched = terms, 0.0, {}
         elif (memory := begin(settings, identity)) is None:
-            return call(plan, fn, 0, args, kwargs)
+            if (single := settings.single) is not None:
+                load = ask(settings, identity)
+                memory = take(load, single.perform(load), identity)
+            if memory is None:
+                return call(plan, fn, 0, args, kwargs)
         frame: list[Any] = [settings, identity, memory]
         token = set_current(frame)
         try:
@@ -153,6 +160,7 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
     begin, wiring, get_entered = _beginner(plan), plan.wiring, ENTERED.get
     place, terms, impersonal = plan.key, plan.declarations[0].terms, plan.is_impersonal
     owned, new, update, set_item = terms.owned, dict.__new__, dict.update, dict.__setitem__
+    ask, take = _asker(plan)
     get_current, set_current, reset, max_bytes = CURRENT.get, CURRENT.set, CURRENT.reset, _max_bytes(terms)
 
     async def called(*args: Any, **kwargs: Any) -> Any:
@@ -177,7 +185,11 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
             memory._namespace, memory._base, memory._extra = slot.namespace, snapshot, None
             memory._terms, memory._now, memory._touched = terms, 0.0, {}
         elif (memory := begin(settings, identity)) is None:
-            return await acall(plan, fn, 0, args, kwargs)
+            if (single := settings.single) is not None:
+                load = ask(settings, identity)
+                memory = take(load, await single.ask_whole(load), identity)
+            if memory is None:
+                return await acall(plan, fn, 0, args, kwargs)
         frame: list[Any] = [settings, identity, memory]
         token = set_current(frame)
         try:
@@ -202,7 +214,10 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
             await _afinish_nesting(ended)
         elif memory._touched or base.packed or slides or len(memory) != len(base.values):
             try:
-                _finish_short(plan, memory, identity, settings, max_bytes)
+                if settings.direct is None:
+                    await _afinish_single(memory, identity, settings.bridge)
+                else:
+                    _finish_short(plan, memory, identity, settings, max_bytes)
             except BaseException:
                 frame[0] = FAILED
                 raise
@@ -240,6 +255,27 @@ async def _afinish_nesting(unit: UnitOfWork) -> None:
         raise
 
 
+def _finish_single(memory: Memory, identity: Any, bridge: Bridge) -> None:
+    """`_finish_short` where the store is not this process."""
+    if bridge.resendable:
+        _finish_nesting(UnitOfWork.of(memory, Want.of(memory._terms, identity), bridge))
+    else:
+        finish_one(memory, identity, bridge, bridge.perform)
+
+
+async def _afinish_single(memory: Memory, identity: Any, bridge: Bridge) -> None:
+    """`_finish_single`, for a caller on an event loop."""
+    if not bridge.resendable:
+        refuse_orphan()
+        try:
+            finish_one(memory, identity, bridge, bridge.attempt)
+        except WouldBlock:
+            pass
+        else:
+            return
+    await _afinish_nesting(UnitOfWork.of(memory, Want.of(memory._terms, identity), bridge))
+
+
 def _max_bytes(terms: Terms) -> float:
     """How large a memory may be for a plain write to be committed the short way; what is only read is refused elsewhere."""
     return -1 if terms.read_only else terms.limits.plain_bytes
@@ -248,8 +284,11 @@ def _max_bytes(terms: Terms) -> float:
 def _finish_short(plan: Plan, memory: Memory, identity: Any, settings: Settings, max_bytes: float) -> None:
     if ATTEMPT.get() is not None:
         refuse_orphan()
-    changes, base, store = plain_changes(memory), memory._base, settings.direct
-    assert store is not None  # noqa: S101 - the memory came from it
+    store = settings.direct
+    if store is None:
+        _finish_single(memory, identity, settings.bridge)
+        return
+    changes, base = plain_changes(memory), memory._base
     if changes is not None:
         values, packed = changes
         if not values:
@@ -285,8 +324,7 @@ def _beginner(plan: Plan) -> Callable[[Settings, Any], Memory | None]:
         namespace = plan.locate(scope, settings, None if impersonal else identity)
         slot, snapshot = store.slot(namespace), EMPTY
         if slot is not None:
-            slot.used = True
-            snapshot = slot.snapshot
+            snapshot = store.shown(slot)
         now = 0.0
         if timed := slides or snapshot.first_expiry != inf:
             now = store.now()
@@ -299,3 +337,20 @@ def _beginner(plan: Plan) -> Callable[[Settings, Any], Memory | None]:
         return open_memory(namespace, snapshot, now, terms)
 
     return begin
+
+
+def _asker(plan: Plan) -> tuple[Callable[[Settings, Any], Load], Callable[[Load, Loaded, Any], Memory | None]]:
+    """What to ask a store that has to be asked, and what to make of its answer: None if this is not for the short way."""
+    terms, scope, impersonal = plan.declarations[0].terms, plan.declarations[0].scope, plan.is_impersonal
+
+    def ask(settings: Settings, identity: Any) -> Load:
+        namespace = plan.locate(scope, settings, None if impersonal else identity)
+        return Load((namespace,), None, settings.bridge.load_timeout)
+
+    def take(load: Load, loaded: Loaded, identity: Any) -> Memory | None:
+        (snapshot,) = loaded.snapshots
+        if terms.owned and snapshot.owner is not None and snapshot.owner != identity.owner:
+            return None
+        return open_memory(load.namespaces[0], snapshot, loaded.now, terms)
+
+    return ask, take

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from types import CodeType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import wrapt
@@ -160,6 +161,23 @@ class Tool(_Function[P, R]):
 
     __annotate__ = None
 
+    # FastMCP makes a function of its own of what it finds in this one, to give it other annotations. That has to be one that
+    # calls the tool and has its signature, and not the body with what is injected.
+    @property
+    def __code__(self) -> CodeType:
+        body = self.__wrapped__.__code__
+        names = {"co_name": body.co_name, "co_filename": body.co_filename, "co_firstlineno": body.co_firstlineno}
+        code: CodeType = _double(self).__code__.replace(**names)
+        return code
+
+    @property
+    def __closure__(self) -> Any:
+        return _double(self).__closure__
+
+    @property
+    def __dict__(self) -> dict[str, Any]:  # type: ignore[override]
+        return {**vars(self.__wrapped__), "__signature__": self.__signature__}
+
     @property
     def __doc__(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self._self_plan.doc
@@ -193,6 +211,30 @@ class Tool(_Function[P, R]):
     def __reduce_ex__(self, protocol: Any) -> Any:
         # By reference, as functions are.
         return self.__wrapped__.__qualname__
+
+
+def _double(tool: Tool[Any, Any]) -> Any:
+    """A function of the same kind, which does nothing but to call *tool*, and needs no globals."""
+    plan = tool.plan
+
+    async def of_async_generator(*args: Any, **kwargs: Any) -> Any:
+        async for item in tool(*args, **kwargs):
+            yield item
+
+    async def of_coroutine(*args: Any, **kwargs: Any) -> Any:
+        return await tool(*args, **kwargs)
+
+    def of_generator(*args: Any, **kwargs: Any) -> Any:
+        return (yield from tool(*args, **kwargs))
+
+    def of_function(*args: Any, **kwargs: Any) -> Any:
+        return tool(*args, **kwargs)
+
+    if plan.is_async_generator:
+        return of_async_generator
+    if plan.is_generator:
+        return of_generator
+    return of_coroutine if plan.is_async else of_function
 
 
 def _unused(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:

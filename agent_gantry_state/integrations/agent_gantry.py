@@ -16,22 +16,26 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any, Protocol, TypeVar, overload
 
 from typing_extensions import ParamSpec, Self
 
-from agent_gantry_state.errors import DeclarationError, PartialCommitError, StateError
+from agent_gantry_state.errors import DeclarationError, PartialCommitError, StateError, StateWarning
 from agent_gantry_state.events import Callback
 from agent_gantry_state.gantry import Stateful
 from agent_gantry_state.injection.call import acall
 from agent_gantry_state.injection.plan import Kind, Plan, stateful_parameters
 from agent_gantry_state.injection.tool import BoundTool, Tool
+from agent_gantry_state.integrations.a2a import A2AIdentity
+from agent_gantry_state.integrations.incoming import Connection
+from agent_gantry_state.integrations.mcp import MCPIdentity, serve
 from agent_gantry_state.resolvers import IdentityResolver, Resolver
-from agent_gantry_state.scopes import ATTEMPT, Attempt, Scope
+from agent_gantry_state.scopes import ATTEMPT, Attempt, Identity, Scope
 from agent_gantry_state.wiring import StoreObject
 
 try:
@@ -360,6 +364,73 @@ class AgentGantry(Stateful, _upstream.AgentGantry):
                 "give it a parameter `session: Session`, `ctx: ExecutionContext`, or put with_memory above it"
             )
         return fn
+
+    async def serve_mcp(
+        self,
+        transport: str = "stdio",
+        mode: str = "dynamic",
+        name: str = "agent-gantry",
+        *,
+        identity: MCPIdentity | None = None,
+        **options: Any,
+    ) -> None:
+        """Serve the tools over MCP, as `agent_gantry.AgentGantry.serve_mcp` does.
+
+        Args:
+            transport: "stdio", "streamable_http" (or "http") or "sse".
+            mode: "dynamic", "static" or "hybrid".
+            name: Name of the server.
+            identity: What in a request says who calls. Without one a call over HTTP is nobody's, whatever was entered around
+                this; but for a gantry that was made for one session or user, whose calls are all theirs, with a warning.
+            options: Passed on to agent-gantry.
+        """
+        if transport in ("streamable_http", "http", "sse") and identity is None:
+            own = self._own_identity("serve_mcp", "identity=MCPIdentity(...)")
+            identity = MCPIdentity() if own is None else MCPIdentity(session=own.session, user=own.user)
+        if identity is None or transport not in ("stdio", "streamable_http", "http", "sse"):
+            await super().serve_mcp(transport, mode, name, **options)
+        else:
+            await serve(self, identity, transport, mode, name, **options)
+
+    def serve_a2a(
+        self,
+        host: str = "0.0.0.0",  # noqa: S104 - agent-gantry's default
+        port: int = 8080,
+        *,
+        user: Callable[[Connection], str | Awaitable[str | None] | None] | None = None,
+        anonymous: bool = False,
+    ) -> None:
+        """Serve the tools over A2A, as `agent_gantry.AgentGantry.serve_a2a` does; the context of a task is its session.
+
+        Args:
+            host: Where to listen.
+            port: Likewise.
+            user: From a request to the id of its user, as in `A2AIdentity`.
+            anonymous: Whether a context counts without a user, too. Whoever knows its id is in it then.
+        """
+        if user is None and not anonymous and self._own_identity("serve_a2a", "user= or anonymous=True") is not None:
+            super().serve_a2a(host, port)
+            return
+        try:
+            import uvicorn
+        except ImportError as error:
+            raise ImportError("serve_a2a needs FastAPI and uvicorn: pip install 'agent-gantry-state[a2a]'") from error
+        from agent_gantry.servers.a2a_server import create_a2a_server
+
+        app = create_a2a_server(self, base_url=f"http://{host}:{port}")
+        uvicorn.run(A2AIdentity(app, user=user, anonymous=anonymous), host=host, port=port)
+
+    def _own_identity(self, method: str, instead: str) -> Identity | None:
+        """The identity that the gantry was made with, of which it warns, for every caller of a server would have it."""
+        own = self._wiring.settings.identity
+        if own is not None:
+            warnings.warn(
+                f"{method}: whoever can reach the server is the session and user that this gantry was made with; declare "
+                f"who calls, {instead}",
+                StateWarning,
+                stacklevel=3,
+            )
+        return own
 
     @classmethod
     def from_config(cls, path: str, **kwargs: Any) -> Self:

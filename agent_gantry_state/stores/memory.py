@@ -12,10 +12,8 @@ import math
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
-
-import cachetools
 
 from agent_gantry_state.errors import EvictionWarning, StoreClosedError, StoreURLError
 from agent_gantry_state.namespace import Namespace
@@ -38,74 +36,21 @@ from agent_gantry_state.stores.protocol import (
     Release,
     Snapshot,
 )
+from agent_gantry_state.stores.slots import ASK, Slot, Slots
 from agent_gantry_state.stores.urls import StoreURL
 from agent_gantry_state.stores.whole import applied, chosen, is_moved
 
 __all__ = ["MemoryStore", "Slot", "from_url"]
 
 _log = logging.getLogger("agent_gantry_state")
-_peek = cachetools.Cache.__getitem__
+_peek = Slots.__getitem__
 
 #: Seconds for which a commit that landed is remembered, so that it can be sent again.
 TOKEN_SECONDS = 60.0
-#: An eviction looks at this many namespaces in search of one that was not used since it was last looked at.
-_CHANCES = 16
-
+#: A namespace with fewer keys than this is copied by a commit of some of them, too: that is quick.
+_FEW_KEYS = 64
 
 _COMMITTED = Committed()
-_GONE = object()
-
-
-class Slot:
-    """A namespace's place in the cache.
-
-    Attributes:
-        namespace: Its address.
-        home: Stands for the store that it is in, or for none once it was dropped. The call path holds on to slots and asks.
-            (One whose last key expired may be in no store either; but of one with keys that expire it asks the store
-            anyhow.) It is not the store itself, which a slot must not keep alive.
-        snapshot: What stands there now.
-        used: Whether it was used since an eviction came by.
-    """
-
-    __slots__ = ("home", "namespace", "registered", "snapshot", "tokens", "used")
-
-    def __init__(self, namespace: Namespace, snapshot: Snapshot, home: object) -> None:
-        self.namespace = namespace
-        self.home = home
-        self.snapshot = snapshot
-        self.used = False
-        # Until when the cache keeps it: when the last of its keys expires.
-        self.registered = math.inf
-        self.tokens: dict[bytes, float] = {}
-
-    def drop(self) -> None:
-        """Note that it is not in its store any more."""
-        # In this order: whoever finds it in its store has seen what stood there.
-        self.home = _GONE
-        self.snapshot = EMPTY
-
-
-class _Namespaces(cachetools.TLRUCache[Namespace, Slot]):
-    """Slots by namespace. A look-up does not reorder them; an eviction gives a slot that was used a second chance."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        #: Scopes of the namespaces that were evicted and that nobody was told of yet.
-        self.evicted: list[str] = []
-
-    def popitem(self) -> tuple[Namespace, Slot]:
-        for _ in range(_CHANCES):
-            namespace, slot = super().popitem()
-            if not slot.used:
-                break
-            slot.used = False
-            self[namespace] = slot
-        else:
-            namespace, slot = super().popitem()
-        self.evicted.append(namespace.scope)
-        slot.drop()
-        return namespace, slot
 
 
 class MemoryStore(Clocked):
@@ -129,7 +74,7 @@ class MemoryStore(Clocked):
         #: Stands for this store in its slots.
         self.home = object()
         super().__init__(clock)
-        self._slots = _Namespaces(max_namespaces, ttu=lambda _, slot, __: slot.registered, timer=self.now)
+        self._slots = Slots(max_namespaces)
         self._leases: dict[Namespace, tuple[bytes, float]] = {}
         #: How many namespaces were dropped because the store was full.
         self.evictions = 0
@@ -137,6 +82,7 @@ class MemoryStore(Clocked):
 
     def __len__(self) -> int:
         with self._lock:
+            self._slots.sweep(self.now(), math.inf)
             return len(self._slots)
 
     def snapshot(self, namespace: Namespace) -> Snapshot:
@@ -144,11 +90,44 @@ class MemoryStore(Clocked):
         slot = self.slot(namespace)
         if slot is None:
             return EMPTY
-        slot.used = True
-        snapshot = slot.snapshot
+        snapshot = self.shown(slot)
         if snapshot.first_expiry != math.inf:
             return snapshot.live(self.now())
         return snapshot
+
+    def shown(self, slot: Slot) -> Snapshot:
+        """What stands in a slot, also what is expired, for a call that loads it whole."""
+        slot.used = True
+        snapshot = slot.snapshot
+        if snapshot is ASK:
+            with self._lock:
+                slot.by_key = False
+                snapshot = self._shared(slot)
+        return snapshot
+
+    def _shared(self, slot: Slot) -> Snapshot:
+        """What stands in a slot, for whoever may keep it. Needs the lock."""
+        if slot.own is not None:
+            slot.snapshot, slot.own = slot.own, None
+        return slot.snapshot
+
+    def _chosen(self, namespace: Namespace, keys: tuple[str, ...], names: bool) -> Snapshot:
+        """Some keys of a namespace. Needs the lock."""
+        slot = self._slot(namespace)
+        if slot is None:
+            return EMPTY
+        slot.used = slot.by_key = True
+        there = self._shared(slot) if names or slot.own is None else slot.own
+        return chosen(there.live(self.now()), keys, names)
+
+    def _there(self, change: Change) -> Snapshot:
+        """What a change finds. Needs the lock."""
+        slot = self._slot(change.namespace)
+        if slot is None:
+            return EMPTY
+        slot.used = True
+        there = slot.snapshot if slot.own is None else slot.own
+        return there if there.first_expiry == math.inf else there.live(self.now())
 
     def _slot(self, namespace: Namespace) -> Slot | None:
         """Needs the lock."""
@@ -160,13 +139,14 @@ class MemoryStore(Clocked):
     def load(self, message: Load, /) -> Loaded:
         """Answer a `Load`."""
         with self._lock:
-            snapshots = [self.snapshot(namespace) for namespace in message.namespaces]
+            if message.keys is None:
+                snapshots = [self.snapshot(namespace) for namespace in message.namespaces]
+            else:
+                snapshots = [
+                    self.snapshot(namespace) if keys is None else self._chosen(namespace, keys, message.names)
+                    for namespace, keys in zip(message.namespaces, message.keys, strict=True)
+                ]
             now = self.now()
-        if message.keys is not None:
-            snapshots = [
-                snapshot if keys is None else chosen(snapshot, keys, message.names)
-                for snapshot, keys in zip(snapshots, message.keys, strict=True)
-            ]
         return Loaded(tuple(snapshots), now)
 
     def commit(self, message: Commit, /) -> Committed | Moved:
@@ -179,15 +159,15 @@ class MemoryStore(Clocked):
                 return _COMMITTED
             if len(changes) == 1:
                 # What the loops below do, for the usual commit.
-                change, snapshot = changes[0], self.snapshot(changes[0].namespace)
+                change, snapshot = changes[0], self._there(changes[0])
                 if snapshot.head != change.head and is_moved(change, snapshot):
-                    return Moved((snapshot,), self.now())
+                    return self._moved(changes)
                 self._write(change, snapshot, message.version, token)
             else:
-                current = tuple([self.snapshot(change.namespace) for change in changes])
+                current = [self._there(change) for change in changes]
                 for change, snapshot in zip(changes, current, strict=True):
                     if snapshot.head != change.head and is_moved(change, snapshot):
-                        return Moved(current, self.now())
+                        return self._moved(changes)
                 for change, snapshot in zip(changes, current, strict=True):
                     self._write(change, snapshot, message.version, token)
         if self._slots.evicted:
@@ -253,9 +233,7 @@ class MemoryStore(Clocked):
         """Answer a `Forget`."""
         with self._lock:
             for namespace in message.namespaces:
-                slot = self._slots.pop(namespace, None)
-                if slot is not None:
-                    slot.drop()
+                self._slots.discard(namespace)
 
     def list(self, message: List, /) -> Page:
         """Answer a `List`."""
@@ -295,8 +273,6 @@ class MemoryStore(Clocked):
         """Drop everything, and refuse to write from now on."""
         with self._lock:
             self._closed = True
-            for namespace in list(self._slots):
-                _peek(self._slots, namespace).drop()
             self._slots.clear()
             self._leases.clear()
 
@@ -326,35 +302,66 @@ class MemoryStore(Clocked):
 
     def _landed(self, token: bytes, namespace: Namespace) -> bool:
         slot = self._slot(namespace)
-        return slot is not None and token in slot.tokens
+        return slot is not None and slot.tokens is not None and token in slot.tokens
+
+    def _moved(self, changes: Sequence[Change]) -> Moved:
+        """Needs the lock."""
+        found = []
+        for change in changes:
+            slot = self._slot(change.namespace)
+            if slot is not None and slot.own is not None and not change.whole:
+                # Of one that is too large to be loaded whole, no more than it takes.
+                found.append(self._chosen(change.namespace, tuple(change.checks), False))
+            else:
+                found.append(self.snapshot(change.namespace))
+        return Moved(tuple(found), self.now())
 
     def _write(self, change: Change, snapshot: Snapshot, version: bytes, token: bytes) -> None:
-        after = applied(change, snapshot, version, self.now)
+        slot = self._slot(change.namespace)
+        own = slot is not None and (slot.own is not None or (slot.by_key and len(snapshot.values) > _FEW_KEYS))
+        if own and slot is not None and snapshot is not slot.own:
+            # Once; from then on it is changed in place, until somebody loads it whole.
+            snapshot = snapshot.apart()
+        after = self._applied_in_place(change, snapshot, version) if own else applied(change, snapshot, version, self.now)
         if after.head is None:
             return
-        namespace = change.namespace
-        slot = self._slot(namespace)
         if slot is None:
-            slot = Slot(namespace, after, self.home)
-            slot.registered = after.last_expiry()
-            self._slots[namespace] = slot
+            slot = Slot(change.namespace, after, self.home)
+            slot.until = after.last_expiry()
+            self._slots.file(slot, self.now())
         else:
-            slot.snapshot = after
+            # `ASK` first: whoever finds what is plain in the slot must not see it change.
+            slot.snapshot, slot.own = (ASK, after) if own else (after, None)
             # By when the last key expires, not the first; it need not be asked where none expires, before or now.
-            if after.first_expiry != math.inf or slot.registered != math.inf:
-                self._register(namespace, slot)
+            if after.first_expiry != math.inf or slot.until != math.inf:
+                until = after.last_expiry()
+                if until != slot.until:
+                    slot.until = until
+                    self._slots.file(slot, self.now())
         if token:
-            now = self.now()
-            for old in [old for old, until in slot.tokens.items() if until <= now]:
-                del slot.tokens[old]
+            now, tokens = self.now(), slot.tokens or {}
+            slot.tokens = {old: until for old, until in tokens.items() if until > now}
             slot.tokens[token] = now + TOKEN_SECONDS
 
-    def _register(self, namespace: Namespace, slot: Slot) -> None:
-        """Have the cache keep a slot for as long as its snapshot needs it, and no longer."""
-        until = slot.snapshot.last_expiry()
-        if until != slot.registered:
-            slot.registered = until
-            self._slots[namespace] = slot
+    def _applied_in_place(self, change: Change, snapshot: Snapshot, version: bytes) -> Snapshot:
+        keys = (*change.puts, *change.deletes)
+        dicts: tuple[dict[str, Any], ...] = (
+            snapshot.values,
+            snapshot.versions,
+            snapshot.packed,
+            snapshot.expires_at,
+            snapshot.slides,
+        )
+        before = [{key: each[key] for key in keys if key in each} for each in dicts]
+        try:
+            return applied(change, snapshot, version, self.now, in_place=True)
+        except BaseException:
+            # A signal may come between any two keys.
+            for each, old in zip(dicts, before, strict=True):
+                for key in keys:
+                    each.pop(key, None)
+                each.update(old)
+            raise
 
 
 def from_url(url: StoreURL) -> MemoryStore:

@@ -117,7 +117,9 @@ class Snapshot:
     `born` is the head of its first commit: one that was erased and made anew is another one. A snapshot of some keys only
     says in `until` when the last of all keys expires (infinite if never); else that is None. `reserved` says whether some of
     its keys belong to compartments, `plain` that none does and that none expires. `size` are at least as many bytes as it
-    takes, infinite until somebody asks. `full` is what a snapshot without the keys of compartments was made of.
+    takes, infinite until somebody asks. `full` is what a snapshot without the keys of compartments was made of. `placed` are
+    its `places`, if somebody has asked for them; other keys may be among them. `lived` is what `live` has last made of it,
+    and the time from which on that holds.
     """
 
     __slots__ = (
@@ -126,8 +128,10 @@ class Snapshot:
         "first_expiry",
         "full",
         "head",
+        "lived",
         "owner",
         "packed",
+        "placed",
         "plain",
         "reserved",
         "size",
@@ -155,6 +159,8 @@ class Snapshot:
     ) -> None:
         self.born = born
         self.full: Snapshot | None = None
+        self.placed: dict[str, int] | None = None
+        self.lived: tuple[float, Snapshot] | None = None
         self.until = until
         self.values = values
         self.packed = packed
@@ -170,7 +176,8 @@ class Snapshot:
         self.plain = not self.reserved and self.first_expiry == math.inf
 
     def _first_expiry(self) -> float:
-        return min(*self.expires_at.values(), *(self.touched + ttl for ttl in self.slides.values()), math.inf)
+        first = min(self.expires_at.values(), default=math.inf)
+        return min(first, self.touched + min(self.slides.values(), default=math.inf))
 
     @classmethod
     def of(
@@ -216,7 +223,7 @@ class Snapshot:
         after.owner, after.expires_at, after.slides = self.owner, self.expires_at, self.slides
         after.touched, after.born, after.first_expiry, after.until = self.touched, self.born, math.inf, None
         after.reserved, after.plain = self.reserved, self.plain
-        after.size, after.full = size, None
+        after.size, after.full, after.placed, after.lived = size, None, None, None
         return after
 
     def measure(self) -> None:
@@ -249,6 +256,20 @@ class Snapshot:
             setattr(copied, name, getattr(self, name))
         return copied
 
+    def apart(self) -> Snapshot:
+        """The same with dicts of its own."""
+        apart = self.copy()
+        for name in ("values", "packed", "versions", "expires_at", "slides"):
+            setattr(apart, name, getattr(self, name).copy())
+        return apart
+
+    def places(self) -> dict[str, int]:
+        """For each key a number that is greater than those of the keys before it."""
+        places = self.placed
+        if places is None:
+            places = self.placed = dict(zip(self.values, range(len(self.values)), strict=False))
+        return places
+
     def deadline(self, key: str) -> float | None:
         """Time on the store's clock at which *key* expires; None: never."""
         ttl = self.slides.get(key)
@@ -260,7 +281,8 @@ class Snapshot:
             return self.until
         if len(self.expires_at) + len(self.slides) < len(self.values) or not self.values:
             return math.inf
-        return max(self.deadline(key) or math.inf for key in self.values)
+        last = max(self.expires_at.values(), default=-math.inf)
+        return max(last, self.touched + max(self.slides.values(), default=-math.inf))
 
     def value(self, key: str) -> Any:
         """The value of a key that is in `values`, decoded: a private copy if it is a container."""
@@ -271,10 +293,15 @@ class Snapshot:
         """This snapshot without the keys that are expired at *now*; nothing at all where the last one is."""
         if now < self.first_expiry:
             return self
+        lived = self.lived
+        if lived is not None and lived[0] <= now < lived[1].first_expiry:
+            return lived[1]
         if self.last_expiry() <= now:
             return EMPTY
         gone = {key for key in (*self.expires_at, *self.slides) if (self.deadline(key) or math.inf) <= now}
-        return self._but(gone, _without(self.expires_at, gone), _without(self.slides, gone), self.until, self.reserved)
+        left = self._but(gone, _without(self.expires_at, gone), _without(self.slides, gone), self.until, self.reserved)
+        self.lived = now, left
+        return left
 
     def _but(
         self, gone: set[str], expires_at: dict[str, float], slides: dict[str, float], until: float | None, reserved: bool

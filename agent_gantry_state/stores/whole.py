@@ -20,12 +20,14 @@ __all__ = ["Image", "applied", "chosen", "damaged", "is_moved", "is_newer", "rea
 
 
 def chosen(snapshot: Snapshot, keys: tuple[str, ...], names: bool) -> Snapshot:
-    """The part of a snapshot that a load asks for."""
+    """The part of a snapshot that a load asks for; what that takes does not depend on how many other keys there are."""
+    found = [key for key in dict.fromkeys(keys) if key in snapshot.values]
+    if len(found) > 1:
+        found.sort(key=snapshot.places().__getitem__)
 
     def kept(mapping: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in mapping.items() if key in wanted}
+        return {key: mapping[key] for key in found if key in mapping}
 
-    wanted = set(keys)
     return Snapshot(
         kept(snapshot.values),
         kept(snapshot.packed),
@@ -49,16 +51,30 @@ def is_moved(change: Change, snapshot: Snapshot) -> bool:
     return any(versions.get(key) != version for key, version in change.checks.items())
 
 
-def applied(change: Change, snapshot: Snapshot, version: bytes, now: Callable[[], float]) -> Snapshot:
-    """The snapshot that follows *snapshot*."""
-    values, versions, packed = snapshot.values.copy(), snapshot.versions.copy(), snapshot.packed
-    expires_at, slides = snapshot.expires_at, snapshot.slides
+def applied(
+    change: Change, snapshot: Snapshot, version: bytes, now: Callable[[], float], in_place: bool = False
+) -> Snapshot:
+    """The snapshot that follows *snapshot*.
+
+    Args:
+        change: What is done.
+        snapshot: To what.
+        version: That of the commit.
+        now: Tells the time on the store's clock.
+        in_place: Whether nobody else has *snapshot*, so that what follows may go on with its dicts instead of copying them.
+    """
+    values, versions, packed = snapshot.values, snapshot.versions, snapshot.packed
+    expires_at, slides, places = snapshot.expires_at, snapshot.slides, snapshot.placed
     reserved: bool | None = snapshot.reserved
-    if packed or expires_at or slides or change.deletes:
-        packed, expires_at, slides = packed.copy(), expires_at.copy(), slides.copy()
-        for key in change.deletes:
-            for mapping in (values, versions, packed, expires_at, slides):
-                mapping.pop(key, None)
+    is_shared = False
+    if not in_place:
+        values, versions = values.copy(), versions.copy()
+        is_shared = not (packed or expires_at or slides)
+        if not is_shared:
+            packed, expires_at, slides = packed.copy(), expires_at.copy(), slides.copy()
+    for key in change.deletes:
+        for mapping in (values, versions) if is_shared else (values, versions, packed, expires_at, slides):
+            mapping.pop(key, None)
     touched = snapshot.touched
     if change.touch:
         touched = now()
@@ -69,9 +85,15 @@ def applied(change: Change, snapshot: Snapshot, version: bytes, now: Callable[[]
         if put.last:
             values.pop(key, None)
             versions.pop(key, None)
+        if places is not None and key not in values:
+            # To what is there before, more names at its end make no difference; one that comes back does.
+            places = None if key in places else places
+            if places is not None:
+                places[key] = len(places)
+        if is_shared and (put.value is UNSHARED or put.ttl is not KEEP):
+            # They are empty, and those of others.
+            packed, expires_at, slides, is_shared = {}, {}, {}, False
         if put.value is UNSHARED:
-            if packed is snapshot.packed:
-                packed = packed.copy()
             values[key] = None
             packed[key] = put.packed
         else:
@@ -80,9 +102,8 @@ def applied(change: Change, snapshot: Snapshot, version: bytes, now: Callable[[]
                 packed.pop(key, None)
         versions[key] = version
         if put.ttl is not KEEP:
-            expires_at, slides = expires_at.copy(), slides.copy()
             _expire(key, put, expires_at, slides, now)
-    return Snapshot(
+    after = Snapshot(
         values,
         packed,
         versions,
@@ -96,6 +117,9 @@ def applied(change: Change, snapshot: Snapshot, version: bytes, now: Callable[[]
         reserved,
         change.size if snapshot.head == change.head else math.inf,
     )
+    if places is not None and len(places) < 2 * len(values) + 64:
+        after.placed = places
+    return after
 
 
 def _expire(key: str, put: Put, expires_at: dict[str, float], slides: dict[str, float], now: Callable[[], float]) -> None:

@@ -10,6 +10,7 @@ import functools
 import inspect
 import pickle
 import pydoc
+import types
 import typing
 import weakref
 from typing import TYPE_CHECKING, Annotated, Any
@@ -845,6 +846,48 @@ def by_reference(item: str, memory: dict) -> str:
     return item
 
 
+@pytest.mark.anyio
+async def test_function_made_of_what_is_found_in_a_tool_calls_the_tool():
+    """FastMCP makes one to give it other annotations; of the body it would have the parameters, and no memory."""
+    gantry = Gantry(session="local")
+
+    @gantry.with_memory
+    def plain(item: str, memory: dict, times: int = 2) -> list:
+        memory["seen"] = item
+        return [item] * times
+
+    @gantry.with_memory
+    async def awaited(item, memory, times=2):
+        return [memory["seen"], item] * times
+
+    @gantry.with_memory
+    def generated(item, memory):
+        yield memory["seen"]
+        yield item
+
+    @gantry.with_memory
+    async def agenerated(item, memory):
+        yield memory["seen"]
+        yield item
+
+    def remade(tool):
+        code, scope, defaults, closure = tool.__code__, tool.__globals__, tool.__defaults__, tool.__closure__
+        copy = types.FunctionType(code, scope, tool.__name__, defaults, closure)
+        copy.__dict__.update(tool.__dict__)
+        copy.__kwdefaults__ = tool.__kwdefaults__
+        assert list(inspect.signature(copy).parameters) == [
+            name for name in ("item", "times") if name in str(tool.__signature__)
+        ]
+        assert code.co_filename == __file__
+        return copy
+
+    assert remade(plain)("x") == ["x", "x"]
+    assert remade(plain)(item="x", times=1) == ["x"]
+    assert await remade(awaited)("y", 1) == ["x", "y"]
+    assert list(remade(generated)("y")) == ["x", "y"]
+    assert [item async for item in remade(agenerated)("y")] == ["x", "y"]
+
+
 def test_tool_looks_like_its_function():
     assert module_tool.__wrapped__ is documented
     assert module_tool.__name__ == "documented"
@@ -1142,12 +1185,25 @@ class GeneratorObject:
         yield 1
 
 
+class MadeTool:
+    """As the objects that Strands' decorator makes: callable, and like their function to whoever inspects them."""
+
+    tool_spec = {"inputSchema": {"json": {"properties": {"memory": {"type": "object"}}}}}
+
+    def __init__(self, function):
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *args, **kwargs):
+        return self.__wrapped__(*args, **kwargs)
+
+
 UNFIT = [
     (no_parameter, r"no_parameter has no parameter 'memory'.*item.*`memory: dict`.*with_memory\(into="),
     (positional_only, r"positional_only.*'memory' is positional-only.*behind the `/`"),
     (collects_positions, r"\*memory collects arguments.*add a parameter `memory: dict`"),
     (collects_names, r"\*\*memory collects arguments.*add a parameter `memory: dict`"),
     (Class, r"Class is a class.*decorate one of its methods"),
+    (MadeTool(lambda memory: None), r"tool of a framework already.*decorator of the framework above @gantry.with_memory"),
     (5, r"only a function can be given a memory, not int"),
     ("session", r"only a function can be given a memory, not str"),
     (property(no_parameter), r"only a function can be given a memory, not property"),

@@ -1,0 +1,3 @@
+import pytest
+
+pytest.register_assert_rewrite("mcp_checks", "fastmcp_checks", "scenario")

@@ -1,0 +1,3 @@
+import pytest
+
+pytest.register_assert_rewrite("mcp_checks", "agent_gantry_checks", "scenario")
