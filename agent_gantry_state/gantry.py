@@ -439,9 +439,6 @@ class Stateful:
             if adopt or any(value is not None for value in (user, conversation, *keys.values())):
                 raise TypeError("session: an Identity is the whole of it; put the other ids into it, identity.replace(...)")
             return SessionBlock(id, self._wiring)
-        if type(id) is str and (user is None or type(user) is str) and conversation is None and not keys and adopt is False:
-            # The one of the last time, if that is not too long ago: it knows where its memories stand.
-            return SessionBlock(self._known(id, user), self._wiring)
         return SessionBlock(Identity(new_id() if id is None else id, user, conversation, keys, adopt), self._wiring)
 
     def bind(self, fn: Callable[P, R], /) -> Callable[P, R]:
