@@ -76,8 +76,9 @@ class SessionBlock(_Block):
             _leave(entered, here)
             return
         # What `leave` does.
-        entered.pop().closed = True
-        top = here.outer
+        last = entered.pop()
+        last.closed = True
+        top = last.outer
         while top is not None and top.closed:
             top = top.outer
         ENTERED.set(top)

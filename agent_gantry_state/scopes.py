@@ -222,6 +222,7 @@ class Entered:
 
     Args:
         identity: Who calls.
+        outer: What was entered before, if that is known already.
         said: What a framework said of that where it was entered; None if no framework ran there.
     """
 
