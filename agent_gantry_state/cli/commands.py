@@ -36,7 +36,6 @@ from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.scopes import Scope
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.protocol import KEEP, Listed
-from agent_gantry_state.stores.urls import open_store
 
 __all__ = ["app", "run"]
 
@@ -166,6 +165,7 @@ def list_(
     as_json: _Json = False,
 ) -> None:
     """List memories: app, scope, id and owner."""
+    _check_user(user, owner)
     with _opened(store, app_name, all_apps) as admin:
         found = admin.list(scope, owner=owner, user=user)
         if as_json:
@@ -297,8 +297,7 @@ def erase(
     as_json: _Json = False,
 ) -> None:
     """Erase every memory of a user, sessions that belong to the user included, and print a receipt."""
-    if not user:
-        fail("--user must not be empty", USAGE)
+    _check_user(user)
     with _opened(store, app_name, all_apps) as admin:
         if not dry_run:
             _confirm("Erase every memory of this user?", yes)
@@ -331,6 +330,7 @@ def export_(
     ] = None,
 ) -> None:
     """Print memories as lines of JSON, which import reads."""
+    _check_user(user, owner)
     damaged: list[Namespace] = []
     count = -2
     with _opened(store, app_name, all_apps) as admin, _written_to(output) as write:
@@ -487,18 +487,15 @@ def _opened(
         makes: Whether a store in a file that is not there is made.
         scopes: As in a gantry.
     """
-    with reporting():
-        store = open_store(url)
-        try:
-            if isinstance(store, MemoryStore):
-                raise StoreURLError("memory:// is in the program that has it, and cannot be looked into from here")
-            path = getattr(store, "path", None)
-            if path is not None and not makes and not path.exists():
-                fail(f"there is nothing at {shown(str(path))}: correct the URL of the store")
-            with Gantry(store, app=app_name, scopes=scopes) as gantry:
-                yield gantry.admin.all_apps if all_apps else gantry.admin
-        finally:
-            store.close()
+    with reporting(), Gantry(url, app=app_name, scopes=scopes) as gantry:
+        admin = gantry.admin.all_apps if all_apps else gantry.admin
+        (store,) = admin.stores
+        if isinstance(store, MemoryStore):
+            raise StoreURLError("memory:// is in the program that has it, and cannot be looked into from here")
+        path = getattr(store, "path", None)
+        if isinstance(path, Path) and not makes and not path.exists():
+            fail(f"there is nothing at {shown(str(path))}: correct the URL of the store")
+        yield admin
 
 
 def _named(app_name: str, scope: str, id: str | None) -> Namespace:
@@ -507,6 +504,13 @@ def _named(app_name: str, scope: str, id: str | None) -> Namespace:
     if not scope or not id:
         fail("--id is needed, and not empty: which session, user, ... it is", USAGE)
     return Namespace(scope, id, app_name)
+
+
+def _check_user(user: str | None, owner: str | None = None) -> None:
+    if user == "":
+        fail("--user must not be empty", USAGE)
+    if user is not None and owner is not None:
+        fail("--user and --owner exclude each other", USAGE)
 
 
 def _confirm(question: str, yes: bool) -> None:
@@ -664,6 +668,7 @@ def _put_health(health: Health, as_json: bool) -> None:
         "expiring": health.expiring,
         "expired": health.expired,
         "corrupt": None if health.corrupt is None else corrupt,
+        "unlisted": health.unlisted,
         "versions": health.versions,
     }
     if as_json:

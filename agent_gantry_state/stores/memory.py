@@ -345,14 +345,14 @@ class MemoryStore(Clocked):
 
     def _applied_in_place(self, change: Change, snapshot: Snapshot, version: bytes) -> Snapshot:
         keys = (*change.puts, *change.deletes)
-        dicts: tuple[dict[str, Any], ...] = (
+        dicts: list[dict[str, Any]] = [
             snapshot.values,
             snapshot.versions,
             snapshot.packed,
             snapshot.expires_at,
             snapshot.slides,
-        )
-        before = [{key: each[key] for key in keys if key in each} for each in dicts]
+        ]
+        before: list[dict[str, Any]] = [{key: each[key] for key in keys if key in each} for each in dicts]
         try:
             return applied(change, snapshot, version, self.now, in_place=True)
         except BaseException:

@@ -197,12 +197,12 @@ def read_image(data: bytes, namespace: Namespace | None = None) -> Image:
         CorruptEntryError: They are damaged, of a newer layout, or those of another namespace.
     """
     layout, checksum, body = _parted(data)
-    if is_newer(data):
-        raise CorruptEntryError(
-            f"a memory was written by a newer version of agent-gantry-state (layout {layout[0]}, this one knows "
-            f"{_LAYOUT[0]}): upgrade the package; nothing was changed in it"
-        )
     if layout != _LAYOUT or zlib.crc32(body, _START).to_bytes(_CHECKSUM_BYTES, "big") != checksum:
+        if is_newer(data):
+            raise CorruptEntryError(
+                f"a memory was written by a newer version of agent-gantry-state (layout {layout[0]}, this one knows "
+                f"{_LAYOUT[0]}): upgrade the package; nothing was changed in it"
+            )
         raise damaged()
     try:
         image = _image(*codec.unpack(body))

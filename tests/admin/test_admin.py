@@ -542,6 +542,22 @@ def test_doctor_names_each_key_that_cannot_be_read(new_place, new_gantry, tmp_pa
     assert "bytes are damaged" in found.corrupt[0].problem
 
 
+def test_doctor_counts_files_that_cannot_be_read(new_place, new_gantry, tmp_path):
+    gantry = new_gantry(new_place("file"))
+    fill(gantry)
+    (path,) = tmp_path.rglob(Namespace("user", "ada", "default").digest.hex())
+    path.write_bytes(path.read_bytes()[:-1])
+
+    (found,) = gantry.admin.doctor()
+
+    assert (found.memories, found.unlisted, found.healthy) == (8, 1, False)
+    assert found.problems == ["1 of its memories are so damaged that they cannot be listed"]
+    # What is loaded by its name is put aside, and the memory begins anew.
+    gantry.admin.erase(user="ada")
+    (found,) = gantry.admin.doctor()
+    assert (found.unlisted, found.healthy) == (0, True)
+
+
 def test_doctor_finds_a_store_that_does_not_keep_what_it_is_given(new_gantry):
     class Forgetful(MemoryStore):
         def load(self, message):

@@ -24,6 +24,7 @@ import psycopg
 import pytest
 import redis
 import servers
+from guarded import encrypted, guarded_memcached
 from pydantic import BaseModel, field_validator
 
 from agent_gantry_state import (
@@ -363,6 +364,84 @@ def test_no_error_of_a_store_tells_a_password_an_id_or_a_value(scheme, fault, ca
 
         error = searched(StoreError, act, gantry, gantry._wiring.settings.bridge, gantry._wiring.settings.bridge.store)
         assert error.committed is False
+
+
+@contextlib.contextmanager
+def refusing_redis(folder, scheme="redis", user=""):
+    with servers.started("redis_8", password=True) as server:
+        yield f"{scheme}://{user}:{PASSWORD}@{server.host}:{server.port}?load_timeout=1"
+
+
+@contextlib.contextmanager
+def behind_tls(folder, url):
+    """A Redis that speaks TLS, with a certificate that nobody knows, at *url*."""
+    with encrypted(servers.redis_8().port, folder) as (port, certificate):
+        yield url.format(password=PASSWORD, port=port, certificate=certificate)
+
+
+@contextlib.contextmanager
+def refusing_memcached(folder):
+    with guarded_memcached() as address:
+        yield f"memcached://ada:{PASSWORD}@{address}"
+
+
+@contextlib.contextmanager
+def shared(folder, make, scheme, options=""):
+    """A server that knows no ada, or no TLS."""
+    server = make()
+    database = "/postgres" if scheme == "postgresql" else ""
+    yield f"{scheme}://ada:{PASSWORD}@{server.host}:{server.port}{database}{options}"
+
+
+@contextlib.contextmanager
+def refusing_postgresql(folder, options=""):
+    yield servers.postgresql().password_url.replace(servers.PASSWORD, PASSWORD) + options
+
+
+TLS = "rediss://ada:{password}@"
+#: Who turns callers down, and in what words.
+REFUSALS = {
+    "redis, password": (refusing_redis, {}, "refused the user or the password"),
+    "redis, user": (refusing_redis, {"user": "ada"}, "refused the user or the password"),
+    "redis cluster, password": (refusing_redis, {"scheme": "redis+cluster"}, "refused the user or the password"),
+    "redis, no TLS there": (
+        shared,
+        {"make": servers.redis_8, "scheme": "rediss", "options": "?load_timeout=1"},
+        "no connection",
+    ),
+    "redis, no TLS here": (behind_tls, {"url": "redis://ada:{password}@localhost:{port}"}, ""),
+    "redis, unknown certificate": (behind_tls, {"url": TLS + "localhost:{port}"}, "ssl_ca_certs"),
+    "redis, certificate of another host": (
+        behind_tls,
+        {"url": TLS + "127.0.0.1:{port}?ssl_ca_certs={certificate}"},
+        "ssl_ca_certs",
+    ),
+    "postgresql, password": (refusing_postgresql, {}, "password authentication failed"),
+    "postgresql, no TLS there": (refusing_postgresql, {"options": "?sslmode=require"}, "SSL"),
+    "postgresql, unknown host": (refusing_postgresql, {"options": "?sslmode=verify-full&sslrootcert=system"}, "SSL"),
+    "memcached, password": (refusing_memcached, {}, "password"),
+    "memcached, none asked for": (shared, {"make": servers.memcached, "scheme": "memcached"}, "asks for no password"),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_nobody_who_is_turned_down_is_told_a_password(refusal, tmp_path, searched):
+    where, options, words = REFUSALS[refusal]
+    with where(tmp_path, **options) as url, Gantry(url, session=f"{ID}-s", user=f"{ID}-u") as gantry:
+
+        @gantry.with_memory
+        def tool(memory):
+            memory["x"] = VALUE
+
+        @gantry.with_memory
+        async def atool(memory):
+            memory["x"] = VALUE
+
+        bridge = gantry._wiring.settings.bridge
+        for act in (tool, lambda: asyncio.run(atool())):
+            error = searched(StoreError, act, gantry, bridge, bridge.store)
+            assert words in str(error)
+            assert error.committed is False
 
 
 _DAMAGED = b"\x01\xd9\xff" + VALUE.encode()

@@ -11,12 +11,10 @@ import logging
 import math
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import textwrap
 import threading
 import time
@@ -30,6 +28,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 import pytest
+from guarded import guarded_memcached, running
 from pymemcache.client.base import PooledClient
 from servers import HOST, PASSWORD, free_port, memcached, started
 
@@ -1227,23 +1226,6 @@ def test_store_takes_servers_or_a_client():
             MemcachedStore(**arguments)
 
 
-@contextlib.contextmanager
-def running(*arguments):
-    """A memcached that servers.py cannot start: it answers nobody before a password, or has no port."""
-    directory = Path(tempfile.mkdtemp())
-    directory.chmod(0o777)
-    user = ["-u", "nobody"] if os.getuid() == 0 else []
-    process = subprocess.Popen(
-        ["memcached", *user, *[each.replace("{}", str(directory)) for each in arguments]], cwd=directory
-    )
-    try:
-        yield directory
-    finally:
-        process.terminate()
-        process.wait(10)
-        shutil.rmtree(directory)
-
-
 def eventually(attempt):
     deadline = time.monotonic() + 10
     while True:
@@ -1257,15 +1239,8 @@ def eventually(attempt):
 @pytest.fixture
 def guarded():
     """The address of a server that knows ada."""
-    with tempfile.NamedTemporaryFile("w") as file:
-        file.write(f"ada:{PASSWORD}\n")
-        file.flush()
-        Path(file.name).chmod(0o644)
-        port = free_port()
-        with running("-l", HOST, "-p", str(port), "-U", "0", "-Y", file.name):
-            with contextlib.closing(MemcachedStore(f"{HOST}:{port}", user="ada", password=PASSWORD)) as store:
-                eventually(talk_to(store).load)
-            yield f"{HOST}:{port}"
+    with guarded_memcached() as address:
+        yield address
 
 
 def test_user_with_the_password_is_let_in_and_no_other(guarded, caplog):

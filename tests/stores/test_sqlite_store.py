@@ -1208,3 +1208,25 @@ def test_change_of_nothing_and_of_no_namespace_is_committed(store):
 def test_path_that_names_no_file_is_refused(path):
     with pytest.raises(ValueError, match="path must be that of a file"):
         SQLiteStore(path)
+
+
+@pytest.mark.parametrize("full", ["normal", "full"])
+def test_async_call_whose_commit_has_to_wait_commits_once(tmp_path, full):
+    with Gantry(f"sqlite:///{tmp_path}/state.db?synchronous={full}", session="s") as gantry:
+
+        @gantry.with_memory
+        async def count(memory):
+            memory["n"] = memory.get("n", 0) + 1
+            memory.setdefault("log", []).append(memory["n"])
+            other.execute("BEGIN IMMEDIATE")
+            threading.Timer(0.05, other.execute, ("ROLLBACK",)).start()
+
+        with gantry.memory("session") as memory:
+            memory["n"] = 0
+        other = sqlite3.connect(tmp_path / "state.db", isolation_level=None, check_same_thread=False)
+        with closing(other):
+            for _ in range(2):
+                anyio.run(count)
+
+        with gantry.memory("session") as memory:
+            assert memory == {"n": 2, "log": [1, 2]}
