@@ -63,7 +63,7 @@ def plain_changes(memory: Memory) -> tuple[dict[str, Any], dict[str, bytes]] | N
         # What the loop below does, for the usual call: it assigned a short text to a key that was there.
         (key,) = touched
         value, old = _get(memory, key), values.get(key)
-        if type(value) is type(old) is type(key) is str and len(value) <= _FEW:
+        if type(value) is str and type(old) is str and type(key) is str and len(value) <= _FEW:
             return ({} if value == old else {key: value}), _NONE
     plain: dict[str, Any] = {}
     packed = _NONE
