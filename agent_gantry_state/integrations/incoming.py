@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from agent_gantry_state.errors import AmbiguousIdentityError, DeclarationError
-from agent_gantry_state.scopes import Entered, Identity
+from agent_gantry_state.scopes import ENTERED, Entered, Identity
 
 __all__ = ["Connection", "IncomingIdentity", "calling", "nobody"]
 
@@ -122,7 +122,9 @@ def calling(identity: Identity) -> Iterator[None]:
     try:
         yield
     finally:
+        gone = ENTERED.get() is entered
         entered.leave()
         entered.identity = _OVER
-        # What still sees it goes on seeing it: a session that is opened there and left again uncovers nobody else.
-        entered.closed = False
+        # Whatever still sees it, having a copy of this context, goes on seeing it: a session that is opened there and left
+        # again uncovers nobody else. Unless requests end out of order in one context: then it goes with the last of them.
+        entered.closed = not gone

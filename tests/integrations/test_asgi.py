@@ -226,6 +226,23 @@ def test_session_in_work_that_outlives_its_request_uncovers_nobody():
     assert "the request that brought it has ended" in str(application.answers[1])
 
 
+def test_requests_that_end_out_of_order_in_one_context_leave_nobody_behind():
+    gantry = Gantry(session="local")
+
+    async def application(scope, receive, send):
+        await asyncio.sleep(0)
+
+    middleware = IdentityMiddleware(application, by_header)
+    requests = [middleware(request(("x-session", session)), None, None) for session in ("s1", "s2")]
+    for each in requests:
+        each.send(None)
+    for each in requests:
+        with pytest.raises(StopIteration):
+            each.send(None)
+
+    assert gantry.identity().session == "local"
+
+
 @pytest.mark.anyio
 async def test_what_identify_does_wrong_reaches_the_server():
     application = Application(Gantry())
