@@ -47,7 +47,8 @@ class Connection:
             AmbiguousIdentityError: It is there with several values: another site of the same domain has set its own.
         """
         parts = [part.partition("=") for header in self._headers("cookie") for part in header.split(";")]
-        return _only(f"cookie {name!r}", [value.strip() for key, _, value in parts if key.strip() == name])
+        # No other space than a browser takes away: it lets any site of the domain set a cookie "\xa0__Host-chat".
+        return _only(f"cookie {name!r}", [value.strip(" \t") for key, _, value in parts if key.strip(" \t") == name])
 
     @property
     def user(self) -> Any:

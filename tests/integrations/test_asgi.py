@@ -62,6 +62,16 @@ def test_cookie(cookies, value):
     assert Connection(request(*(("cookie", each) for each in cookies))).cookie("chat") == value
 
 
+@pytest.mark.parametrize("space", ["\x0b", "\x1c", "\x85", "\xa0"])
+def test_cookie_of_another_site_does_not_pass_for_one_that_only_this_site_can_set(space):
+    """A browser goes by the prefix of the name as it stands there, letter by letter."""
+    cookies = f"{space}__Host-chat=eve's; __Host-chat{space}=eve's; other=x{space}"
+    connection = Connection(request(("cookie", cookies)))
+
+    assert connection.cookie("__Host-chat") is None
+    assert connection.cookie("other") == f"x{space}"
+
+
 @pytest.mark.parametrize("cookies", [["chat=c1; chat=c2"], ["chat=c1", "chat=c2"], ["chat=c1; chat="]])
 def test_cookie_with_two_values_is_ambiguous(cookies):
     with pytest.raises(AmbiguousIdentityError, match="cookie 'chat'"):
