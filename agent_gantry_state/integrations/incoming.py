@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import copy_context
 from typing import Any
 
 from agent_gantry_state.errors import AmbiguousIdentityError, DeclarationError
@@ -118,7 +119,8 @@ _OVER = nobody(
 @contextlib.contextmanager
 def calling(identity: Identity) -> Iterator[None]:
     """Let a request be made by *identity*, until it ends and not longer."""
-    entered = Entered(identity)
+    # A request may be made in a framework's run, in one process, and is nearer then.
+    entered = Entered(identity, around=copy_context())
     entered.enter()
     try:
         yield
