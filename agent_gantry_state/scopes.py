@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Mapping
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -224,11 +224,20 @@ class Entered:
         identity: Who calls.
         outer: What was entered before, if that is known already.
         said: What a framework said of that where it was entered; None if no framework ran there.
+        around: A copy of the context in which it was entered, for whoever enters it without a gantry, and so without
+            frameworks that could be asked.
     """
 
-    __slots__ = ("closed", "identity", "outer", "said")
+    __slots__ = ("around", "closed", "identity", "outer", "said")
 
-    def __init__(self, identity: Identity, outer: Entered | None = None, said: Identity | None = None) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        outer: Entered | None = None,
+        said: Identity | None = None,
+        around: Context | None = None,
+    ) -> None:
+        self.around = around
         self.identity = identity
         self.outer = outer
         self.said = said

@@ -78,12 +78,19 @@ class Settings:
         """
         entered = ENTERED.get()
         # Nearer is what was entered where the framework had said the same already.
-        if (said := self.said()) is None or (entered is not None and entered.said == said):
+        if (said := self.said()) is None or (entered is not None and self._said_around(entered) == said):
             return entered
         if said.session is None:
             around = self.identity if entered is None else entered.identity
             return Entered((around or Identity()).replace(**said.keys), said=said)
         return Entered(said, said=said)
+
+    def _said_around(self, entered: Entered) -> Identity | None:
+        """What the framework said where *entered* was entered."""
+        if entered.around is None:
+            return entered.said
+        # A copy, for one that somebody else is looking into cannot be entered.
+        return entered.around.copy().run(self.said)
 
     def caller(self) -> Identity | None:
         """Who calls here; None if nothing is known.

@@ -19,6 +19,7 @@ from agent_gantry_state import (
     SessionOwnerError,
     SyncExecutionContext,
 )
+from agent_gantry_state.integrations.incoming import calling
 from agent_gantry_state.stores.memory import MemoryStore
 
 RUN: ContextVar[Identity | None] = ContextVar("run", default=None)
@@ -105,6 +106,24 @@ def test_session_inside_a_run_is_nearer():
 
     assert items(gantry, session="inner") == ["a"]
     assert items(gantry, session="s1") == ["b"]
+
+
+def test_request_to_a_server_inside_a_run_is_nearer_and_a_run_inside_the_request_is_nearest():
+    gantry, note = gantry_in_a_framework()
+
+    with running("s1", user="ada"):
+        with calling(Identity("of the request", "bob")):
+            note("a")
+            with running("s2"):
+                note("b")
+            over = copy_context()
+        note("c")
+        with pytest.raises(MissingIdentityError):
+            over.run(note, "d")
+
+    assert items(gantry, session="of the request", user="bob") == ["a"]
+    assert items(gantry, session="s2") == ["b"]
+    assert items(gantry, session="s1", user="ada") == ["c"]
 
 
 def test_run_inside_a_session_inside_a_run_is_nearest():

@@ -5,12 +5,12 @@ It is entered for each step and left where somebody else has the turn, so that i
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Generator
 from typing import Any, TypeVar
 
 from agent_gantry_state.blocks import SessionBlock
 
-__all__ = ["awaited", "iterated"]
+__all__ = ["awaited", "iterated", "stepped"]
 
 T = TypeVar("T")
 
@@ -34,3 +34,18 @@ async def iterated(block: SessionBlock, items: AsyncGenerator[Any, Any]) -> Asyn
     finally:
         with block:
             await items.aclose()
+
+
+def stepped(block: SessionBlock, items: Generator[T, Any, Any]) -> Generator[T, None, None]:
+    """`iterated`, for a generator that is not async."""
+    try:
+        while True:
+            with block:
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return
+            yield item
+    finally:
+        with block:
+            items.close()

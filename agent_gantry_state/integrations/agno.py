@@ -13,7 +13,7 @@ from typing import Any
 
 from agent_gantry_state.blocks import SessionBlock
 from agent_gantry_state.gantry import Stateful
-from agent_gantry_state.integrations._held import awaited, iterated
+from agent_gantry_state.integrations._held import awaited, iterated, stepped
 
 try:
     from agno.run import RunContext
@@ -37,6 +37,9 @@ def identity_hook(gantry: Stateful) -> Callable[..., Any]:
         block = gantry.session(run_context.session_id, user=run_context.user_id)
         with block:
             result = func(**arguments)
+        if inspect.isgenerator(result):
+            # Of its body nothing has run yet.
+            return stepped(block, result)
         return _answered(block, result) if inspect.isawaitable(result) else result
 
     return hook

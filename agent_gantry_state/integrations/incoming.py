@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import copy_context
 from typing import Any
 
 from agent_gantry_state.errors import AmbiguousIdentityError, DeclarationError
-from agent_gantry_state.scopes import Entered, Identity
+from agent_gantry_state.scopes import ENTERED, Entered, Identity
 
 __all__ = ["Connection", "IncomingIdentity", "calling", "nobody"]
 
@@ -47,7 +48,8 @@ class Connection:
             AmbiguousIdentityError: It is there with several values: another site of the same domain has set its own.
         """
         parts = [part.partition("=") for header in self._headers("cookie") for part in header.split(";")]
-        return _only(f"cookie {name!r}", [value.strip() for key, _, value in parts if key.strip() == name])
+        # No other space than a browser takes away: it lets any site of the domain set a cookie "\xa0__Host-chat".
+        return _only(f"cookie {name!r}", [value.strip(" \t") for key, _, value in parts if key.strip(" \t") == name])
 
     @property
     def user(self) -> Any:
@@ -117,12 +119,15 @@ _OVER = nobody(
 @contextlib.contextmanager
 def calling(identity: Identity) -> Iterator[None]:
     """Let a request be made by *identity*, until it ends and not longer."""
-    entered = Entered(identity)
+    # A request may be made in a framework's run, in one process, and is nearer then.
+    entered = Entered(identity, around=copy_context())
     entered.enter()
     try:
         yield
     finally:
+        gone = ENTERED.get() is entered
         entered.leave()
         entered.identity = _OVER
-        # What still sees it goes on seeing it: a session that is opened there and left again uncovers nobody else.
-        entered.closed = False
+        # Whatever still sees it, having a copy of this context, goes on seeing it: a session that is opened there and left
+        # again uncovers nobody else. Unless requests end out of order in one context: then it goes with the last of them.
+        entered.closed = not gone

@@ -116,6 +116,7 @@ class MCPIdentity:
 
     Raises:
         TypeError: A source is no function and no str.
+        ValueError: It is "", or a key is the name of a scope that is nobody's (``tool``, ``global``).
 
     Example:
         >>> who = MCPIdentity(user=subject(), session=header("x-chat"))
@@ -135,9 +136,9 @@ class MCPIdentity:
         self._sources: dict[str, Source] = {}
         self._users_only = user is not None and not anonymous
         for key, source in given.items():
+            # Refuses what can be no key and no id, and now.
+            Identity(keys={key: source if isinstance(source, str) else "some id"})
             if isinstance(source, str):
-                # Refuses what can be no id, and now.
-                Identity(keys={key: source})
                 self._sources[key] = functools.partial(_always, source)
             elif callable(source):
                 self._sources[key] = source

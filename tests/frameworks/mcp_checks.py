@@ -441,3 +441,7 @@ def test_a_source_is_a_function_or_an_id():
         MCPIdentity(user=7)
     with pytest.raises(ValueError, match="must not be empty"):
         MCPIdentity(session="")
+    with pytest.raises(ValueError, match="'tool' is a scope of its own"):
+        MCPIdentity(tool=header("x-tool"))
+    with pytest.raises(TypeError, match="identity must be a source"):
+        MCPIdentity(identity=7)

@@ -62,6 +62,16 @@ def test_cookie(cookies, value):
     assert Connection(request(*(("cookie", each) for each in cookies))).cookie("chat") == value
 
 
+@pytest.mark.parametrize("space", ["\x0b", "\x1c", "\x85", "\xa0"])
+def test_cookie_of_another_site_does_not_pass_for_one_that_only_this_site_can_set(space):
+    """A browser goes by the prefix of the name as it stands there, letter by letter."""
+    cookies = f"{space}__Host-chat=eve's; __Host-chat{space}=eve's; other=x{space}"
+    connection = Connection(request(("cookie", cookies)))
+
+    assert connection.cookie("__Host-chat") is None
+    assert connection.cookie("other") == f"x{space}"
+
+
 @pytest.mark.parametrize("cookies", [["chat=c1; chat=c2"], ["chat=c1", "chat=c2"], ["chat=c1; chat="]])
 def test_cookie_with_two_values_is_ambiguous(cookies):
     with pytest.raises(AmbiguousIdentityError, match="cookie 'chat'"):
@@ -224,6 +234,23 @@ def test_session_in_work_that_outlives_its_request_uncovers_nobody():
 
     assert application.answers[0] == ["in it"]
     assert "the request that brought it has ended" in str(application.answers[1])
+
+
+def test_requests_that_end_out_of_order_in_one_context_leave_nobody_behind():
+    gantry = Gantry(session="local")
+
+    async def application(scope, receive, send):
+        await asyncio.sleep(0)
+
+    middleware = IdentityMiddleware(application, by_header)
+    requests = [middleware(request(("x-session", session)), None, None) for session in ("s1", "s2")]
+    for each in requests:
+        each.send(None)
+    for each in requests:
+        with pytest.raises(StopIteration):
+            each.send(None)
+
+    assert gantry.identity().session == "local"
 
 
 @pytest.mark.anyio

@@ -144,6 +144,40 @@ async def test_a_tool_that_is_a_generator_remembers(kind):
     assert remembered(made, session="s1", user="ada") == {"letters": ["a", "b", "c"]}
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_a_generator_that_calls_a_tool_calls_it_for_the_run(kind, stream):
+    made = make_tools()
+
+    def twice(item: str):
+        """Note an item twice."""
+        for _ in range(2):
+            yield made.by_name["note"](item)
+
+    async def atwice(item: str):
+        """Note an item twice."""
+        for _ in range(2):
+            yield await made.by_name["anote"](item)
+
+    fn = twice if kind == "sync" else atwice
+    agent = agent_with([fn], [(fn.__name__, {"item": "x"})], made.gantry)
+    with made.gantry.session("s2", user="eve"):
+        answer = agent.arun("Go on.", session_id="s1", user_id="ada", stream=stream)
+        if stream:
+            async for _ in answer:
+                pass
+        else:
+            await answer
+        if kind == "sync":
+            agent.model.script = [("twice", {"item": "y"})]
+            answer = agent.run("Go on.", session_id="s1", user_id="ada", stream=stream)
+            list(answer) if stream else None
+
+    assert remembered(made, session="s1", user="ada") == {"items": ["x"] * 2 + ["y"] * 2 * (kind == "sync")}
+    assert remembered(made, session="s2", user="eve") == {}
+
+
 def test_members_of_a_team_share_its_session():
     made = make_tools()
     member = agent_with([made.by_name["note"]], [("note", {"item": "of the member"})], made.gantry)
