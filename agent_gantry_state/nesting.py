@@ -66,12 +66,24 @@ def unit_of(frame: list[Any]) -> Any:
             return there
         unit = None
         if isinstance(there, Memory):
-            frame[3] = unit = UnitOfWork.of(there, Want.of(there._terms, identity), settings.bridge, process)
+            # Whoever ends the call may be looking at its memory now: what becomes of it here must not be seen there.
+            seen = there if state is State.OPEN else _twin(there)
+            frame[3] = unit = UnitOfWork.of(seen, Want.of(there._terms, identity), settings.bridge, process)
             # Only now: whoever ends the call says so first, and then looks for a unit.
             unit.state = state = frame[4]
         if state is State.FAILED:
             raise orphan()
         return None if state is State.LANDED else unit
+
+
+def _twin(memory: Memory) -> Memory:
+    """The memory of a call once more, with the same values."""
+    twin = Memory.__new__(Memory)
+    dict.update(twin, memory)
+    for name in Memory.__slots__:
+        setattr(twin, name, getattr(memory, name))
+    twin._touched = dict(memory._touched)
+    return twin
 
 
 def leave(token: Token[Any]) -> None:
