@@ -35,6 +35,7 @@ from agent_gantry_state import (
     Scope,
     Session,
     SessionOwnerError,
+    StateWarning,
     StoreError,
     SyncExecutionContext,
     SyncSession,
@@ -1926,6 +1927,27 @@ def test_a_child_that_begins_just_when_its_parent_fails_is_an_orphan():
 
 def test_a_child_that_begins_just_when_its_parent_has_landed_stands_alone():
     assert nesting.unit_of(Ending(State.LANDED)) is None
+
+
+def test_a_child_of_a_parent_that_failed_over_its_generator_is_an_orphan():
+    gantry, contexts = Gantry(session="s1", user="ada"), []
+
+    @gantry.with_memory
+    def child(memory):
+        memory["child"] = 1
+
+    @gantry.with_memory
+    def parent(memory):
+        contexts.append(contextvars.copy_context())
+        return (item for item in memory)
+
+    # Here every warning is an error.
+    with pytest.raises(StateWarning):
+        parent()
+    with pytest.raises(OrphanedCallError):
+        contexts[0].run(child)
+
+    assert committed(gantry) == {}
 
 
 class Held(MemoryStore):

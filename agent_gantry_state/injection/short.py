@@ -138,7 +138,12 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
                 kwargs.pop(into, None)
                 return finish_later(plan, fn, 0, args, kwargs, result, unit_of(frame))
             if kind in GENERATORS:
-                warn_of_generator(plan)
+                try:
+                    warn_of_generator(plan)
+                except BaseException:
+                    if (unit := _failed(frame)) is not None:
+                        abandon(unit)
+                    raise
         base, frame[4] = memory._base, _CLOSING
         # A change needs a touched key, a container or another length; asking costs less than a unit of work.
         if frame[3] is not memory:
@@ -240,8 +245,12 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _fail_short(frame: list[Any], token: Token[Any]) -> UnitOfWork | None:
-    """Mark a call as failed; its unit, to be abandoned, if one was made for calls inside."""
+    """Leave the body of a call, and mark that as failed; its unit, to be abandoned, if one was made for calls inside."""
     leave(token)
+    return _failed(frame)
+
+
+def _failed(frame: list[Any]) -> UnitOfWork | None:
     _end(frame, _FAILED)
     return unit if type(unit := frame[3]) is UnitOfWork else None
 
