@@ -13,7 +13,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import doctest
-import importlib.metadata
 import io
 import json
 import os
@@ -60,7 +59,8 @@ def run_python(example: Example) -> None:
 
 
 def run_commands(example: Example) -> None:
-    known = set(importlib.metadata.metadata("agent-gantry-state").get_all("Provides-Extra") or ())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    known = set(project["optional-dependencies"])
     for extras in EXTRAS.findall(example.parsed):
         assert known.issuperset(extras.split(",")), f"no such extra: {extras}"
     commands = INSTALLS.sub("", example.parsed)

@@ -202,6 +202,12 @@ def test_set_takes_a_text_as_it_is_and_a_value_from_stdin(url):
     assert run("get", "a", "--id", "s1", url=url)[0] == "[1,2]\n"
 
 
+def test_value_from_stdin_is_utf8(url):
+    run("set", "a", "-", "--text", "--id", "s1", url=url, input="é".encode())
+    assert run("get", "a", "--id", "s1", url=url)[0] == '"\\u00e9"\n'
+    assert "it is not UTF-8" in run("set", "a", "-", "--text", "--id", "s1", code=2, url=url, input=b"\xff")[1]
+
+
 def test_set_knows_no_limit_that_it_was_not_told(url):
     run("set", "a", "-", "--id", "s1", url=url, input=json.dumps("x" * 1_000_000))
     assert admin(url, lambda it: it.get(Namespace("session", "s1", "default"), "a").size) > 1_000_000
@@ -325,9 +331,23 @@ def test_import_of_what_is_there_as_another_one_ends_with_4(filled, tmp_path):
 
 def test_file_that_is_not_there_or_may_not_be_written_ends_with_1(filled, tmp_path):
     assert "No such file" in run("import", tmp_path / "none", code=1, url=filled)[1]
-    (tmp_path / "all.part").write_text("somebody else's")
-    assert "File exists" in run("export", "-o", tmp_path / "all", code=1, url=filled)[1]
-    assert (tmp_path / "all.part").read_text() == "somebody else's"
+    assert "No such file" in run("export", "-o", tmp_path / "none" / "all", code=1, url=filled)[1]
+
+
+def test_what_a_killed_export_has_left_behind_is_in_nobodys_way(filled, tmp_path):
+    place = tmp_path / "out"
+    place.mkdir()
+    (place / "all.part").write_text("half")
+    run("export", "-o", place / "all", url=filled)
+    assert (place / "all.part").read_text() == "half"
+    assert sorted(each.name for each in place.iterdir()) == ["all", "all.part"]
+
+
+@pytest.mark.parametrize("arguments", [("import",), ("export", "-o")])
+def test_url_in_the_place_of_a_file_is_not_shown(filled, arguments):
+    err = run(*arguments, f"redis://:{SECRET}@127.0.0.1/0?password={SECRET}", code=2, url=filled)[1]
+    assert "a file is needed" in err
+    assert SECRET not in err
 
 
 def test_copy_carries_all_apps_and_can_be_made_again(filled, tmp_path):
@@ -524,6 +544,19 @@ def test_exit_codes_and_streams_of_the_process(filled):
         assert (done.returncode, done.stdout) == (code, b"1\n" if code == 0 else b"")
         assert (done.stderr == b"") == (code == 0)
         assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">/dev/full"])
+def test_streams_that_are_closed_or_full_break_nothing(filled, closed):
+    env = {**os.environ, "AGENT_GANTRY_STATE_URL": filled}
+    for arguments in ("list", "set new - --id s9", "erase --user ada"):
+        command = f"exec {sys.executable} -m agent_gantry_state {arguments} {closed}"
+        done = subprocess.run(["sh", "-c", command], capture_output=True, env=env, stdin=subprocess.DEVNULL, timeout=120)
+        assert b"Traceback" not in done.stderr
+        assert b"None" not in done.stderr
+        assert done.returncode == (2 if "-" in arguments.split() else 1 if "full" in closed else 0)
+    with Gantry(filled) as gantry:
+        assert [each.namespace.id for each in gantry.admin.list()] == ["s2"]
 
 
 def test_whoever_reads_may_stop_early(filled, tmp_path):
