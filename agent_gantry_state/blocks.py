@@ -109,15 +109,18 @@ class Override(_Block):
         return self._wiring.settings.bridge.store
 
     def _enter(self) -> Override:
-        # The identity first: it may be refused, and then nothing is to be taken back.
-        identity = None if self._identity is None else self._identity()
-        said = None if identity is None else self._wiring.settings.said()
         layer = replace(self._layer)
         self._wiring.push(layer)
+        if self._identity is not None:
+            try:
+                # By the resolvers that hold inside: the identity is nearer than what these say where it is entered.
+                entered = Entered(self._identity(), said=self._wiring.settings.said())
+            except BaseException:
+                self._wiring.remove(layer)
+                raise
+            entered.enter()
+            self._entered.append(entered)
         self._layers.append(layer)
-        if identity is not None:
-            self._entered.append(Entered(identity, said=said))
-            self._entered[-1].enter()
         return self
 
     def _exit(self) -> None:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from contextvars import ContextVar, Token
-from typing import Any, Final
+from typing import Any
 
 from agent_gantry_state.holding import Want
 from agent_gantry_state.memory import Memory
-from agent_gantry_state.unit_of_work import NESTING, UnitOfWork, orphan
+from agent_gantry_state.unit_of_work import NESTING, State, UnitOfWork, orphan
 
-__all__ = ["CURRENT", "FAILED", "Alone", "leave", "unit_around", "unit_of"]
+__all__ = ["CURRENT", "Alone", "leave", "unit_around", "unit_of"]
 
 #: The call whose body runs in this context: its unit of work, or, for a call that was made the short way, a list of its
-#: settings, its identity and its memory. The list loses its last item when the body has ended; its first one becomes FAILED
-#: if it raised. None where no call is running.
+#: settings, its identity, what stands for the process that it was made in, its memory or the unit that was made of that, and
+#: its state. None where no call is running.
 CURRENT: ContextVar[Any] = ContextVar("agent_gantry_state_call", default=None)
-FAILED: Final = "failed"
 
 
 class Alone:
@@ -56,25 +55,35 @@ def unit_around() -> UnitOfWork | None:
 
 
 def unit_of(frame: list[Any]) -> Any:
-    """The unit of a call that was made the short way, which is made for it now; None if its body has ended.
+    """The unit of a call that was made the short way, which is made for it now; None if it has landed without one.
 
     Raises:
         OrphanedCallError: The call has failed.
     """
     with NESTING:
-        settings, identity = frame[:2]
-        if settings is FAILED:
+        settings, identity, process, there, state = frame
+        if type(there) is UnitOfWork:
+            return there
+        unit = None
+        if isinstance(there, Memory):
+            # Whoever ends the call may be looking at its memory now: what becomes of it here must not be seen there.
+            seen = there if state is State.OPEN else _twin(there)
+            frame[3] = unit = UnitOfWork.of(seen, Want.of(there._terms, identity), settings.bridge, process)
+            # Only now: whoever ends the call says so first, and then looks for a unit.
+            unit.state = state = frame[4]
+        if state is State.FAILED:
             raise orphan()
-        try:
-            there = frame[2]
-            if isinstance(there, Memory):
-                # The list may lose it at this very moment; then the assignment fails, and the body has ended.
-                frame[2] = there = UnitOfWork.of(there, Want.of(there._terms, identity), settings.bridge)
-        except IndexError:
-            if frame[0] is FAILED:
-                raise orphan() from None
-            return None
-        return there
+        return None if state is State.LANDED else unit
+
+
+def _twin(memory: Memory) -> Memory:
+    """The memory of a call once more, with the same values."""
+    twin = Memory.__new__(Memory)
+    dict.update(twin, memory)
+    for name in Memory.__slots__:
+        setattr(twin, name, getattr(memory, name))
+    twin._touched = dict(memory._touched)
+    return twin
 
 
 def leave(token: Token[Any]) -> None:

@@ -38,7 +38,7 @@ from agent_gantry_state.views import View, end, flush, read_only, show
 if TYPE_CHECKING:
     from agent_gantry_state.typed import Shape
 
-__all__ = ["NESTING", "State", "UnitOfWork", "finish_one", "orphan"]
+__all__ = ["NESTING", "State", "UnitOfWork", "finish_one", "forked", "orphan"]
 
 
 class _Nesting:
@@ -145,9 +145,11 @@ class UnitOfWork:
         self.reruns = False
 
     @classmethod
-    def of(cls, memory: Memory, want: Want, bridge: Any) -> UnitOfWork:
-        """The unit of a memory that was opened without one, from a store that answers at once."""
+    def of(cls, memory: Memory, want: Want, bridge: Any, process: object = None) -> UnitOfWork:
+        """The unit of a memory that was opened without one, in a *process* if not in this one."""
         unit = cls({}, bridge)
+        if process is not None:
+            unit._process = process
         assert memory._namespace is not None  # noqa: S101 - it was opened with one
         unit.held[memory._namespace] = Held(memory, want, None, unit._views)
         return unit
@@ -389,7 +391,7 @@ class UnitOfWork:
             UnstorableValueError: The call left something in a memory that cannot be stored.
         """
         if not self.is_here:
-            raise _forked()
+            raise forked()
         with NESTING:
             # A nested call that ends from now on goes on by itself, or not at all.
             self.state = State.CLOSING
@@ -490,6 +492,12 @@ class UnitOfWork:
             with NESTING:
                 self.state = State.FAILED
                 end(self._views)
+
+    def end(self, state: State) -> None:
+        """Note what has become of its call, unless it was this unit that has committed it."""
+        with NESTING:
+            if self.state is State.CLOSING:
+                self.state = state
 
     @property
     def is_open(self) -> bool:
@@ -647,7 +655,8 @@ def finish_one(memory: Memory, identity: Identity | None, bridge: Any, send: Cal
         unit.settle_with(answer, send)
 
 
-def _forked() -> OrphanedCallError:
+def forked() -> OrphanedCallError:
+    """The error of a call that is made by the parent of this process."""
     return OrphanedCallError(
         "nothing was written: this process was forked while the call ran, and it is the parent that commits it; have the "
         "child call tools of its own, which are no part of that call, and end without leaving its body"

@@ -165,6 +165,35 @@ def test_override_of_the_user_keeps_the_session_of_the_run():
     assert items(gantry, session="s1", user="bob") == ["a"]
 
 
+@pytest.mark.parametrize(
+    ("stated", "session", "user"), [({"session": "test"}, "test", None), ({"user": "bob"}, "s1", "bob")]
+)
+def test_identity_of_an_override_is_nearer_than_what_its_resolvers_say(stated, session, user):
+    gantry = Gantry()
+
+    @gantry.with_memory
+    def note(memory):
+        memory["items"] = ["a"]
+
+    with running("s1", "ada"), gantry.override(resolvers=[Framework()], **stated):
+        note()
+
+    assert items(gantry, session=session, user=user) == ["a"]
+
+
+def test_override_whose_identity_is_refused_overrides_nothing():
+    class Failing:
+        def identify(self):
+            raise OSError
+
+    gantry = Gantry(session="s1")
+
+    with pytest.raises(ResolverError), gantry.override(session="test", resolvers=[Failing()]):
+        pass
+
+    assert gantry.identity() == Identity("s1")
+
+
 def test_override_of_the_resolvers_takes_the_framework_out():
     gantry, note = gantry_in_a_framework()
 

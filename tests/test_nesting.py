@@ -35,14 +35,18 @@ from agent_gantry_state import (
     Scope,
     Session,
     SessionOwnerError,
+    StateWarning,
+    StoreError,
     SyncExecutionContext,
     SyncSession,
     UnstorableValueError,
     merge,
     nesting,
 )
+from agent_gantry_state.memory import Memory
+from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.stores.memory import MemoryStore
-from agent_gantry_state.unit_of_work import UnitOfWork
+from agent_gantry_state.unit_of_work import NESTING, State, UnitOfWork
 
 WAIT = 10
 
@@ -1900,19 +1904,161 @@ def test_calls_that_each_begin_the_next_do_not_keep_each_other_alive():
 
 
 class Ending(list):
-    """The record of a call that fails just when a child has looked at the first part of it."""
+    """The record of a call that ends just when a child has looked at it."""
 
-    def __getitem__(self, index):
-        item = super().__getitem__(index)
-        if isinstance(index, slice):
-            self[0] = nesting.FAILED
-            self.pop()
-        return item
+    def __init__(self, state):
+        super().__init__([Gantry()._wiring.settings, Identity("s1"), NESTING.process, Memory(), State.OPEN])
+        self[3]._namespace = Namespace("session", "s1")
+        self._state = state
+
+    def __iter__(self):
+        seen = self[:]
+        self[4] = self._state
+        return iter(seen)
 
 
 def test_a_child_that_begins_just_when_its_parent_fails_is_an_orphan():
+    ending = Ending(State.FAILED)
+
+    for _ in range(2):
+        with pytest.raises(OrphanedCallError):
+            UnitOfWork({}, None, nesting.unit_of(ending)).host()
+
+
+def test_a_child_that_begins_just_when_its_parent_has_landed_stands_alone():
+    assert nesting.unit_of(Ending(State.LANDED)) is None
+
+
+def test_a_child_of_a_parent_that_failed_over_its_generator_is_an_orphan():
+    gantry, contexts = Gantry(session="s1", user="ada"), []
+
+    @gantry.with_memory
+    def child(memory):
+        memory["child"] = 1
+
+    @gantry.with_memory
+    def parent(memory):
+        contexts.append(contextvars.copy_context())
+        return (item for item in memory)
+
+    # Here every warning is an error.
+    with pytest.raises(StateWarning):
+        parent()
     with pytest.raises(OrphanedCallError):
-        nesting.unit_of(Ending([object(), Identity("s1"), object()]))
+        contexts[0].run(child)
+
+    assert committed(gantry) == {}
+
+
+class Held(MemoryStore):
+    """A store in this process that is asked like any other; *meanwhile* runs once, in the middle of a commit."""
+
+    meanwhile = None
+
+    def commit(self, message):
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+        return super().commit(message)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("isolation", ["snapshot", "serializable"])
+def test_a_child_that_begins_while_its_parent_commits_goes_with_it(isolation, fails):
+    store, seen, refused = Held(), [], []
+    gantry = Gantry(store, session="s1", user="ada")
+
+    @gantry.with_memory
+    def child(memory):
+        seen.append(dict(memory))
+        ran.set()
+        memory["child"] = 1
+
+    def begin(context):
+        try:
+            context.run(child)
+        except OrphanedCallError:
+            refused.append(True)
+
+    def meanwhile():
+        thread.start()
+        assert ran.wait(WAIT)
+        if fails:
+            raise StoreError("no")
+
+    @gantry.with_memory(isolation=isolation)
+    def parent(memory):
+        nonlocal thread
+        memory["parent"] = 1
+        thread = threading.Thread(target=begin, args=(contextvars.copy_context(),))
+        store.meanwhile = meanwhile
+
+    thread, ran = None, threading.Event()
+    with pytest.raises(StoreError) if fails else contextlib.nullcontext():
+        parent()
+    thread.join(WAIT)
+
+    assert seen == [{"parent": 1}]
+    assert committed(gantry) == ({} if fails else {"parent": 1, "child": 1})
+    assert refused == ([True] if fails else [])
+
+
+class Cut(Coroutines):
+    """A store made of coroutines; *landed* runs when a commit has, before it is answered."""
+
+    landed = None
+
+    async def commit(self, message):
+        answer = await super().commit(message)
+        landed, self.landed = self.landed, None
+        if landed is not None:
+            landed()
+        return answer
+
+
+@pytest.mark.parametrize("isolation", ["snapshot", "serializable"])
+def test_a_child_of_a_parent_that_was_cancelled_while_it_landed_goes_on_from_it(isolation):
+    store, seen, cancelled = Cut(), [], threading.Event()
+    gantry = Gantry(store, session="s1", user="ada")
+
+    @gantry.with_memory
+    async def child(memory):
+        seen.append(dict(memory))
+        memory["child"] = 1
+
+    async def later(over):
+        await over.wait()
+        await child()
+
+    @gantry.with_memory(isolation=isolation)
+    async def parent(over, tasks, memory):
+        memory["parent"] = 1
+        tasks.append(asyncio.create_task(later(over)))
+
+    async def main():
+        over, tasks, loop = asyncio.Event(), [], asyncio.get_running_loop()
+
+        def cancel():
+            task.cancel()
+            cancelled.set()
+
+        def landed():
+            loop.call_soon_threadsafe(cancel)
+            assert cancelled.wait(WAIT)
+
+        store.landed = landed
+        task = asyncio.create_task(parent(over, tasks))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        over.set()
+        await tasks[0]
+
+    asyncio.run(main())
+    after = committed(gantry)
+    gantry.close()
+
+    assert seen == [{"parent": 1}]
+    assert after == {"parent": 1, "child": 1}
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -15,11 +15,9 @@ from math import inf
 from typing import Any
 
 from agent_gantry_state import codec
-from agent_gantry_state.bridge import Bridge
 from agent_gantry_state.changes import plain_changes
 from agent_gantry_state.codec import IMMUTABLE
 from agent_gantry_state.committing import new_version
-from agent_gantry_state.holding import Want
 from agent_gantry_state.injection.call import (
     GENERATORS,
     aabandon,
@@ -33,17 +31,18 @@ from agent_gantry_state.injection.call import (
 from agent_gantry_state.injection.plan import Plan
 from agent_gantry_state.memory import Memory, Terms, open_memory
 from agent_gantry_state.namespace import Namespace
-from agent_gantry_state.nesting import CURRENT, FAILED, leave, unit_of
+from agent_gantry_state.nesting import CURRENT, leave, unit_of
 from agent_gantry_state.scopes import ATTEMPT, ENTERED, refuse_orphan
 from agent_gantry_state.stores.memory import Slot
 from agent_gantry_state.stores.protocol import EMPTY, Load, Loaded, WouldBlock
-from agent_gantry_state.unit_of_work import UnitOfWork, finish_one
+from agent_gantry_state.unit_of_work import NESTING, State, UnitOfWork, finish_one, forked
 from agent_gantry_state.wiring import Settings
 
 __all__ = ["caller"]
 
 #: For a memory of which it is not known where it stands: a slot of no store.
 _NOWHERE = Slot(Namespace("nowhere", "nothing"), EMPTY, object())
+_OPEN, _CLOSING, _LANDED, _FAILED = State.OPEN, State.CLOSING, State.LANDED, State.FAILED
 
 
 def caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -116,7 +115,7 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
                 memory = take(load, single.perform(load), identity)
             if memory is None:
                 return call(plan, fn, 0, args, kwargs)
-        frame: list[Any] = [settings, identity, memory]
+        frame: list[Any] = [settings, identity, NESTING.process, memory, _OPEN]
         token = set_current(frame)
         try:
             if len(args) == index and not kwargs:
@@ -139,17 +138,29 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
                 kwargs.pop(into, None)
                 return finish_later(plan, fn, 0, args, kwargs, result, unit_of(frame))
             if kind in GENERATORS:
-                warn_of_generator(plan)
-        base, ended = memory._base, frame.pop()
+                try:
+                    warn_of_generator(plan)
+                except BaseException:
+                    if (unit := _failed(frame)) is not None:
+                        abandon(unit)
+                    raise
+        base, frame[4] = memory._base, _CLOSING
         # A change needs a touched key, a container or another length; asking costs less than a unit of work.
-        if ended is not memory:
-            _finish_nesting(ended)
-        elif memory._touched or base.packed or slides or len(memory) != len(base.values):
+        if frame[3] is not memory:
+            _finish_nesting(frame[3])
+            return result
+        if memory._touched or base.packed or slides or len(memory) != len(base.values):
             try:
-                _finish_short(plan, memory, identity, settings, max_bytes)
+                _finish_short(plan, frame, memory, max_bytes)
             except BaseException:
-                frame[0] = FAILED
+                _end(frame, _FAILED)
                 raise
+        # What `_end` does.
+        frame[4] = _LANDED
+        if frame[3] is memory:
+            frame[3] = None
+        else:
+            frame[3].end(_LANDED)
         return result
 
     return called
@@ -190,7 +201,7 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
                 memory = take(load, await single.ask_whole(load), identity)
             if memory is None:
                 return await acall(plan, fn, 0, args, kwargs)
-        frame: list[Any] = [settings, identity, memory]
+        frame: list[Any] = [settings, identity, NESTING.process, memory, _OPEN]
         token = set_current(frame)
         try:
             if len(args) == index and not kwargs:
@@ -208,31 +219,51 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
             reset(token)
         except ValueError:
             leave(token)
-        base, ended = memory._base, frame.pop()
+        base, frame[4] = memory._base, _CLOSING
         # A change needs a touched key, a container or another length; asking costs less than a unit of work.
-        if ended is not memory:
-            await _afinish_nesting(ended)
-        elif memory._touched or base.packed or slides or len(memory) != len(base.values):
+        if frame[3] is not memory:
+            await _afinish_nesting(frame[3])
+            return result
+        if memory._touched or base.packed or slides or len(memory) != len(base.values):
             try:
                 if settings.direct is None:
-                    await _afinish_single(memory, identity, settings.bridge)
+                    await _afinish_single(frame, memory)
                 else:
-                    _finish_short(plan, memory, identity, settings, max_bytes)
+                    _finish_short(plan, frame, memory, max_bytes)
             except BaseException:
-                frame[0] = FAILED
+                _end(frame, _FAILED)
                 raise
+        # What `_end` does.
+        frame[4] = _LANDED
+        if frame[3] is memory:
+            frame[3] = None
+        else:
+            frame[3].end(_LANDED)
         return result
 
     return called
 
 
 def _fail_short(frame: list[Any], token: Token[Any]) -> UnitOfWork | None:
-    """Mark a call as failed; its unit, to be abandoned, if one was made for calls inside."""
+    """Leave the body of a call, and mark that as failed; its unit, to be abandoned, if one was made for calls inside."""
     leave(token)
-    # First the mark, then the end: whoever finds the list without its last item looks at the mark.
-    frame[0] = FAILED
-    ended = frame.pop()
-    return ended if isinstance(ended, UnitOfWork) else None
+    return _failed(frame)
+
+
+def _failed(frame: list[Any]) -> UnitOfWork | None:
+    _end(frame, _FAILED)
+    return unit if type(unit := frame[3]) is UnitOfWork else None
+
+
+def _end(frame: list[Any], state: State) -> None:
+    """Note what has become of a call. A unit that has committed it knows that; one that calls inside had made, does not."""
+    # First the state, then the look for a unit: whoever makes one looks at the state again after that.
+    frame[4] = state
+    if type(frame[3]) is UnitOfWork:
+        frame[3].end(state)
+    else:
+        # The context of a task that runs on must not keep the memory.
+        frame[3] = None
 
 
 def _finish_nesting(unit: UnitOfWork) -> None:
@@ -255,25 +286,29 @@ async def _afinish_nesting(unit: UnitOfWork) -> None:
         raise
 
 
-def _finish_single(memory: Memory, identity: Any, bridge: Bridge) -> None:
+def _finish_single(frame: list[Any], memory: Memory) -> None:
     """`_finish_short` where the store is not this process."""
+    bridge = frame[0].bridge
     if bridge.resendable:
-        _finish_nesting(UnitOfWork.of(memory, Want.of(memory._terms, identity), bridge))
+        _finish_nesting(unit_of(frame))
     else:
-        finish_one(memory, identity, bridge, bridge.perform)
+        finish_one(memory, frame[1], bridge, bridge.perform)
 
 
-async def _afinish_single(memory: Memory, identity: Any, bridge: Bridge) -> None:
+async def _afinish_single(frame: list[Any], memory: Memory) -> None:
     """`_finish_single`, for a caller on an event loop."""
+    bridge = frame[0].bridge
     if not bridge.resendable:
+        if frame[2] is not NESTING.process:
+            raise forked()
         refuse_orphan()
         try:
-            finish_one(memory, identity, bridge, bridge.attempt)
+            finish_one(memory, frame[1], bridge, bridge.attempt)
         except WouldBlock:
             pass
         else:
             return
-    await _afinish_nesting(UnitOfWork.of(memory, Want.of(memory._terms, identity), bridge))
+    await _afinish_nesting(unit_of(frame))
 
 
 def _max_bytes(terms: Terms) -> float:
@@ -281,12 +316,15 @@ def _max_bytes(terms: Terms) -> float:
     return -1 if terms.read_only else terms.limits.plain_bytes
 
 
-def _finish_short(plan: Plan, memory: Memory, identity: Any, settings: Settings, max_bytes: float) -> None:
+def _finish_short(plan: Plan, frame: list[Any], memory: Memory, max_bytes: float) -> None:
+    settings, identity, process, _, _ = frame
+    if process is not NESTING.process:
+        raise forked()
     if ATTEMPT.get() is not None:
         refuse_orphan()
     store = settings.direct
     if store is None:
-        _finish_single(memory, identity, settings.bridge)
+        _finish_single(frame, memory)
         return
     changes, base = plain_changes(memory), memory._base
     if changes is not None:

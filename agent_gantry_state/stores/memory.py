@@ -13,6 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from agent_gantry_state.errors import EvictionWarning, StoreClosedError, StoreURLError
@@ -168,8 +169,7 @@ class MemoryStore(Clocked):
                 for change, snapshot in zip(changes, current, strict=True):
                     if snapshot.head != change.head and is_moved(change, snapshot):
                         return self._moved(changes)
-                for change, snapshot in zip(changes, current, strict=True):
-                    self._write(change, snapshot, message.version, token)
+                self._write_all(changes, current, message.version, token)
         if self._slots.evicted:
             self._warn()
         return _COMMITTED
@@ -316,6 +316,36 @@ class MemoryStore(Clocked):
                 found.append(self.snapshot(change.namespace))
         return Moved(tuple(found), self.now())
 
+    def _write_all(self, changes: Sequence[Change], current: Sequence[Snapshot], version: bytes, token: bytes) -> None:
+        """Write to several namespaces: to all of them or, if a signal comes in between, to none."""
+        undo: list[Callable[[], None]] = []
+        try:
+            for change, snapshot in zip(changes, current, strict=True):
+                undo.append(self._undoing(change))
+                self._write(change, snapshot, version, token)
+        except BaseException:
+            for undone in reversed(undo):
+                undone()
+            raise
+
+    def _undoing(self, change: Change) -> Callable[[], None]:
+        """What makes a namespace as it is now, after a change of it was written."""
+        slot = self._slot(change.namespace)
+        if slot is None:
+            return partial(self._slots.discard, change.namespace)
+        there = slot.snapshot, slot.own, slot.tokens, slot.until
+        restore = None if slot.own is None else _restoring(slot.own, change)
+
+        def undo() -> None:
+            slot.snapshot, slot.own, slot.tokens, until = there
+            if restore is not None:
+                restore()
+            if slot.until != until:
+                slot.until = until
+                self._slots.file(slot, self.now())
+
+        return undo
+
     def _write(self, change: Change, snapshot: Snapshot, version: bytes, token: bytes) -> None:
         slot = self._slot(change.namespace)
         own = slot is not None and (slot.own is not None or (slot.by_key and len(snapshot.values) > _FEW_KEYS))
@@ -344,24 +374,36 @@ class MemoryStore(Clocked):
             slot.tokens[token] = now + TOKEN_SECONDS
 
     def _applied_in_place(self, change: Change, snapshot: Snapshot, version: bytes) -> Snapshot:
-        keys = (*change.puts, *change.deletes)
-        dicts: list[dict[str, Any]] = [
-            snapshot.values,
-            snapshot.versions,
-            snapshot.packed,
-            snapshot.expires_at,
-            snapshot.slides,
-        ]
-        before: list[dict[str, Any]] = [{key: each[key] for key in keys if key in each} for each in dicts]
+        restore = _restoring(snapshot, change)
         try:
             return applied(change, snapshot, version, self.now, in_place=True)
         except BaseException:
             # A signal may come between any two keys.
-            for each, old in zip(dicts, before, strict=True):
-                for key in keys:
-                    each.pop(key, None)
-                each.update(old)
+            restore()
             raise
+
+
+def _restoring(snapshot: Snapshot, change: Change) -> Callable[[], None]:
+    """What takes back a change that was made in the dicts of a snapshot."""
+    keys = (*change.puts, *change.deletes)
+    dicts: list[dict[str, Any]] = [
+        snapshot.values,
+        snapshot.versions,
+        snapshot.packed,
+        snapshot.expires_at,
+        snapshot.slides,
+    ]
+    before: list[dict[str, Any]] = [{key: each[key] for key in keys if key in each} for each in dicts]
+
+    def restore() -> None:
+        for each, old in zip(dicts, before, strict=True):
+            for key in keys:
+                # What was not deleted keeps its place.
+                if key not in old:
+                    each.pop(key, None)
+            each.update(old)
+
+    return restore
 
 
 def from_url(url: StoreURL) -> MemoryStore:

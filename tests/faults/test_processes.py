@@ -72,7 +72,7 @@ FORKS = """
     from agent_gantry_state.stores.protocol import Lease
 
     warnings.simplefilter("ignore", DeprecationWarning)
-    url, app, leaves, is_async = sys.argv[1:]
+    url, app, leaves, is_async, exclusive = sys.argv[1:]
     gantry = Gantry(url, app=app, session="s", user="u")
 
     @gantry.with_memory
@@ -89,7 +89,7 @@ FORKS = """
             os._exit(7)
         memory["status"] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         # The child has not given back what its parent has to itself.
-        memory["held"] = url == "memory://" or gantry._wiring.settings.bridge.store.lease(
+        memory["held"] = not exclusive or url == "memory://" or gantry._wiring.settings.bridge.store.lease(
             Lease(memory._namespace, b"somebody else", 1.0)
         ) > 0
 
@@ -98,7 +98,7 @@ FORKS = """
         await asyncio.sleep(0)
 
     note("before")
-    decorate = gantry.with_memory(scope="user", exclusive=True)
+    decorate = gantry.with_memory(scope="user", exclusive=bool(exclusive))
     try:
         if is_async:
             asyncio.run(decorate(ainside)())
@@ -117,10 +117,13 @@ FORKS = """
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork there")
 @pytest.mark.parametrize("name", ["memory", "file", "sqlite", *SERVERS])
-@pytest.mark.parametrize(("leaves", "is_async"), [("leaves", ""), ("", "async")])
-def test_call_that_is_forked_in_its_middle_is_committed_by_the_parent_alone(name, leaves, is_async, tmp_path):
+@pytest.mark.parametrize(
+    ("leaves", "is_async", "exclusive"),
+    [("leaves", "", "exclusive"), ("", "async", "exclusive"), ("leaves", "", ""), ("", "async", "")],
+)
+def test_call_that_is_forked_in_its_middle_is_committed_by_the_parent_alone(name, leaves, is_async, exclusive, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(FORKS), url_of(name, tmp_path), str(tmp_path), leaves, is_async],
+        [sys.executable, "-c", textwrap.dedent(FORKS), url_of(name, tmp_path), str(tmp_path), leaves, is_async, exclusive],
         capture_output=True,
         text=True,
         timeout=60,

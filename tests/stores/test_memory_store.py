@@ -9,8 +9,8 @@ import pytest
 from agent_gantry_state import EvictionWarning, Gantry, Namespace, Scope, StoreURLError
 from agent_gantry_state.bridge import bridge_to
 from agent_gantry_state.stores.memory import MemoryStore
-from agent_gantry_state.stores.protocol import Lease, List
-from agent_gantry_state.testing import A, Clock, StoreContract, Talk, put
+from agent_gantry_state.stores.protocol import Committed, Lease, List, Load
+from agent_gantry_state.testing import A, B, Clock, StoreContract, Talk, put
 
 
 class TestMemoryStore(StoreContract):
@@ -235,3 +235,50 @@ def test_listing_is_no_use(store):
     store.list(List())
 
     assert not slot.used
+
+
+class Interruption(BaseException):
+    """What a signal raises, wherever the program is."""
+
+
+@pytest.mark.parametrize("there", ["absent", "present", "loaded by key"])
+def test_commit_to_several_namespaces_that_is_interrupted_changes_none(there):
+    """The clock stands for a signal: it is asked before the first namespace was written, and after."""
+    old = {} if there == "absent" else {f"k{i}": i for i in range(100)}
+    new, asked, at = {"k5": "new", "k7": [1], "added": 1}, 0, None
+
+    def clock():
+        nonlocal asked
+        asked += 1
+        if asked == at:
+            raise Interruption
+        return 1000.0
+
+    outcomes = []
+    for moment in range(1, 12):
+        store = MemoryStore(clock=clock)
+        talk = Talk(bridge_to(store))
+        for namespace in (A, B):
+            if old:
+                talk.write(namespace, **old)
+        puts = {key: put(value, ttl=5.0) for key, value in new.items()}
+        message = talk.message(talk.change(A, puts), talk.change(B, puts))
+        others = [talk.message(talk.change(namespace, {"k9": put(9)})) for namespace in (A, B)]
+        if there == "loaded by key":
+            # From here on commits change what is there in place.
+            store.load(Load((A, B), (("k5",), ("k5",))))
+            assert [store.commit(other) for other in others] == [Committed(), Committed()]
+        asked, at = 0, moment
+        try:
+            store.commit(message)
+        except Interruption:
+            outcomes.append(False)
+        else:
+            outcomes.append(True)
+        at = None
+        assert [list(talk.content(each).items()) for each in (A, B)] == [
+            list(({**old, **new} if outcomes[-1] else old).items())
+        ] * 2
+
+    assert outcomes[0] is False
+    assert outcomes[-1] is True
