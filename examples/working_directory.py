@@ -1,5 +1,7 @@
 """A working directory and an active file: "summarize it" needs no file name.
 
+It reads whatever file the model names; a tool for others checks that the path is inside of a directory that is theirs.
+
 Run it: python examples/working_directory.py
 """
 
