@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import difflib
 import functools
 import inspect
 import itertools
@@ -229,9 +230,11 @@ class Plan:
         parameter = self._parameters.get(into)
         if parameter is None:
             shown = ", ".join(self._parameters) or "none"
+            near = difflib.get_close_matches(into, self._parameters, 1)
+            named = repr(near[0]) if near else "..."
             raise DeclarationError(
                 f"{self.label} has no parameter {into!r} for the {kind} (its parameters: {shown}); "
-                f"add one, `{into}: {wanted}`, or name the one to use, with_{kind}(into=...)"
+                f"add one, `{into}: {wanted}`, or name the one to use, with_{kind}(into={named})"
             )
         if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
             raise DeclarationError(
@@ -254,7 +257,8 @@ class Plan:
         """
         if wiring is not self.wiring:
             raise DeclarationError(
-                f"{self.label}: stacked decorators must be of one gantry, for a tool's memories are committed together"
+                f"{self.label}: stacked decorators must be of one gantry, for a tool's memories are committed together; "
+                "use the same gantry in all of them"
             )
         if declaration.into in self.injected:
             raise DeclarationError(
@@ -335,7 +339,26 @@ class Plan:
         Raises:
             TypeError: They do not.
         """
+        self.refuse_surplus(shift, args)
         self.signature().bind(*(None,) * shift, *args, **kwargs)
+
+    def refuse_surplus(self, shift: int, args: tuple[Any, ...]) -> None:
+        """Refuse more positional arguments than the tool takes: Python would count what is injected among them.
+
+        Raises:
+            TypeError: There are more.
+        """
+        kinds = [parameter.kind for name, parameter in self._parameters.items() if name not in self.injected]
+        if inspect.Parameter.VAR_POSITIONAL in kinds:
+            return
+        most = sum(kind in _POSITIONAL for kind in kinds) - shift
+        if len(args) > most:
+            injected = " and ".join(map(repr, sorted(self.injected)))
+            rest = "is injected, so leave it out" if len(self.injected) == 1 else "are injected, so leave them out"
+            raise TypeError(
+                f"{self.label}() takes at most {most} positional argument{'' if most == 1 else 's'} from its caller, not "
+                f"{len(args)}: {injected} {rest}"
+            )
 
     def locate(self, scope: str, settings: Settings, identity: Identity | None) -> Namespace:
         """The namespace of a scope, for one caller.
@@ -589,7 +612,16 @@ def _code_owner(target: Any) -> Any:
 
 def _refuse_unfit(target: Any, label: str) -> None:
     if not callable(target):
-        raise DeclarationError(f"only a function can be given a memory, not {type(target).__name__}")
+        what = type(target).__name__
+        if isinstance(target, str) or (isinstance(target, (tuple, list)) and all(isinstance(each, str) for each in target)):
+            how = "a scope is given by name, with_memory(scope=...)"
+        elif isinstance(target, property):
+            how = "put property above with_memory"
+        elif inspect.isawaitable(target):
+            how = "decorate the function, without calling it"
+        else:
+            how = "put with_memory above a function, and its options by name"
+        raise DeclarationError(f"only a function can be given a memory, not {what}: {how}")
     if isinstance(target, type):
         raise DeclarationError(f"only a function can be given a memory; {label} is a class, so decorate one of its methods")
     if hasattr(target, "tool_spec"):
