@@ -720,9 +720,7 @@ class Stateful:
         swapped = None if resolvers is None else _several("override: resolvers", resolvers)
         check_resolvers(swapped or ())
         if clock is not None and not callable(clock):
-            raise TypeError(
-                f"override: clock must be a function that gives the time in seconds, not a {type(clock).__name__}"
-            )
+            raise TypeError(f"override: clock must be a function that gives the time in seconds, not {type(clock).__name__}")
         layer = Layer(bridge, swapped, clock)
         given = {"user": user, "conversation": conversation, **keys}
         identity: Callable[[], Identity] | None = None
@@ -745,13 +743,13 @@ def _several(what: str, resolvers: Any) -> tuple[Any, ...]:
         TypeError: It is one by itself, or none.
     """
     if not isinstance(resolvers, Iterable):
-        raise TypeError(f"{what} must be a list of them, [...], not a {type(resolvers).__name__}")
+        raise TypeError(f"{what} must be a list of them, [...], not {type(resolvers).__name__}")
     return tuple(resolvers)
 
 
 def _given(value: Any) -> str:
     """What an option was given, for an error: a word as it stands, of anything else the type."""
-    return shortened(repr(value)) if type(value) in (str, int, float, bool) else f"a {type(value).__name__}"
+    return shortened(repr(value)) if type(value) in (str, int, float, bool) else type(value).__name__
 
 
 def _check_merge(where: str, merge: Any) -> None:
@@ -766,12 +764,14 @@ def _check_merge(where: str, merge: Any) -> None:
         )
     for key, function in (merge or {}).items():
         if not isinstance(key, str):
-            raise DeclarationError(f"{where}: merge must map str keys to functions; a {type(key).__name__} is no key")
+            raise DeclarationError(
+                f"{where}: merge must map str keys to functions; one of type {type(key).__name__} is no key"
+            )
         name = shortened(repr(key))
         if not callable(function):
             raise DeclarationError(
                 f"{where}: merge must map str keys to functions; {name} does not: give it one of "
-                f"agent_gantry_state.merge or your own, not a {type(function).__name__}"
+                f"agent_gantry_state.merge or your own, not {type(function).__name__}"
             )
         if not _takes_three(function):
             raise DeclarationError(

@@ -133,7 +133,7 @@ class Wiring:
             raise TypeError(f"partial_commits must be True or False, not {type(partial_commits).__name__}")
         if not isinstance(scopes, Mapping):
             raise TypeError(
-                f'scopes must map names to Scope(...), scopes={{"user": Scope(...)}}, not be a {type(scopes).__name__}'
+                f'scopes must map names to Scope(...), scopes={{"user": Scope(...)}}, not be of type {type(scopes).__name__}'
             )
         self.app = app
         self.scopes = {name: scope if isinstance(scope, Scope) else Scope(store=scope) for name, scope in scopes.items()}
