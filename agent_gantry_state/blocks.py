@@ -48,6 +48,10 @@ class _Block:
         self._exit()
 
 
+#: What a block of which nobody has used the `with` has been entered as.
+_NEVER: list[Any] = []
+
+
 def _warn_of_no_with(call: str) -> None:
     """Warn that a block was made and thrown away, at the line where that happened: its caller's, mostly."""
     warnings.warn(
@@ -70,13 +74,13 @@ class SessionBlock(_Block):
     __slots__ = ("_entered", "_identity", "_wiring")
 
     def __init__(self, identity: Identity, wiring: Wiring) -> None:
-        self._entered: list[Entered] | None = None
+        self._entered: list[Entered] = _NEVER
         self._identity = identity
         self._wiring = wiring
 
     def __del__(self) -> None:
         # Without a session of its own, a call may go to that of the whole program.
-        if self._entered is None:
+        if self._entered is _NEVER:
             _warn_of_no_with("session")
 
     # Whoever opens a session for each call feels every frame here.
@@ -85,7 +89,7 @@ class SessionBlock(_Block):
         settings = self._wiring.settings
         entered = Entered(self._identity, ENTERED.get(), settings.said() if settings.frameworks else None)
         ENTERED.set(entered)
-        if self._entered is None:
+        if self._entered is _NEVER:
             self._entered = [entered]
         else:
             self._entered.append(entered)
@@ -93,7 +97,6 @@ class SessionBlock(_Block):
 
     def __exit__(self, *exc: object) -> None:
         here, entered = ENTERED.get(), self._entered
-        assert entered is not None  # noqa: S101 - it was entered
         if here is not entered[-1]:
             _leave(entered, here)
             return
