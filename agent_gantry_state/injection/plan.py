@@ -20,7 +20,7 @@ from agent_gantry_state.context import ExecutionContext, SyncExecutionContext
 from agent_gantry_state.errors import DeclarationError, InjectedArgumentError, MissingIdentityError
 from agent_gantry_state.holding import Want
 from agent_gantry_state.injection.docstring import without_parameters
-from agent_gantry_state.memory import Terms
+from agent_gantry_state.memory import Memory, Terms
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.nesting import unit_around
 from agent_gantry_state.resolvers import resolve
@@ -31,7 +31,7 @@ from agent_gantry_state.typed import Shape, shape_of
 from agent_gantry_state.unit_of_work import UnitOfWork
 from agent_gantry_state.wiring import Settings, Wiring
 
-__all__ = ["Declaration", "Kind", "Opened", "Plan", "stateful_parameters"]
+__all__ = ["Declaration", "Kind", "Opened", "Plan", "stateful_parameters", "takes_memory_itself"]
 
 Kind = Literal["memory", "context", "session"]
 #: For what is not a dict: what an async tool gets, and a sync one.
@@ -549,6 +549,21 @@ def stateful_parameters(fn: Any) -> dict[str, Kind]:
         elif name == "ctx" and parameter.annotation is parameter.empty:
             found[name] = "context"
     return found
+
+
+def takes_memory_itself(fn: Any) -> bool:
+    """Whether a function has a parameter that looks like an injected memory and is none."""
+    target = fn.__func__ if isinstance(fn, (classmethod, staticmethod)) else fn
+    try:
+        parameter = _signature(target).parameters.get("memory")
+    except (TypeError, ValueError):
+        return False
+    if parameter is None or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        return False
+    hint = parameter.annotation
+    if isinstance(hint, str):
+        return hint.partition("[")[0].rpartition(".")[2] in ("dict", "Dict", "Memory")
+    return hint is parameter.empty or (typing.get_origin(hint) or hint) in (dict, Memory)
 
 
 def _asked_for(parameter: inspect.Parameter, fn: Any) -> type[Any] | None:
