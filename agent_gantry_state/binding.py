@@ -24,7 +24,7 @@ def bound(fn: Any, enter: Callable[[], SessionBlock]) -> Any:
         TypeError: *fn* cannot be called, or is a generator function whose body the block would not reach.
     """
     if not callable(fn):
-        raise TypeError(f"bind: a function is needed, not a {type(fn).__name__}")
+        raise TypeError(f"bind: a function is needed, not {type(fn).__name__}")
     if _generates(fn) and not isinstance(fn, (Tool, BoundTool)):
         raise TypeError(
             f"bind: {getattr(fn, '__qualname__', type(fn).__name__)} is a generator function, whose body runs where it is "

@@ -6,11 +6,13 @@ Each is for `with` and for `async with`, and may be left in another task or cont
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
+from agent_gantry_state.errors import StateWarning
 from agent_gantry_state.memory import Memory
 from agent_gantry_state.nesting import CURRENT, Alone
 from agent_gantry_state.scopes import ENTERED, Entered, Identity, refuse_orphan
@@ -44,6 +46,19 @@ class _Block:
         self._exit()
 
 
+#: What a block of which nobody has used the `with` has been entered as.
+_NEVER: list[Any] = []
+
+
+def _warn_of_no_with(call: str) -> None:
+    """Warn that a block was made and thrown away, at the line where that happened: its caller's, mostly."""
+    warnings.warn(
+        f"gantry.{call}(...) does nothing by itself: write `with gantry.{call}(...):` (or `async with`) around the calls",
+        StateWarning,
+        stacklevel=3,
+    )
+
+
 def _leave(entered: list[Any], here: Any) -> None:
     """Leave the entry of a block that holds here; if none does, for it is another task that leaves, the last one made."""
     handle = here if here in entered else entered[-1]
@@ -57,9 +72,14 @@ class SessionBlock(_Block):
     __slots__ = ("_entered", "_identity", "_wiring")
 
     def __init__(self, identity: Identity, wiring: Wiring) -> None:
+        self._entered: list[Entered] = _NEVER
         self._identity = identity
         self._wiring = wiring
-        self._entered: list[Entered] = []
+
+    def __del__(self) -> None:
+        # Without a session of its own, a call may go to that of the whole program.
+        if self._entered is _NEVER:
+            _warn_of_no_with("session")
 
     # Whoever opens a session for each call feels every frame here.
 
@@ -67,7 +87,10 @@ class SessionBlock(_Block):
         settings = self._wiring.settings
         entered = Entered(self._identity, ENTERED.get(), settings.said() if settings.frameworks else None)
         ENTERED.set(entered)
-        self._entered.append(entered)
+        if self._entered is _NEVER:
+            self._entered = [entered]
+        else:
+            self._entered.append(entered)
         return self._identity
 
     def __exit__(self, *exc: object) -> None:
@@ -103,12 +126,18 @@ class Override(_Block):
         self._identity = identity
         self._layers: list[Layer] = []
         self._entered: list[Entered] = []
+        self._used = False
+
+    def __del__(self) -> None:
+        if not self._used:
+            _warn_of_no_with("override")
 
     @property
     def store(self) -> Any:
         return self._wiring.settings.bridge.store
 
     def _enter(self) -> Override:
+        self._used = True
         layer = replace(self._layer)
         self._wiring.push(layer)
         if self._identity is not None:
@@ -155,8 +184,14 @@ class MemoryBlock:
     def __init__(self, open_unit: Callable[[], UnitOfWork]) -> None:
         self._open_unit = open_unit
         self._open: list[tuple[object, UnitOfWork]] = []
+        self._used = False
+
+    def __del__(self) -> None:
+        if not self._used:
+            _warn_of_no_with("memory")
 
     def _begin(self) -> UnitOfWork:
+        self._used = True
         unit = self._open_unit()
         self._open.append((_here(), unit))
         return unit
@@ -218,8 +253,14 @@ class Independent(_Block):
 
     def __init__(self) -> None:
         self._entered: list[Alone] = []
+        self._used = False
+
+    def __del__(self) -> None:
+        if not self._used:
+            _warn_of_no_with("independent")
 
     def _enter(self) -> None:
+        self._used = True
         self._entered.append(Alone())
 
     def _exit(self) -> None:

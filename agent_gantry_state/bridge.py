@@ -15,6 +15,7 @@ import concurrent.futures
 import contextvars
 import functools
 import inspect
+import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
@@ -448,6 +449,12 @@ def bridge_to(store: Any, owned: bool = False) -> Bridge:
         raise TypeError(f"{store.__name__} is a class: make a store of it, {store.__name__}(...)")
     methods = {verb: getattr(store, verb, None) for verb in (*_VERBS.values(), "close")}
     missing = [verb for verb, method in methods.items() if not callable(method)]
+    if len(missing) == len(methods):
+        url = "sqlite:///path or file:///path" if isinstance(store, os.PathLike) else "memory:// or sqlite:///state.db"
+        raise TypeError(
+            f"{type(store).__name__} is no store: name one by a URL, {url}, or give an object with the methods "
+            f"{', '.join(methods)} (agent_gantry_state.stores.protocol.Store says what each answers)"
+        )
     if missing:
         raise TypeError(
             f"{type(store).__name__} is no store: it has no method {', '.join(missing)} "

@@ -8,6 +8,7 @@ values are the same exactly when their bytes are: `1`, `True` and `1.0` differ, 
 
 from __future__ import annotations
 
+import builtins
 import datetime as dt
 import decimal
 import enum
@@ -465,7 +466,12 @@ def shown(key: Any) -> str:
 
 def name_of(kind: type) -> str:
     """The name of a type, without asking its metaclass, which may be anybody's."""
-    return shortened(_NAME(kind))
+    name = _NAME(kind)
+    if getattr(builtins, name, kind) is kind:
+        return shortened(name)
+    # numpy.bool is not the bool that may be stored.
+    module = _MODULE(kind)
+    return shortened(f"{module}.{name}" if type(module) is str else name)
 
 
 def shortened(text: str) -> str:
@@ -476,6 +482,7 @@ def shortened(text: str) -> str:
 #: Python writes out no int of more digits than a limit that can be set, and takes long for one that is long.
 _LONGEST_INT: Final = 1024
 _NAME: Final = vars(type)["__name__"].__get__
+_MODULE: Final = vars(type)["__module__"].__get__
 _MRO: Final = vars(type)["__mro__"].__get__
 _MEMBERS: Final = vars(type)["__dict__"].__get__
 
@@ -493,6 +500,12 @@ def _conversion(kind: type) -> str:
 
     if kind is bytearray or kind is memoryview:
         return "convert it with bytes(value)"
+    if "__await__" in members:
+        return "await it, and store what it gives"
+    if "to_pydatetime" in members:
+        return "convert it with value.to_pydatetime()"
+    if "readlines" in members:
+        return "store what is in it, or its path"
     if extends(enum.Enum):
         return "store value.value"
     if extends(pathlib.PurePath):
@@ -505,6 +518,8 @@ def _conversion(kind: type) -> str:
         return f"convert it with dataclasses.asdict(value), {_ANNOTATE}"
     if "tolist" in members:
         return "convert it with value.tolist()"
+    if {"to_dict", "iloc"} <= members:
+        return "convert it with value.to_dict()"
     for base in (str, bytes, int, float, list, tuple, set, frozenset, decimal.Decimal, uuid.UUID):
         if extends(base):
             return f"convert it with {base.__name__}(value)"

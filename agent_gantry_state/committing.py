@@ -208,10 +208,12 @@ class Part:
                 if view.held is held and (unfit := view.unfit(rebased, snapshot)) is not None:
                     misfits.setdefault(scope, []).extend(unfit.fields or (*rebased.puts, *rebased.deletes))
                     problems.append(unfit)
+        reruns = any(held.want.terms.reruns for held, _ in self.made)
         if misfits and not conflicts:
-            raise conflict(misfits, False, problems[0].problem) from problems[0]
+            raise conflict(misfits, False, problems[0].problem, reruns=reruns) from problems[0]
         if conflicts:
-            raise conflict(conflicts, strict) from (causes[0] if causes else None)
+            cause = causes[0] if causes else None
+            raise conflict(conflicts, strict, cause=cause, reruns=reruns) from cause
         self.pending = pending
         bases = [held.memory._base.entire for held, _ in self.made]
         self.before = [known(base, snapshot) for base, snapshot in zip(bases, snapshots, strict=True)]

@@ -37,16 +37,16 @@ def default_of(
         if not callable(factory):
             raise DeclarationError(f"{where}: default_factory must be callable, not a {type(factory).__name__}")
         make = factory
-        return lambda: _snapshot(f"{where}: default_factory", make(), keys)
+        return lambda: _snapshot(f"{where}: default_factory", make(), keys, "give")
     if default is None:
         return None
     snapshot = _snapshot(f"{where}: default", default, keys)
     return lambda: snapshot
 
 
-def _snapshot(what: str, default: Any, keys: tuple[str, ...] | None) -> Snapshot:
+def _snapshot(what: str, default: Any, keys: tuple[str, ...] | None, verb: str = "be") -> Snapshot:
     if not isinstance(default, Mapping):
-        raise DeclarationError(f"{what} must be a dict, not {type(default).__name__}")
+        raise DeclarationError(f"{what} must {verb} a dict, not {type(default).__name__}")
     values: dict[str, Any] = {}
     packed: dict[str, bytes] = {}
     for key, value in default.items():

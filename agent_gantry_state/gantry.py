@@ -6,6 +6,7 @@ agent-gantry's own class in `integrations` is the other.
 
 from __future__ import annotations
 
+import inspect
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar, overl
 from agent_gantry_state.binding import bound
 from agent_gantry_state.blocks import Independent, MemoryBlock, Override, SessionBlock
 from agent_gantry_state.bridge import Bridge
+from agent_gantry_state.codec import shortened
 from agent_gantry_state.compartments import is_reserved
 from agent_gantry_state.defaults import default_of
 from agent_gantry_state.errors import DeclarationError, MissingIdentityError
@@ -24,7 +26,7 @@ from agent_gantry_state.holding import Want
 from agent_gantry_state.injection.plan import Declaration, Kind
 from agent_gantry_state.injection.tool import Tool, decorate
 from agent_gantry_state.memory import Memory
-from agent_gantry_state.merge import Merge
+from agent_gantry_state.merge import Merge, newest
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.nesting import unit_around
 from agent_gantry_state.prompt import Redaction, prompt_text
@@ -120,7 +122,8 @@ class Stateful:
     ) -> None:
         identity = Identity(session, user) if session is not None or user is not None else None
         observers = observers_of(on_commit, on_conflict)
-        self._wiring = Wiring(store, app, identity, tuple(resolvers), scopes or {}, observers, partial_commits)
+        asked = _several("resolvers", resolvers)
+        self._wiring = Wiring(store, app, identity, asked, {} if scopes is None else scopes, observers, partial_commits)
         self._known = lru_cache(_KNOWN_IDENTITIES)(Identity)
 
     @overload
@@ -342,11 +345,11 @@ class Stateful:
         if slides and chosen is KEEP:
             raise DeclarationError(f"{where}: sliding=True needs a ttl (seconds), here or in the scope")
         if not isinstance(into, str) or not into.isidentifier():
-            raise DeclarationError(f"{where}: into must be the name of a parameter")
+            raise DeclarationError(f'{where}: into must be the name of a parameter, into="memory", not {_given(into)}')
         if on_conflict not in ("raise", "retry"):
-            raise DeclarationError(f'{where}: on_conflict must be "raise" or "retry", not {on_conflict!r}')
+            raise DeclarationError(f'{where}: on_conflict must be "raise" or "retry", not {_given(on_conflict)}')
         if isolation not in ("snapshot", "serializable"):
-            raise DeclarationError(f'{where}: isolation must be "snapshot" or "serializable", not {isolation!r}')
+            raise DeclarationError(f'{where}: isolation must be "snapshot" or "serializable", not {_given(isolation)}')
         if not isinstance(exclusive, bool):
             raise DeclarationError(f"{where}: exclusive must be True or False, not {type(exclusive).__name__}")
         if not isinstance(private, bool):
@@ -354,14 +357,10 @@ class Stateful:
         if not isinstance(read_only, bool):
             raise DeclarationError(f"{where}: read_only must be True or False, not {type(read_only).__name__}")
         if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-            raise DeclarationError(f"{where}: retries must be an int of at least 0")
+            raise DeclarationError(f"{where}: retries must be an int of at least 0, not {_given(retries)}")
         if name is not None and (not isinstance(name, str) or not name):
             raise DeclarationError(f"{where}: name must be a str that is not empty, not {type(name).__name__}")
-        if merge is not None and not isinstance(merge, Mapping):
-            raise DeclarationError(f"{where}: merge must map str keys to functions, not be a {type(merge).__name__}")
-        for key, function in (merge or {}).items():
-            if not isinstance(key, str) or not callable(function):
-                raise DeclarationError(f"{where}: merge must map str keys to functions; {key!r} does not")
+        _check_merge(where, merge)
         named = None if keys is None else _key_names(where, keys)
         if named is not None and (unknown := set(merge or {}).difference(named)):
             raise DeclarationError(f"{where}: merge names {min(unknown)!r}, which is none of keys")
@@ -498,10 +497,12 @@ class Stateful:
             A block for `with` and `async with`, whose ``as`` gives the `Memory`.
 
         Raises:
+            DeclarationError: *scope* or *merge* is none.
             MissingIdentityError: On entering, if the scope depends on something that is not given.
         """
         wiring = self._wiring
-        wiring.check_scope(scope)
+        wiring.check_scope(scope, "gantry.memory")
+        _check_merge("gantry.memory", merge)
         stated = _stated(session, user, conversation, keys)
         terms = replace(wiring.terms(scope), merges=dict(merge or {}))
 
@@ -673,7 +674,7 @@ class Stateful:
 
     def _forgetting(self, scope: str, tool: str | None, stated: Identity | None) -> tuple[Bridge, Steps[None]]:
         wiring = self._wiring
-        wiring.check_scope(scope)
+        wiring.check_scope(scope, "gantry.forget")
         settings = wiring.settings
         identity = stated or settings.caller()
         namespace = resolve(scope, tool, identity, wiring.app, settings.resolvers, wiring.scopes)
@@ -711,12 +712,15 @@ class Stateful:
             keys: Further identity keys.
 
         Raises:
+            TypeError: An argument is of the wrong type.
             ValueError: On entering, if *clock* is given and one of the stores goes by its own.
             StoreURLError: *store* is a URL that names no store.
         """
         bridge = None if store is None else open_bridge(store)
-        swapped = None if resolvers is None else tuple(resolvers)
+        swapped = None if resolvers is None else _several("override: resolvers", resolvers)
         check_resolvers(swapped or ())
+        if clock is not None and not callable(clock):
+            raise TypeError(f"override: clock must be a function that gives the time in seconds, not {type(clock).__name__}")
         layer = Layer(bridge, swapped, clock)
         given = {"user": user, "conversation": conversation, **keys}
         identity: Callable[[], Identity] | None = None
@@ -730,6 +734,61 @@ class Stateful:
 
     def _refuse_decoration(self, fn: Any) -> None:
         """Refuse a function that this gantry cannot decorate any more."""
+
+
+def _several(what: str, resolvers: Any) -> tuple[Any, ...]:
+    """The resolvers that somebody gives.
+
+    Raises:
+        TypeError: It is one by itself, or none.
+    """
+    if not isinstance(resolvers, Iterable):
+        raise TypeError(f"{what} must be a list of them, [...], not {type(resolvers).__name__}")
+    return tuple(resolvers)
+
+
+def _given(value: Any) -> str:
+    """What an option was given, for an error: a word as it stands, of anything else the type."""
+    return shortened(repr(value)) if type(value) in (str, int, float, bool) else type(value).__name__
+
+
+def _check_merge(where: str, merge: Any) -> None:
+    """Refuse what cannot merge keys.
+
+    Raises:
+        DeclarationError: It maps no names to functions of base, theirs and ours.
+    """
+    if merge is not None and not isinstance(merge, Mapping):
+        raise DeclarationError(
+            f'{where}: merge must map str keys to functions, merge={{"count": merge.add}}, not be a {type(merge).__name__}'
+        )
+    for key, function in (merge or {}).items():
+        if not isinstance(key, str):
+            raise DeclarationError(
+                f"{where}: merge must map str keys to functions; one of type {type(key).__name__} is no key"
+            )
+        name = shortened(repr(key))
+        if not callable(function):
+            raise DeclarationError(
+                f"{where}: merge must map str keys to functions; {name} does not: give it one of "
+                f"agent_gantry_state.merge or your own, not {type(function).__name__}"
+            )
+        if not _takes_three(function):
+            raise DeclarationError(
+                f"{where}: merge must map str keys to functions of base, theirs and ours; that of {name} does not take three"
+                + (", but gives one that does: merge.newest(count)" if function is newest else "")
+            )
+
+
+def _takes_three(function: Any) -> bool:
+    try:
+        inspect.signature(function).bind(None, None, None)
+    except TypeError:
+        return False
+    except ValueError:
+        # A built-in one may tell nothing of itself.
+        return True
+    return True
 
 
 def _key_names(where: str, keys: Any) -> tuple[str, ...]:
@@ -774,7 +833,7 @@ def _scopes(wiring: Wiring, where: str, scope: Any) -> tuple[str, ...]:
     else:
         scope = (scope,)
     for position, name in enumerate(scope):
-        wiring.check_scope(name)
+        wiring.check_scope(name, where)
         if name in scope[:position]:
             raise DeclarationError(f"{where}: scope names {name!r} twice")
     return tuple(scope)

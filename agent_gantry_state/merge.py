@@ -65,6 +65,10 @@ class Conflict(Exception):
     """Both sides changed the same thing. A declared merge may raise it, too."""
 
 
+class Unfit(Conflict):
+    """A conflict of values of the wrong kinds. Its words are ours, and hold no value."""
+
+
 def three_way(base: Any, theirs: Any, ours: Any, reruns: bool = False) -> Any:
     """Merge what is safe to merge.
 
@@ -187,7 +191,7 @@ def add(base: Any, theirs: Any, ours: Any) -> Any:
     before, there, here = (0 if side is ABSENT else side for side in (base, theirs, ours))
     for side in (before, there, here):
         if not is_number(side):
-            raise Conflict(f"merge.add needs numbers, not {type(side).__name__}")
+            raise Unfit(f"merge.add needs numbers, not {type(side).__name__}")
     return there + (here - before)
 
 
@@ -218,7 +222,7 @@ def union(base: Any, theirs: Any, ours: Any) -> Any:
         return ours if theirs is ABSENT else theirs
     kind = type(ours)
     if kind is not type(theirs) or kind not in _CONTAINERS:
-        raise Conflict("merge.union needs two sets, two lists or two dicts")
+        raise Unfit("merge.union needs two sets, two lists or two dicts")
     if kind is dict:
         return {**theirs, **ours}
     return kind({codec.pack(item): item for item in (*theirs, *ours)}.values())
@@ -240,7 +244,7 @@ def newest(count: int) -> Merge:
         before, there, here = ([] if side is ABSENT else side for side in (base, theirs, ours))
         for side in (before, there, here):
             if type(side) is not list:
-                raise Conflict(f"merge.newest needs lists, not {type(side).__name__}")
+                raise Unfit(f"merge.newest needs lists, not {type(side).__name__}")
         return (there + here[_overlap(before, here) :])[-count:]
 
     return merge

@@ -16,7 +16,7 @@ from agent_gantry_state.codec import shortened
 from agent_gantry_state.compartments import all_known_as
 from agent_gantry_state.errors import MemoryConflictError, MemoryErasedError, UnstorableValueError
 from agent_gantry_state.memory import Changes, Memory
-from agent_gantry_state.merge import ABSENT, Conflict
+from agent_gantry_state.merge import ABSENT, Conflict, Unfit
 from agent_gantry_state.stores.protocol import KEEP, UNSHARED, Change, Put, Snapshot
 
 __all__ = ["Rebase", "conflict", "erased", "is_erased"]
@@ -223,17 +223,25 @@ def _unchanged(base: Any, side: Any) -> bool:
 def _add(theirs: Any, n: Any) -> Any:
     current = 0 if theirs is ABSENT else theirs
     if not merge.is_number(current):
-        raise Conflict(f"another call made it a {type(current).__name__}, which cannot be added to")
+        raise Unfit(f"another call made it a {type(current).__name__}, which cannot be added to")
     return current + n
 
 
-def conflict(by_scope: dict[str, list[str]], serializable: bool, unfit: str = "") -> MemoryConflictError:
+def conflict(
+    by_scope: dict[str, list[str]],
+    serializable: bool,
+    unfit: str = "",
+    cause: BaseException | None = None,
+    reruns: bool = False,
+) -> MemoryConflictError:
     """The error of a call that cannot commit.
 
     Args:
         by_scope: For each scope the keys that stand in the way, as far as they are known.
         serializable: Whether it was what the call read that had to stay as it was: then no merge would have helped.
         unfit: What is wrong where all could be merged, but not to something that the tool may see.
+        cause: What came of merging one of the keys.
+        reruns: Whether the body runs again after a conflict.
     """
     by_scope = {scope: all_known_as(keys) for scope, keys in by_scope.items()}
     known = {scope: keys for scope, keys in by_scope.items() if keys}
@@ -242,23 +250,45 @@ def conflict(by_scope: dict[str, list[str]], serializable: bool, unfit: str = ""
     if unfit:
         return MemoryConflictError(
             f"{where}: what this call wrote does not go with what another one wrote meanwhile ({unfit}), so that nothing "
-            'was written. Have the tool run again, with on_conflict="retry".',
+            f"was written. {_again(reruns)}.",
             by_scope=by_scope,
         )
     many = sum(map(len, known.values())) > 1
     told = (
-        f"{where} {'were' if many else 'was'} changed by another call since this one read {'them' if many else 'it'}, so "
-        "that nothing was written. "
+        f"{where} {'were' if many else 'was'} changed by another call since this one read {'them' if many else 'it'}"
+        f"{_why(cause, many)}, so that nothing was written. "
     )
+    how = _again(reruns)
     if serializable:
-        told += 'Have the tool run again, with on_conflict="retry".'
+        return MemoryConflictError(f"{told}{how}.", by_scope=by_scope)
+    if cause is not None and not isinstance(cause, Conflict):
+        told += "Mend that merge"
     else:
         key = shortened(repr(next(iter(known.values()))[0]))
         told += (
-            f"Declare how to merge, with_memory(merge={{{key}: ...}}) with a function of agent_gantry_state.merge or your "
-            'own, or have the tool run again with on_conflict="retry".'
+            f"Declare how to merge, with_memory(merge={{{key}: ...}}) with a function of agent_gantry_state.merge or one of "
+            "your own"
         )
+    told += f". {how}." if reruns else f", or {how[0].lower()}{how[1:]}."
     return MemoryConflictError(told, by_scope=by_scope)
+
+
+def _again(reruns: bool) -> str:
+    if reruns:
+        return "It runs again no more often than retries= allows: raise that, or have fewer calls at once write to it"
+    return 'Have the tool run again with on_conflict="retry"'
+
+
+def _why(cause: BaseException | None, many: bool) -> str:
+    """What came of merging, in brackets. A user's own words may hold a value, and are not repeated."""
+    one = "of one of them" if many else "declared for it"
+    if isinstance(cause, Unfit):
+        return f" ({cause})"
+    if isinstance(cause, UnstorableValueError):
+        return f" (the merge {one} gave a value that cannot be stored)"
+    if cause is None or isinstance(cause, Conflict):
+        return ""
+    return f" (the merge {one} failed with {type(cause).__name__})"
 
 
 def _named(keys: list[str]) -> str:

@@ -8,6 +8,7 @@ An identity resolver answers another question: who calls, as the framework knows
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -79,8 +80,7 @@ def identify(resolvers: Iterable[IdentityResolver]) -> Identity | None:
             continue
         if not isinstance(identity, Identity):
             raise ResolverError(
-                f"resolver {_name(resolver)} must say who calls with an Identity(...) or None, "
-                f"not {type(identity).__name__}",
+                f"resolver {_name(resolver)} must say who calls with an Identity(...) or None, not {_answer(identity)}",
                 scope=None,
             )
         return identity
@@ -146,7 +146,7 @@ def resolve(
         if not isinstance(namespace, Namespace):
             raise ResolverError(
                 f"resolver {_name(resolver)} must answer scope {scope!r} with a Namespace(scope=, id=) or None, "
-                f"not {type(namespace).__name__}",
+                f"not {_answer(namespace)}",
                 scope=scope,
             )
         return Namespace(namespace.scope, namespace.id, app)
@@ -173,20 +173,36 @@ def _missing(scope: str, request: Request, declared: Iterable[str]) -> MissingId
     import difflib
 
     near = difflib.get_close_matches(scope, known - {scope}, 1) if scope not in BUILT_IN_SCOPES else []
-    hint = f" Or did you mean scope={near[0]!r}?" if near and scope not in declared else ""
+    hint = f"; did you mean scope={near[0]!r}? If not, give" if near and scope not in declared else ". Give"
+    others = set(request.identity.keys).difference(BUILT_IN_SCOPES)
+    misspelt = difflib.get_close_matches(scope, others - {scope}, 1)
     if scope == "session":
         return MissingIdentityError(
             "no session is known here. Open one around the call, `with gantry.session(...):` (or `async with`), or, in a "
             'program with a single user, say so once: AgentGantry(session="local").' + _of_threads(request.identity),
             scope=scope,
         )
-    give = f'{scope}="..."'
+    give = f'{scope}="..."' if scope.isidentifier() else f'**{{{scope!r}: "..."}}'
     once = f"AgentGantry({give})" if scope == "user" else "a resolver of your own, AgentGantry(resolvers=[...])"
+    more = ""
+    if misspelt and not near:
+        more = f" The identity has a {misspelt[0]}: did you mean {give}?"
+    elif not near and scope not in known:
+        more = f" Built in are {', '.join(BUILT_IN_SCOPES)}; an id is no scope, and given by name, session=... or user=...."
     return MissingIdentityError(
-        f"no {scope} is known here. Give it with the session, `with gantry.session(..., {give}):` (or `async with`), "
-        f"or with {once}.{hint}{_of_threads(request.identity)}",
+        f"no {scope} is known here{hint} it with the session, `with gantry.session(..., {give}):` (or `async with`), "
+        f"or with {once}.{more}{_of_threads(request.identity)}",
         scope=scope,
     )
+
+
+def _answer(answer: object) -> str:
+    """What a resolver gave, by its type: it may be an id."""
+    if inspect.iscoroutine(answer):
+        # It is not waited for, and Python need not warn of it as well.
+        answer.close()
+        return "a coroutine: it is asked where nothing can wait, so make it a plain function"
+    return type(answer).__name__
 
 
 def _name(resolver: object) -> str:

@@ -152,6 +152,12 @@ def _plain_name(text: str) -> bool:
     return isinstance(node, (ast.Name, ast.Attribute)) and ast.unparse(node).rpartition(".")[2] in _PLAIN_NAMES
 
 
+_OTHERS = {
+    **dict.fromkeys(("Session", "SyncSession"), "a session is given by with_session"),
+    **dict.fromkeys(("ExecutionContext", "SyncExecutionContext"), "a context is given by with_context"),
+}
+
+
 def _refused(where: str, hint: Any) -> DeclarationError:
     cls = _unwrapped(hint)[0]
     hints = {
@@ -160,7 +166,9 @@ def _refused(where: str, hint: Any) -> DeclarationError:
         "__struct_fields__": "a Struct of msgspec is not known: make it a dataclass or a pydantic model",
         "__fields__": "a model of pydantic 1 is not known: make it one of pydantic 2",
     }
-    why = next((text for attribute, text in hints.items() if hasattr(cls, attribute)), None)
+    why = next(
+        (text for attribute, text in hints.items() if hasattr(cls, attribute)), _OTHERS.get(getattr(cls, "__name__", ""))
+    )
     shown = cls.__name__ if isinstance(cls, type) else str(cls).replace("typing.", "")
     return DeclarationError(f"{where}: {_WHAT_MAY_STAND}, not as {shown}" + (f"; {why}" if why else ""))
 

@@ -44,6 +44,7 @@ _SPEAKING = frozenset(
     }
 )  # fmt: skip
 _SHOWN_PROBLEMS = 3
+_STORED = "what is stored"
 #: In a schema of pydantic's: what stands for a class or its fields, and what is beside the validation.
 _CLASSES = frozenset({"dataclass", "dataclass-args", "definition-ref", "model", "model-fields", "typed-dict"})
 _NO_VALIDATION = frozenset({"config", "default", "metadata", "serialization"})
@@ -172,7 +173,7 @@ class Shape:
         Raises:
             MemoryValidationError: They do not fit.
         """
-        return self._validate(values, "what is stored")
+        return self._validate(values, _STORED)
 
     def check(self, values: Mapping[str, Any]) -> None:
         """Refuse values that would not load: what several calls wrote, merged.
@@ -260,8 +261,8 @@ class Shape:
         for key in state:
             if type(key) is not str or key not in self.fields:
                 raise UndeclaredKeyError(
-                    f"{self.scope} memory: key {_key(key)} was written, but {self._declared.name} does not declare it; "
-                    "nothing was written",
+                    f"{self.scope} memory: key {_key(key)} was written, but {self._declared.name} does not declare it, "
+                    "so that nothing was written; add it there, or leave it out",
                     key=shortened(key if type(key) is str else codec.shown(key)),
                     scope=self.scope,
                 )
@@ -331,8 +332,11 @@ class Shape:
         shown = list(dict.fromkeys(text for _, text in problems))
         more = len(shown) - _SHOWN_PROBLEMS
         problem = "; ".join(shown[:_SHOWN_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
+        how = ""
+        if what == _STORED:
+            how = f". Let {self._declared.name} take it, or correct what is stored, with gantry.memory(...)"
         return MemoryValidationError(
-            f"{self.scope} memory: {what} does not fit {self._declared.name}: {problem}; nothing was written",
+            f"{self.scope} memory: {what} does not fit {self._declared.name}: {problem}; nothing was written{how}",
             scope=self.scope,
             fields=dict.fromkeys(field for field, _ in problems if field),
             problem=problem,

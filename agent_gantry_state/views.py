@@ -414,7 +414,8 @@ class View:
         rebase = Rebase(memory, changes, change, there, memory._now, born=there.born)
         change = rebase.run()
         if rebase.conflicts:
-            raise conflict({self.terms.scope: rebase.conflicts}, False) from (rebase.causes[0] if rebase.causes else None)
+            cause = rebase.causes[0] if rebase.causes else None
+            raise conflict({self.terms.scope: rebase.conflicts}, False, cause=cause, reruns=self.terms.reruns) from cause
         return change
 
     # What the terms say against it.

@@ -138,6 +138,10 @@ class Wiring:
         check_resolvers(resolvers)
         if not isinstance(partial_commits, bool):
             raise TypeError(f"partial_commits must be True or False, not {type(partial_commits).__name__}")
+        if not isinstance(scopes, Mapping):
+            raise TypeError(
+                f'scopes must map names to Scope(...), scopes={{"user": Scope(...)}}, not be of type {type(scopes).__name__}'
+            )
         self.app = app
         self.scopes = {name: scope if isinstance(scope, Scope) else Scope(store=scope) for name, scope in scopes.items()}
         self._lock = threading.Lock()
@@ -258,17 +262,26 @@ class Wiring:
             if self._names.get(name, _nothing)() is fn:
                 del self._names[name]
 
-    def check_scope(self, scope: str) -> None:
+    def check_scope(self, scope: str, where: str) -> None:
         """Refuse what cannot be the name of a scope.
+
+        Args:
+            scope: What was given.
+            where: To what, for the error.
 
         Raises:
             DeclarationError: It is no str, or empty.
         """
         if not isinstance(scope, str):
-            raise DeclarationError(f"scope must be a str, not {type(scope).__name__}")
+            how = ""
+            if isinstance(scope, Scope):
+                how = '; a Scope is declared with the gantry, scopes={"session": Scope(...)}, and then named'
+            elif isinstance(scope, (tuple, list)):
+                how = "; here it is one alone, and with_memory can have several"
+            raise DeclarationError(f"{where}: scope must be a str, not {type(scope).__name__}{how}")
         if not scope:
             raise DeclarationError(
-                f"scope must not be empty; built in are {', '.join(BUILT_IN_SCOPES)}, and any other name "
+                f"{where}: scope must not be empty; built in are {', '.join(BUILT_IN_SCOPES)}, and any other name "
                 "is the identity key of that name"
             )
 
@@ -330,7 +343,8 @@ def _open_all(store: Any, scopes: Mapping[str, Scope], partial: bool) -> Bridge:
         except BaseException as error:
             Several(main, elsewhere, partial).close()
             if isinstance(error, TypeError):
-                raise TypeError(f"scopes[{name!r}] must be a Scope(...), the URL of a store, or a store: {error}") from error
+                how = "a ttl is given as Scope(ttl=...)" if isinstance(where, (int, float)) else error
+                raise TypeError(f"scopes[{name!r}] must be a Scope(...), the URL of a store, or a store: {how}") from error
             if isinstance(error, StoreURLError):
                 error.args = (f"scopes[{name!r}]: {error}",)
             raise

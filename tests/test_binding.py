@@ -275,7 +275,7 @@ def test_generator_function_without_memory_is_refused(gantry, fn):
 
 
 def test_what_cannot_be_called_is_refused(gantry):
-    with gantry.session("s1"), pytest.raises(TypeError, match="bind: a function is needed, not a list"):
+    with gantry.session("s1"), pytest.raises(TypeError, match="bind: a function is needed, not list"):
         gantry.bind([])
 
 

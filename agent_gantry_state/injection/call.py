@@ -32,6 +32,7 @@ __all__ = [
     "call",
     "finish_later",
     "generate",
+    "refuse_surplus",
     "runner",
     "warn_of_generator",
 ]
@@ -72,8 +73,9 @@ def call(plan: Plan, fn: Callable[..., Any], shift: int, args: tuple[Any, ...], 
             attempt += 1
             if _committed(plan, unit, attempt):
                 return result
-        except BaseException:
+        except BaseException as error:
             abandon(unit)
+            refuse_surplus(plan, error, shift, args)
             raise
         abandon(unit)
         settings.bridge.run(_pause(attempt))
@@ -120,6 +122,7 @@ async def acall(
                 return result
         except BaseException as error:
             await aabandon(unit, error)
+            refuse_surplus(plan, error, shift, args)
             raise
         await aabandon(unit)
         await settings.bridge.arun(_pause(attempt))
@@ -327,6 +330,19 @@ async def finish_later(
 
 async def _called_and_awaited(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     return await fn(*args, **kwargs)
+
+
+def refuse_surplus(plan: Plan, error: BaseException, shift: int, args: tuple[Any, ...]) -> None:
+    """Refuse a surplus of arguments in words of our own, where it is what *error* says: that no body has been entered.
+
+    Raises:
+        TypeError: There is one.
+    """
+    if type(error) is TypeError and (here := error.__traceback__) is not None and here.tb_next is None:
+        try:
+            plan.refuse_surplus(shift, args)
+        except TypeError as ours:
+            raise ours from None
 
 
 def warn_of_generator(plan: Plan) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import difflib
 import functools
 import inspect
 import itertools
@@ -19,7 +20,7 @@ from agent_gantry_state.context import ExecutionContext, SyncExecutionContext
 from agent_gantry_state.errors import DeclarationError, InjectedArgumentError, MissingIdentityError
 from agent_gantry_state.holding import Want
 from agent_gantry_state.injection.docstring import without_parameters
-from agent_gantry_state.memory import Terms
+from agent_gantry_state.memory import Memory, Terms
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.nesting import unit_around
 from agent_gantry_state.resolvers import resolve
@@ -31,7 +32,7 @@ from agent_gantry_state.wiring import Settings, Wiring
 if TYPE_CHECKING:
     from agent_gantry_state.typed import Shape
 
-__all__ = ["Declaration", "Kind", "Opened", "Plan", "stateful_parameters"]
+__all__ = ["Declaration", "Kind", "Opened", "Plan", "stateful_parameters", "takes_memory_itself"]
 
 Kind = Literal["memory", "context", "session"]
 #: For what is not a dict: what an async tool gets, and a sync one.
@@ -234,9 +235,11 @@ class Plan:
         parameter = self._parameters.get(into)
         if parameter is None:
             shown = ", ".join(self._parameters) or "none"
+            near = difflib.get_close_matches(into, self._parameters, 1)
+            named = repr(near[0]) if near else "..."
             raise DeclarationError(
                 f"{self.label} has no parameter {into!r} for the {kind} (its parameters: {shown}); "
-                f"add one, `{into}: {wanted}`, or name the one to use, with_{kind}(into=...)"
+                f"add one, `{into}: {wanted}`, or name the one to use, with_{kind}(into={named})"
             )
         if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
             raise DeclarationError(
@@ -259,7 +262,8 @@ class Plan:
         """
         if wiring is not self.wiring:
             raise DeclarationError(
-                f"{self.label}: stacked decorators must be of one gantry, for a tool's memories are committed together"
+                f"{self.label}: stacked decorators must be of one gantry, for a tool's memories are committed together; "
+                "use the same gantry in all of them"
             )
         if declaration.into in self.injected:
             raise DeclarationError(
@@ -340,7 +344,26 @@ class Plan:
         Raises:
             TypeError: They do not.
         """
+        self.refuse_surplus(shift, args)
         self.signature().bind(*(None,) * shift, *args, **kwargs)
+
+    def refuse_surplus(self, shift: int, args: tuple[Any, ...]) -> None:
+        """Refuse more positional arguments than the tool takes: Python would count what is injected among them.
+
+        Raises:
+            TypeError: There are more.
+        """
+        kinds = [parameter.kind for name, parameter in self._parameters.items() if name not in self.injected]
+        if inspect.Parameter.VAR_POSITIONAL in kinds:
+            return
+        most = sum(kind in _POSITIONAL for kind in kinds) - shift
+        if len(args) > most:
+            injected = " and ".join(map(repr, sorted(self.injected)))
+            rest = "is injected, so leave it out" if len(self.injected) == 1 else "are injected, so leave them out"
+            raise TypeError(
+                f"{self.label}() takes at most {most} positional argument{'' if most == 1 else 's'} from its caller, not "
+                f"{len(args)}: {injected} {rest}"
+            )
 
     def locate(self, scope: str, settings: Settings, identity: Identity | None) -> Namespace:
         """The namespace of a scope, for one caller.
@@ -533,6 +556,21 @@ def stateful_parameters(fn: Any) -> dict[str, Kind]:
     return found
 
 
+def takes_memory_itself(fn: Any) -> bool:
+    """Whether a function has a parameter that looks like an injected memory and is none."""
+    target = fn.__func__ if isinstance(fn, (classmethod, staticmethod)) else fn
+    try:
+        parameter = _signature(target).parameters.get("memory")
+    except (TypeError, ValueError):
+        return False
+    if parameter is None or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        return False
+    hint = parameter.annotation
+    if isinstance(hint, str):
+        return hint.partition("[")[0].rpartition(".")[2] in ("dict", "Dict", "Memory")
+    return hint is parameter.empty or (typing.get_origin(hint) or hint) in (dict, Memory)
+
+
 def _asked_for(parameter: inspect.Parameter, fn: Any) -> type[Any] | None:
     """The context or session class that a parameter of *fn* is annotated with, if it is one.
 
@@ -594,7 +632,16 @@ def _code_owner(target: Any) -> Any:
 
 def _refuse_unfit(target: Any, label: str) -> None:
     if not callable(target):
-        raise DeclarationError(f"only a function can be given a memory, not {type(target).__name__}")
+        what = type(target).__name__
+        if isinstance(target, str) or (isinstance(target, (tuple, list)) and all(isinstance(each, str) for each in target)):
+            how = "a scope is given by name, with_memory(scope=...)"
+        elif isinstance(target, property):
+            how = "put property above with_memory"
+        elif inspect.isawaitable(target):
+            how = "decorate the function, without calling it"
+        else:
+            how = "put with_memory above a function, and its options by name"
+        raise DeclarationError(f"only a function can be given a memory, not {what}: {how}")
     if isinstance(target, type):
         raise DeclarationError(f"only a function can be given a memory; {label} is a class, so decorate one of its methods")
     if hasattr(target, "tool_spec"):

@@ -25,6 +25,7 @@ from agent_gantry_state.injection.call import (
     acall,
     call,
     finish_later,
+    refuse_surplus,
     runner,
     warn_of_generator,
 )
@@ -55,6 +56,7 @@ def caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
         async def awaited(*args: Any, **kwargs: Any) -> Any:
             return await acall(plan, fn, 0, args, kwargs)
 
+        awaited.__qualname__ = plan.label
         return awaited
 
     def called(*args: Any, **kwargs: Any) -> Any:
@@ -125,9 +127,10 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
             else:
                 kwargs[into] = memory
                 result = fn(*args, **kwargs)
-        except BaseException:
+        except BaseException as error:
             if (unit := _fail_short(frame, token)) is not None:
                 abandon(unit)
+            refuse_surplus(plan, error, 0, args)
             raise
         try:
             reset(token)
@@ -214,6 +217,7 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
         except BaseException as error:
             if (unit := _fail_short(frame, token)) is not None:
                 await aabandon(unit, error)
+            refuse_surplus(plan, error, 0, args)
             raise
         try:
             reset(token)
@@ -241,6 +245,8 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
             frame[3].end(_LANDED)
         return result
 
+    # What Python names in its warning, where somebody has forgotten the await.
+    called.__qualname__ = plan.label
     return called
 
 

@@ -29,7 +29,7 @@ from agent_gantry_state.errors import DeclarationError, PartialCommitError, Stat
 from agent_gantry_state.events import Callback
 from agent_gantry_state.gantry import Stateful
 from agent_gantry_state.injection.call import acall
-from agent_gantry_state.injection.plan import Kind, Plan, stateful_parameters
+from agent_gantry_state.injection.plan import Kind, Plan, stateful_parameters, takes_memory_itself
 from agent_gantry_state.injection.tool import BoundTool, Tool
 from agent_gantry_state.integrations.a2a import A2AIdentity
 from agent_gantry_state.integrations.incoming import Connection
@@ -362,6 +362,14 @@ class AgentGantry(Stateful, _upstream.AgentGantry):
             raise DeclarationError(
                 f"{getattr(fn, '__qualname__', fn)} is registered with stateful=True and asks for nothing that has a state; "
                 "give it a parameter `session: Session`, `ctx: ExecutionContext`, or put with_memory above it"
+            )
+        if takes_memory_itself(fn):
+            # The model would be asked for it, and nothing be remembered.
+            warnings.warn(
+                f"{getattr(fn, '__qualname__', fn)} is registered without with_memory, so that a model is to give its "
+                "parameter 'memory'; put with_memory below register, or call the parameter something else",
+                StateWarning,
+                stacklevel=4,
             )
         return fn
 

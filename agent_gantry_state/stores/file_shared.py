@@ -234,8 +234,8 @@ class SharedDirectory:
             return False
         except FileNotFoundError:
             raise StoreUnavailableError(
-                f"there is no directory {str(self.path.parent)!r} for the file store's own: make it first, or correct the "
-                "URL (file:///relative/dir, file:////absolute/dir)",
+                f"there is no directory {self.path.parent.name!r} for the file store's own, {self.path.name!r}: make it "
+                "first, or correct the URL (file:///relative/dir, from the current directory; file:////absolute/dir)",
                 committed=False,
             ) from None
         return True

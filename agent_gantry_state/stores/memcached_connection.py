@@ -152,17 +152,18 @@ def failed(error: Exception, server: Server, connection: Connection | None, dead
     late = isinstance(error, TimeoutError) or time.monotonic() >= deadline
     if late or (connection is not None and connection.expired):
         what = "did not answer" if connection is not None else "could not be reached"
-        return StoreTimeoutError(f"memcached at {server.name} {what} in time", committed=committed)
+        return StoreTimeoutError(f"memcached at {server.shown} {what} in time", committed=committed)
     if isinstance(error, Disconnected) and connection is None:
         return StoreUnavailableError(
-            f"memcached at {server.name} closed the connection while it was greeted: is it a memcached?",
+            f"memcached at {server.shown} closed the connection while it was greeted: is it a memcached?",
             committed=committed,
         )
     if isinstance(error, Garbled):
-        return StoreError(f"what answers at {server.name} is no memcached", committed=committed)
+        return StoreError(f"what answers at {server.shown} is no memcached: see the store's URL", committed=committed)
     what = "closed the connection" if connection is not None else "cannot be reached"
     why = f" ({reason(error)})" if isinstance(error, OSError) and error.strerror else ""
-    return StoreUnavailableError(f"memcached at {server.name} {what}{why}", committed=committed)
+    see = "" if connection is not None else ": is it running, and is the store's URL right?"
+    return StoreUnavailableError(f"memcached at {server.shown} {what}{why}{see}", committed=committed)
 
 
 def _refusal(line: bytes) -> StoreError:
@@ -182,7 +183,7 @@ def _refusal(line: bytes) -> StoreError:
 def too_many(server: Server) -> StoreTimeoutError:
     """The error where every connection was in use for all of the time."""
     return StoreTimeoutError(
-        f"no connection to memcached at {server.name} was free in time: raise max_connections", committed=False
+        f"no connection to memcached at {server.shown} was free in time: raise max_connections", committed=False
     )
 
 

@@ -35,6 +35,8 @@ class Server:
         self.host, self.port = _address(name)
         #: As it is known to all processes that share it, so that they agree where a memory is.
         self.name = self.host if self.port is None else f"{self.host.lower()}:{self.port}"
+        #: How it is called in messages, which tell no path of this machine.
+        self.shown = f"socket {self.host.rpartition('/')[2]!r}" if self.port is None else self.name
         #: Tells a server that was restarted from itself before; None if it cannot be told.
         self.life: object = None
         #: Bytes that an item may have, with its key and what memcached adds; None if it is not known.

@@ -172,7 +172,7 @@ def driver(extra: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise MissingDriverError(
-            f"the driver for this store is not installed: pip install 'agent-gantry-state[{extra}]'", extra=extra
+            f"the driver of the {extra} store is not installed: pip install 'agent-gantry-state[{extra}]'", extra=extra
         ) from error
 
 

@@ -79,6 +79,8 @@ def crowded(limit: int) -> StoreTimeoutError:
 
 
 _QUOTED: Final = re.compile(' *".*"')
+#: The directory of a socket: a path of this machine.
+_SOCKET: Final = re.compile('on socket "[^"]*/')
 
 
 def no_connection(words: str) -> StoreError:
@@ -88,4 +90,6 @@ def no_connection(words: str) -> StoreError:
     if not said.startswith("connection to server"):
         # Of what it does not take libpq shows the value, which may be a piece of a password from a URL that was misread.
         said = _QUOTED.sub("", said).rstrip(" :")
+    else:
+        said = _SOCKET.sub(r'on socket "', said)
     return kind(f"PostgreSQL: no connection: {said or 'the server did not say why'}", committed=False)

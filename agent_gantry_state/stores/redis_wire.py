@@ -403,7 +403,14 @@ def unreachable(error: BaseException, node: Node) -> StoreError:
         )
     if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
         return StoreTimeoutError(f"there was no connection to Redis at {node.host}:{node.port} in time")
-    return StoreUnavailableError(f"there is no connection to Redis at {node.host}:{node.port}: {reason(error)}")
+    if isinstance(error, ssl.SSLError):
+        # In OpenSSL's words it is a wrong version, or a record too long.
+        why = f"it speaks no TLS ({error.reason or type(error).__name__}), for which redis:// stands in place of rediss://"
+        return StoreUnavailableError(f"there is no connection to Redis at {node.host}:{node.port}: maybe {why}")
+    return StoreUnavailableError(
+        f"there is no connection to Redis at {node.host}:{node.port}: {reason(error)}. Is it running, and is the store's "
+        "URL right?"
+    )
 
 
 _LATER: Final = "call again later"

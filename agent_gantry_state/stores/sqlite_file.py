@@ -468,8 +468,8 @@ class SQLiteFile:
                 ) from None
         except FileNotFoundError as error:
             raise StoreUnavailableError(
-                f"there is no directory {str(path.parent)!r} for the SQLite database: make it first, or correct the URL "
-                "(sqlite:///relative/path, sqlite:////absolute/path)"
+                f"there is no directory {path.parent.name!r} for the SQLite database {path.name!r}: make it first, or "
+                "correct the URL (sqlite:///relative/path, from the current directory; sqlite:////absolute/path)"
             ) from error
         except OSError as error:
             raise StoreUnavailableError(
@@ -676,14 +676,14 @@ def _is_busy(error: sqlite3.Error) -> bool:
 
 _WORDS: dict[int, tuple[type[StoreError], str]] = {
     _READONLY: (StoreError, "is read-only for this program: give it the right to write to the file and its directory"),
-    _IOERR: (StoreUnavailableError, "could not be read or written: the disk reports an error"),
+    _IOERR: (StoreUnavailableError, "could not be read or written: the disk reports an error; see the log of the system"),
     _CORRUPT: (StoreError, "is damaged: put a backup in its place, or see what `sqlite3 FILE .recover` can save"),
-    _FULL: (StoreUnavailableError, "could not be written to, for the disk is full"),
+    _FULL: (StoreUnavailableError, "could not be written to, for the disk is full: make room"),
     _CANTOPEN: (
         StoreUnavailableError,
         "could not be opened: see that its directory is there, and that this program may read and write in it",
     ),
-    _NOTADB: (StoreError, "is no database: the file holds something else, and was left as it is"),
+    _NOTADB: (StoreError, "is no database: its file holds something else, and was left as it is; name another file"),
 }
 
 

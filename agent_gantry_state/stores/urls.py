@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
@@ -40,6 +40,10 @@ _MODULES = {
 }
 
 
+#: They refuse what stands where others have a host, whatever it is.
+_WITHOUT_HOST = frozenset({"memory", "file", "sqlite"})
+
+
 @dataclass(frozen=True, slots=True)
 class StoreURL:
     """A store URL, taken apart. It shows no password, for it shows nothing but the scheme."""
@@ -62,7 +66,9 @@ class StoreURL:
             if name not in known:
                 # With an @ in it, this may be the rest of a password that holds a question mark.
                 shown = "like one that is given" if "@" in self.parts.query else repr(name)
-                raise StoreURLError(f"{scheme}:// has no option {shown}; it knows {', '.join(sorted(known)) or 'none'}")
+                near = [] if "@" in self.parts.query else _near(name, known)
+                hint = f"did you mean {near[0]}? It" if near else "it"
+                raise StoreURLError(f"{scheme}:// has no option {shown}; {hint} knows {', '.join(sorted(known)) or 'none'}")
             result[name] = _converted(known[name], text)
             if result[name] is _INVALID:
                 convert = known[name]
@@ -102,12 +108,19 @@ def open_store(url: str) -> Any:
     if parts is _INVALID:
         raise StoreURLError(f"a store URL is malformed: its host cannot be read; {_ESCAPES}")
     if not parts.scheme or "://" not in url:
-        raise StoreURLError("a store is named by a URL such as memory://, or given as an object; this is neither")
+        # Nothing of the text is shown: it may hold a password.
+        scheme = url.partition(":")[0].strip().lower()
+        how = (
+            f"begin it with {scheme}://"
+            if scheme in _MODULES
+            else "such as memory://, sqlite:///state.db, redis://localhost"
+        )
+        raise StoreURLError(f"a store is named by a URL, or given as an object, and this is neither: {how}")
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     options = dict(pairs)
     if len(options) < len(pairs):
         raise StoreURLError(f"{parts.scheme}://: each option can be given once")
-    if parts.netloc and parts.scheme in _MODULES:
+    if parts.netloc and parts.scheme in _MODULES and parts.scheme not in _WITHOUT_HOST:
         _refuse_misread(parts, options)
     return _scheme(parts.scheme)(StoreURL(parts, options))
 
@@ -128,7 +141,15 @@ def _refuse_misread(parts: SplitResult, options: Mapping[str, str]) -> None:
     """Refuse a URL that cannot be meant as it reads: a part of a password would be taken for something that is shown."""
     port = _converted(lambda _: parts.port, "") if "," not in parts.netloc else None
     if port is _INVALID or parts.fragment or "@" in parts.path or any("@" in name for name in options):
-        raise StoreURLError(f"a {parts.scheme}:// URL is malformed: its port is no number, or {_ESCAPES}")
+        raise StoreURLError(f"a {parts.scheme}:// URL is malformed: its port is no number up to 65535, or {_ESCAPES}")
+
+
+def _near(name: str, known: Iterable[str]) -> list[str]:
+    """The one of *known* that was perhaps meant, if there is one."""
+    # Only an error needs it.
+    import difflib
+
+    return difflib.get_close_matches(name, known, 1)
 
 
 def _scheme(scheme: str) -> Callable[[StoreURL], Any]:
@@ -138,8 +159,6 @@ def _scheme(scheme: str) -> Callable[[StoreURL], Any]:
     if scheme in registered:
         return registered[scheme].load()  # type: ignore[no-any-return]
     known = sorted({*_MODULES, *registered})
-    import difflib
-
-    near = difflib.get_close_matches(scheme, known, 1)
-    hint = f"did you mean {near[0]}://? " if near else ""
-    raise StoreURLError(f"no store is known for {scheme}://; {hint}Known: {', '.join(f'{name}://' for name in known)}")
+    near = _near(scheme, known)
+    hint = f"did you mean {near[0]}://? Known" if near else "known"
+    raise StoreURLError(f"no store is known for {scheme}://; {hint}: {', '.join(f'{name}://' for name in known)}")

@@ -14,6 +14,7 @@ import sys
 import textwrap
 import threading
 import types
+import warnings
 from pathlib import Path
 
 import agent_gantry
@@ -35,6 +36,7 @@ from agent_gantry_state import (
     MemoryConflictError,
     OrphanedCallError,
     StateError,
+    StateWarning,
     StoreClosedError,
     current_identity,
 )
@@ -976,6 +978,7 @@ async def test_model_cannot_choose_whose_memory_it_is(gantry, way):
 # Decorators, methods, and what the user gets back.
 
 
+@pytest.mark.filterwarnings("ignore:.*is registered without with_memory")
 async def test_with_memory_above_register_is_refused_with_what_to_do(gantry):
     def tool(memory: dict) -> None:
         """Remember it."""
@@ -1631,3 +1634,24 @@ async def test_name_of_a_deleted_tool_that_another_gantry_collected_is_free(gant
         return memory.add("n", 10)
 
     assert await run(gantry, "second") == 11
+
+
+def forgetful(memory: dict) -> int:
+    """Count what is remembered."""
+    return len(memory)
+
+
+@pytest.mark.parametrize("stateful", [False, True], ids=["bare", "called"])
+async def test_memory_without_with_memory_is_warned_of(gantry, stateful):
+    with pytest.warns(StateWarning, match="forgetful is registered without with_memory.*put with_memory below register"):
+        (gantry.register() if stateful else gantry.register)(forgetful)
+
+
+async def test_parameter_of_that_name_and_another_kind_is_not_warned_of(gantry):
+    def tool(memory: str) -> str:
+        """Write a memoir."""
+        return memory
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gantry.register(tool)

@@ -414,6 +414,7 @@ async def test_tools_are_collected_into_another_gantry(module, plain):
     assert await remembered(module.tools) == {"items": ["a"] * 4 + [0, 1, 2]}
 
 
+@pytest.mark.filterwarnings("ignore:.*is registered without with_memory")
 async def test_parameters_of_that_name_with_another_annotation_are_the_models(gantry):
     @gantry.register
     async def theirs(ctx: str, session: str, session_id: str, context: int, memory: dict) -> list:

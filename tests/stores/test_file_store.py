@@ -174,7 +174,7 @@ def test_relative_path_is_of_the_directory_in_which_the_store_was_made(tmp_path,
         ("file:///x#y", "%23"),
         ("file:///x?fsync=maybe", "fsync"),
         ("file:///x?load_timeout=-1", "load_timeout"),
-        ("file:///x?sync=on", "it knows commit_timeout, fsync, load_timeout"),
+        ("file:///x?sync=on", "did you mean fsync.*It knows commit_timeout, fsync, load_timeout"),
     ],
 )
 def test_url_that_cannot_be_meant_is_refused(url, words):

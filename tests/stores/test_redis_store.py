@@ -1556,7 +1556,7 @@ def test_every_option_of_a_url_is_read():
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("redis://?maxconnections=5", "no option 'maxconnections'; it knows .*max_connections.*prefix"),
+        ("redis://?maxconnections=5", "no option 'maxconnections'; did you mean max_connections.*It knows .*prefix"),
         ("redis://?ssl_ca_certs=x", "no option 'ssl_ca_certs'"),
         ("redis://?max_connections=0", "'max_connections' must be a whole number"),
         ("redis://?load_timeout=-1", "'load_timeout' must be a positive number of seconds"),
