@@ -28,6 +28,7 @@ import anyio.to_thread
 from agent_gantry_state import steps as _steps
 from agent_gantry_state.errors import StoreClosedError, StoreTimeoutError
 from agent_gantry_state.hop import hop
+from agent_gantry_state.notes import Counters
 from agent_gantry_state.steps import Steps, Wait
 from agent_gantry_state.stores.protocol import (
     COMMIT_SECONDS,
@@ -83,6 +84,8 @@ class Bridge(Protocol):
     #: Seconds that the store may take to answer a load, and a commit with all its resends.
     load_timeout: float
     commit_timeout: float
+    #: Counts what happens; None: nobody does.
+    counters: Counters | None
 
     def perform(self, request: Any) -> Any:
         """Have done what steps ask for, for a caller that may block."""
@@ -140,6 +143,8 @@ def in_asyncio() -> bool:
 class _Methods:
     """A store and its methods by kind of message. A store that is *owned* is closed with its bridge."""
 
+    counters: Counters | None = None
+
     def __init__(self, store: Any, owned: bool = False) -> None:
         self.store = store
         self._owned = owned
@@ -171,6 +176,9 @@ class Inline(_Methods):
         if isinstance(request, Wait):
             return await request.await_()
         return self._answer[type(request)](request)
+
+    # Nothing can cut what does not wait.
+    ask_whole = aperform
 
     def attempt(self, request: Message) -> Any:
         return self._answer[type(request)](request)
@@ -237,6 +245,9 @@ class Local(_Methods):
         except WouldBlock:
             start = functools.partial(hop, self._answer[type(request)], request)
             return await (_lease(start) if type(request) is Lease else start())
+
+    # It sees to leases itself, and only where they have to wait.
+    ask_whole = aperform
 
     def run(self, steps: Steps[T]) -> T:
         return _steps.run(steps, self.perform)
@@ -410,6 +421,7 @@ class Closed:
 
     store: Any = None
     resendable = False
+    counters: Counters | None = None
     load_timeout = LOAD_SECONDS
     commit_timeout = COMMIT_SECONDS
 
