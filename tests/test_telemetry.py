@@ -31,6 +31,7 @@ from agent_gantry_state import (
     Gantry,
     MemoryConflictError,
     MemoryTooLargeError,
+    Namespace,
     PartialCommitError,
     ReadOnlyMemoryError,
     Scope,
@@ -41,6 +42,7 @@ from agent_gantry_state import (
     merge,
 )
 from agent_gantry_state.stores.memory import MemoryStore
+from agent_gantry_state.stores.protocol import Lease
 from agent_gantry_state.telemetry import instrument, uninstrument
 
 ROOT = Path(agent_gantry_state.__file__).parent
@@ -452,6 +454,15 @@ def test_exclusive_call_on_a_local_store_is_not_suspended(reported, tmp_path):
         asyncio.run(main())
 
 
+def test_lease_of_an_exclusive_call_is_given_back(reported, run, tmp_path):
+    with reported.of(Gantry(f"sqlite:///{tmp_path}/state.db", session="s1")) as gantry:
+        run(gantry, lambda memory: memory.update(x=1), exclusive=True)
+
+        lease = Lease(Namespace("session", "s1", "default"), b"somebody else", ttl=1.0)
+        assert gantry._wiring.settings.bridge.perform(lease) == 0.0
+    assert reported.names() == ["load session", "commit session"]
+
+
 class Broken(SpanProcessor):
     def __init__(self, where):
         self.where = where
@@ -630,6 +641,63 @@ def test_entry_that_cannot_be_read_is_counted(reported, run, tmp_path):
     assert reported.counts("corrupt") == [(1, {"db.system.name": "sqlite", "agent_gantry_state.scope": "session"})]
     assert reported.counts("refused") == []
     assert reported.spans()[-1].attributes["error.type"] == "CorruptEntryError"
+
+
+def test_entry_that_a_commit_cannot_read_is_counted_once(reported, run, tmp_path):
+    def body(memory):
+        memory["x"] = 2
+        with contextlib.closing(sqlite3.connect(tmp_path / "state.db")) as connection, connection:
+            connection.execute("UPDATE entry SET record = x'01c1' WHERE key > 0")
+            connection.execute("UPDATE entry SET version = x'0000000000000000'")
+
+    with reported.of(Gantry(f"sqlite:///{tmp_path}/state.db", session="s1")) as gantry:
+        run(gantry, lambda memory: memory.update(x=1))
+        with pytest.raises(CorruptEntryError):
+            run(gantry, body)
+
+    assert reported.names()[-1] == "commit session"
+    assert [count for count, _ in reported.counts("corrupt")] == [1]
+    assert reported.counts("refused") == []
+
+
+@pytest.mark.parametrize("operator", [False, True])
+def test_erasure_that_is_sent_again_is_counted(reported, operator):
+    class Losing(Blocking):
+        """Loses its first answer to an erasure."""
+
+        lost = False
+
+        def forget(self, message, /):
+            super().forget(message)
+            if not self.lost:
+                self.lost = True
+                raise StoreTimeoutError("no answer", committed=None)
+
+    with reported.of(Gantry(Losing(), session="s1")) as gantry:
+        commit(gantry, "session", {}, {"x": 1})
+        if operator:
+            gantry.admin.forget(Namespace("session", "s1", "default"))
+        else:
+            gantry.forget("session", session="s1")
+
+        assert committed(gantry) == {}
+    assert [count for count, _ in reported.counts("retries")] == [1]
+
+
+def test_call_inside_that_is_refused_what_the_one_around_it_has_is_counted(reported):
+    with reported.of(Gantry(session="s1", user="ada")) as gantry:
+        inner = gantry.with_memory(lambda memory: dict(memory))
+
+        @gantry.with_memory
+        def outer(memory):
+            memory["x"] = 1
+            with gantry.session("s1", user="eve"), pytest.raises(SessionOwnerError):
+                inner()
+
+        gantry.with_memory(lambda memory: memory.update(y=1))()
+        outer()
+
+    assert reported.counts("refused") == [(1, {"error.type": "SessionOwnerError"})]
 
 
 def test_what_a_rule_refuses_is_counted_by_its_error(reported, run):
