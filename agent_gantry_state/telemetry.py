@@ -147,7 +147,7 @@ class _Telemetry:
         self.trace = trace
         self.tracer = tracer
         self._secret = secret
-        self.counts = {
+        self._counts = {
             name: meter.create_counter(f"agent_gantry_state.{name}", unit="1", description=description)
             for name, description in _COUNTERS.items()
         }
@@ -167,25 +167,32 @@ class _Telemetry:
             return None
         return ",".join([hmac.new(secret, each.address, "sha256").hexdigest()[:32] for each in namespaces])
 
+    def count(self, name: str, attributes: dict[str, str], amount: int = 1) -> None:
+        """Add to a counter."""
+        try:
+            self._counts[name].add(amount, attributes)
+        except Exception:  # noqa: BLE001 - of anybody's provider
+            _log_failure()
+
     # What a unit of work counts.
 
     def merged(self, scopes: Iterable[str]) -> None:
-        self.counts["merges"].add(1, {_SCOPE: _joined(scopes)})
+        self.count("merges", {_SCOPE: _joined(scopes)})
 
     def rerun(self) -> None:
-        self.counts["retries"].add(1, {_REASON: "conflict"})
+        self.count("retries", {_REASON: "conflict"})
 
     def resent(self, error: BaseException) -> None:
-        self.counts["retries"].add(1, {_REASON: "unanswered", _ERROR: type(error).__qualname__})
+        self.count("retries", {_REASON: "unanswered", _ERROR: type(error).__qualname__})
 
     def failed(self, error: BaseException) -> None:
         cause = error.__cause__ if isinstance(error, PartialCommitError) else error
         if isinstance(cause, MemoryConflictError):
-            self.counts["conflicts"].add(1, {_SCOPE: _joined(cause.by_scope)})
+            self.count("conflicts", {_SCOPE: _joined(cause.by_scope)})
         elif isinstance(cause, NotAtomicError) or (
             isinstance(cause, StateError) and not isinstance(cause, (StoreError, CorruptEntryError))
         ):
-            self.counts["refused"].add(1, {_ERROR: type(cause).__qualname__})
+            self.count("refused", {_ERROR: type(cause).__qualname__})
 
 
 class _Traced:
@@ -306,8 +313,8 @@ class _Operation:
             return
         if self._attempted:
             self._span = self._started()
+        self._count(found, error)
         try:
-            self._count(found, error)
             if self._span.is_recording():
                 self._describe(error)
             self._span.end()
@@ -332,13 +339,13 @@ class _Operation:
         )
 
     def _count(self, found: Found, error: BaseException | None) -> None:
-        counts = self._telemetry.counts
+        count, here = self._telemetry.count, {_SYSTEM: self._system, _SCOPE: self._scope}
         if found.expired:
-            counts["expired"].add(found.expired, {_SYSTEM: self._system, _SCOPE: self._scope})
+            count("expired", here, found.expired)
         for scope in found.evicted:
-            counts["evictions"].add(1, {_SYSTEM: self._system, _SCOPE: scope})
+            count("evictions", {**here, _SCOPE: scope})
         if isinstance(error, CorruptEntryError):
-            counts["corrupt"].add(1, {_SYSTEM: self._system, _SCOPE: self._scope})
+            count("corrupt", here)
 
     def _describe(self, error: BaseException | None) -> None:
         span, request, answer = self._span, self._request, self.answer

@@ -487,6 +487,25 @@ def test_provider_that_raises_is_logged_and_changes_nothing(reported, run, caplo
     assert {vars(record)["agent_gantry_state.event"] for record in caplog.records} == {"telemetry_failed"}
 
 
+def test_counter_that_raises_is_logged_and_changes_nothing(reported, run, caplog):
+    class Counting:
+        def add(self, amount, attributes):
+            raise RuntimeError("broken")
+
+    class Meters(MeterProvider):
+        def get_meter(self, *args, **options):
+            meter = super().get_meter(*args, **options)
+            meter.create_counter = lambda *args, **options: Counting()
+            return meter
+
+    with Gantry(session="s1") as gantry, caplog.at_level(logging.ERROR):
+        instrument(gantry, tracer_provider=reported.tracers, meter_provider=Meters())
+        run(gantry, quicker(gantry, {"x": 9}), merge={"x": merge.max})
+
+        assert committed(gantry) == {"x": 9}
+    assert {vars(record)["agent_gantry_state.event"] for record in caplog.records} == {"telemetry_failed"}
+
+
 # Counters.
 
 
