@@ -11,8 +11,6 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-import anyio
-
 from agent_gantry_state.memory import Memory
 from agent_gantry_state.nesting import CURRENT, Alone
 from agent_gantry_state.scopes import ENTERED, Entered, Identity, refuse_orphan
@@ -74,12 +72,13 @@ class SessionBlock(_Block):
 
     def __exit__(self, *exc: object) -> None:
         here, entered = ENTERED.get(), self._entered
-        if here is not entered[-1]:
+        if here is None or here is not entered[-1]:
             _leave(entered, here)
             return
         # What `leave` does.
-        entered.pop().closed = True
-        top = here.outer
+        last = entered.pop()
+        last.closed = True
+        top = last.outer
         while top is not None and top.closed:
             top = top.outer
         ENTERED.set(top)
@@ -203,6 +202,8 @@ class MemoryBlock:
 
 def _here() -> object:
     """Something that tells the task, or the thread, in which this is called from others."""
+    import anyio
+
     try:
         return anyio.get_current_task().id
     except RuntimeError:

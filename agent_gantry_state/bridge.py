@@ -21,13 +21,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
-import anyio
-import anyio.lowlevel
-import anyio.to_thread
-
 from agent_gantry_state import steps as _steps
 from agent_gantry_state.errors import StoreClosedError, StoreTimeoutError
-from agent_gantry_state.hop import hop
 from agent_gantry_state.notes import Counters
 from agent_gantry_state.steps import Steps, Wait
 from agent_gantry_state.stores.protocol import (
@@ -243,7 +238,7 @@ class Local(_Methods):
         try:
             return self._attempt(request)
         except WouldBlock:
-            start = functools.partial(hop, self._answer[type(request)], request)
+            start = functools.partial(_hop, self._answer[type(request)], request)
             return await (_lease(start) if type(request) is Lease else start())
 
     # It sees to leases itself, and only where they have to wait.
@@ -267,7 +262,7 @@ class Local(_Methods):
             self.store.close()
 
     async def aclose(self) -> None:
-        await uncut(lambda: anyio.to_thread.run_sync(self.close))
+        await uncut(lambda: _in_thread(self.close))
 
 
 class Thread(_Methods):
@@ -286,7 +281,7 @@ class Thread(_Methods):
     async def aperform(self, request: Message | Wait) -> Any:
         if isinstance(request, Wait):
             return await request.await_()
-        return await hop(self._answer[type(request)], request)
+        return await _hop(self._answer[type(request)], request)
 
     async def arun(self, steps: Steps[T]) -> T:
         return await _steps.arun(steps, self.ask_whole)
@@ -299,7 +294,7 @@ class Thread(_Methods):
             self.store.close()
 
     async def aclose(self) -> None:
-        await uncut(lambda: anyio.to_thread.run_sync(self.close))
+        await uncut(lambda: _in_thread(self.close))
 
 
 class Network(Thread):
@@ -355,7 +350,7 @@ class HomeLoop(_Methods):
         if isinstance(request, Wait):
             return await request.await_()
         if not in_asyncio():
-            return await hop(self.perform, request)
+            return await _hop(self.perform, request)
         future = asyncio.wrap_future(self._send(request))
         done, _ = await asyncio.wait([future], timeout=request.timeout + GRACE)
         if not done:
@@ -389,7 +384,7 @@ class HomeLoop(_Methods):
                 self._loop.close()
 
     async def aclose(self) -> None:
-        await uncut(lambda: anyio.to_thread.run_sync(self.close))
+        await uncut(lambda: _in_thread(self.close))
 
     def _send(self, request: Message) -> concurrent.futures.Future[Any]:
         with self._lock:
@@ -407,6 +402,8 @@ class HomeLoop(_Methods):
         return contextvars.Context().run(asyncio.run_coroutine_threadsafe, coroutine, self._loop)
 
     async def _ask(self, request: Message) -> Any:
+        import anyio
+
         try:
             with anyio.fail_after(request.timeout):
                 return await self._answer[type(request)](request)
@@ -495,6 +492,21 @@ def _closed(request: Message | None = None) -> StoreClosedError:
     )
 
 
+# anyio is imported when it is used first: in a program without an event loop that is never.
+
+
+def _hop(answer: Callable[[Any], Any], request: Message) -> Awaitable[Any]:
+    from agent_gantry_state.hop import hop
+
+    return hop(answer, request)
+
+
+def _in_thread(fn: Callable[[], None]) -> Awaitable[None]:
+    import anyio.to_thread
+
+    return anyio.to_thread.run_sync(fn)
+
+
 async def _cancel_others() -> None:
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
@@ -537,6 +549,8 @@ async def _arun_uncut(steps: Steps[T], perform: Callable[[Any], Awaitable[Any]])
 
 async def _lease(start: Callable[[], Awaitable[Any]]) -> Any:
     """Ask for a lease to the end, as nobody would give back one that a cancelled caller is granted; then be cancelled."""
+    import anyio.lowlevel
+
     left = await uncut(start)
     await anyio.lowlevel.checkpoint_if_cancelled()
     return left
@@ -544,6 +558,8 @@ async def _lease(start: Callable[[], Awaitable[Any]]) -> Any:
 
 async def uncut(start: Callable[[], Awaitable[T]]) -> T:
     """Await what *start* makes to its end, whatever cancels the caller, and let the cancellation go on only then."""
+    import anyio
+
     if not in_asyncio():
         with anyio.CancelScope(shield=True):
             return await start()

@@ -11,9 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
-
-from typing_extensions import ParamSpec, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar, overload
 
 from agent_gantry_state.binding import bound
 from agent_gantry_state.blocks import Independent, MemoryBlock, Override, SessionBlock
@@ -40,6 +38,8 @@ from agent_gantry_state.unit_of_work import UnitOfWork
 from agent_gantry_state.wiring import Layer, StoreObject, Wiring, check_resolvers, open_bridge
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from agent_gantry_state.admin import Admin
 
 __all__ = ["Gantry", "MemoryDecorator", "Stateful"]

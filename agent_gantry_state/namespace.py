@@ -6,7 +6,6 @@ parts, each part goes behind its own length, and stores file a namespace under t
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -60,7 +59,7 @@ class Namespace(_Namespace):
     def digest(self) -> bytes:
         """SHA-256 of `address`: the 32 bytes under which stores keep it."""
         # Long ids are not kept: a cache of them would be without bound.
-        return _digest(self) if len(self.id) + len(self.app) <= _KEPT_LETTERS else hashlib.sha256(_address(self)).digest()
+        return _kept_digest(self) if len(self.id) + len(self.app) <= _KEPT_LETTERS else _digest(self)
 
     def __repr__(self) -> str:
         # An id may be a person's: it is in no log and no traceback.
@@ -86,6 +85,11 @@ def _address(namespace: Namespace) -> bytes:
     return b"".join(len(part).to_bytes(8, "big") + part for part in parts)
 
 
-@lru_cache(maxsize=4096)
 def _digest(namespace: Namespace) -> bytes:
+    # A memory in this process is kept under no digest, and the import takes as long as that of several modules here.
+    import hashlib
+
     return hashlib.sha256(_address(namespace)).digest()
+
+
+_kept_digest = lru_cache(maxsize=4096)(_digest)

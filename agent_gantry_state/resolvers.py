@@ -8,7 +8,6 @@ An identity resolver answers another question: who calls, as the framework knows
 
 from __future__ import annotations
 
-import difflib
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -171,6 +170,8 @@ def _missing(scope: str, request: Request, declared: Iterable[str]) -> MissingId
     if (advice := request.identity.advice(scope)) is not None:
         return MissingIdentityError(f"no {scope} is known here: {advice}", scope=scope)
     known = {*BUILT_IN_SCOPES, *declared, *request.identity.keys}
+    import difflib
+
     near = difflib.get_close_matches(scope, known - {scope}, 1) if scope not in BUILT_IN_SCOPES else []
     hint = f" Or did you mean scope={near[0]!r}?" if near and scope not in declared else ""
     if scope == "session":

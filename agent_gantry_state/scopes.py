@@ -8,7 +8,6 @@ than the one that was asked to run them.
 from __future__ import annotations
 
 import functools
-import secrets
 import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -150,6 +149,8 @@ class Identity:
 
 def new_id() -> str:
     """A fresh id with 256 random bits."""
+    import secrets
+
     return secrets.token_urlsafe(32)
 
 
@@ -221,6 +222,7 @@ class Entered:
 
     Args:
         identity: Who calls.
+        outer: What was entered before, if that is known already.
         said: What a framework said of that where it was entered; None if no framework ran there.
     """
 

@@ -11,8 +11,6 @@ from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import anyio
-
 from agent_gantry_state.stores.protocol import Message
 
 __all__ = ["Pause", "Request", "Steps", "Wait", "arun", "run", "started"]
@@ -42,6 +40,8 @@ class Pause(Wait):
         time.sleep(self.seconds)
 
     async def await_(self) -> None:
+        import anyio
+
         await anyio.sleep(self.seconds)
 
 

@@ -22,8 +22,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import anyio
-
 from agent_gantry_state.bridge import Bridge, in_asyncio, on_event_loop
 from agent_gantry_state.errors import ExclusiveTimeoutError
 from agent_gantry_state.namespace import Namespace
@@ -67,6 +65,8 @@ class Turn(Wait):
     async def await_(self) -> None:
         if self.granted.done():
             return
+        import anyio
+
         event = anyio.Event()
         wake = _waker()
         self.granted.add_done_callback(lambda _: wake(event.set))

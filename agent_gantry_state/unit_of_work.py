@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent_gantry_state.bridge import on_event_loop
 from agent_gantry_state.changes import changes_of, is_due
@@ -39,9 +39,10 @@ from agent_gantry_state.several import Several, bridge_for, same_stores
 from agent_gantry_state.steps import Pause, Steps
 from agent_gantry_state.stores.protocol import Change, Commit, Load, Loaded, Moved, Snapshot
 from agent_gantry_state.turns import EXCLUSIVE_SECONDS, Grant, Turn, Turns, give_back, leased, released, turns_of
-from agent_gantry_state.typed import Shape
-from agent_gantry_state.typed_view import TypedView
 from agent_gantry_state.views import View, end, flush, read_only, show
+
+if TYPE_CHECKING:
+    from agent_gantry_state.typed import Shape
 
 __all__ = ["NESTING", "State", "UnitOfWork", "finish_one", "orphan"]
 
@@ -294,7 +295,7 @@ class UnitOfWork:
             layers[0].split()
         for held in layers[1:]:
             held.make_entire()
-        view = View(layers, terms, prefix) if shape is None else TypedView(layers, terms, prefix, shape)
+        view = View(layers, terms, prefix) if shape is None else _typed_view(layers, terms, prefix, shape)
         self._views.append(view)
         return view.given
 
@@ -601,6 +602,12 @@ class UnitOfWork:
         )
         if (change.puts or change.deletes) and (mine.want.nested or held.want.adopts):
             mine.want = mine.want._replace(owner=held.want.owner, adopts=held.want.adopts, nested=False)
+
+
+def _typed_view(layers: Sequence[Held], terms: Terms, prefix: str, shape: Shape) -> View:
+    from agent_gantry_state.typed_view import TypedView
+
+    return TypedView(layers, terms, prefix, shape)
 
 
 def _wait_until(deadline: float) -> Steps[None]:

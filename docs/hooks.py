@@ -18,6 +18,8 @@ DOCS = ROOT / "docs"
 HOME = ROOT / "README.md"
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:)([^)#\s]+)")
 LANGUAGES = {".py": "python", ".toml": "toml"}
+#: The file that a page outside of docs/ shows.
+_ADDED: dict[str, Path] = {}
 
 
 def shown_as(path: Path) -> str:
@@ -43,6 +45,7 @@ def on_files(files: Files, config: Any) -> Files:
             # A broken link is left to mkdocs, which says where it stands.
             waiting += [(path.parent / target).resolve() for target in LINK.findall(text)]
         if not path.is_relative_to(DOCS):
+            _ADDED[shown_as(path)] = path
             files.append(File.generated(config, shown_as(path), content=_page(path, text)))
     return files
 
@@ -50,8 +53,7 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Turn links as the repository has them into links of the site."""
     origin = page.file.src_uri
-    known = {shown_as(path): path for path in [HOME, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]}
-    source = known.get(origin, DOCS / origin)
+    source = _ADDED.get(origin, DOCS / origin)
 
     def moved(match: re.Match[str]) -> str:
         target = (source.parent / match[1]).resolve()
@@ -65,6 +67,5 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 def _page(path: Path, text: str) -> str:
     if path.suffix == ".md":
         return text
-    name = path.relative_to(ROOT).as_posix()
-    fence = "````"
-    return f"---\nsearch:\n  exclude: true\n---\n\n# `{name}`\n\n{fence}{LANGUAGES.get(path.suffix, '')}\n{text}\n{fence}\n"
+    name, language = path.relative_to(ROOT).as_posix(), LANGUAGES.get(path.suffix, "")
+    return f"---\nsearch:\n  exclude: true\n---\n\n# `{name}`\n\n````{language}\n{text}\n````\n"

@@ -3,15 +3,16 @@
 A `python` block runs in the page's namespace, or, with a title (`python title="shop.py"`), is written to that file. The
 lines of a `sh` block run in bash, in the page's folder; of those that install something only the names of the extras are
 looked at. A `text` block is what the one before it printed. A `console` block shows lines of our own command, each with what
-it prints. `sql` runs on a real PostgreSQL that has our tables, `toml` and
-`json` are read, `mermaid` draws. Any other language is an error, so that no block is left out by accident.
+it prints. `sql` runs on a real PostgreSQL that has our tables, `toml` and `json` are read, `mermaid` draws. Any other
+language is an error, so that no block is left out by accident. Behind `<!-- skip: next "reason" -->` a `python` block is
+only compiled: one that serves until it is stopped, say.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import doctest
-import importlib.metadata
 import io
 import json
 import os
@@ -37,12 +38,19 @@ ROOT = Path(__file__).parent.parent
 INFO = re.compile(r'[ \t]*(?P<language>[\w-]*)(?:[ \t]+title="(?P<title>[^"\n]+)")?[^\n]*\n')
 INSTALLS = re.compile(r"^(?:uv |\S*python3?(?:\.exe)? -m )?(?:pip install|venv|add|sync) ?.*$", re.MULTILINE)
 COMMAND = re.compile(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
+SKIP = re.compile(r'<!-- skip: next "[^"\n]+" -->\n\Z')
 EXTRAS = re.compile(r"agent-gantry-state\[([\w,-]+)\]")
+
+
+def compile_python(example: Example) -> None:
+    """Only look whether it is Python; an excerpt of a coroutine may wait."""
+    compile(example.parsed, example.path, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
 def run_python(example: Example) -> None:
     title = example.region.lexemes["title"]
     if title is not None:
+        compile_python(example)
         Path(title).write_text(example.parsed, encoding="utf-8")
         return
     with contextlib.redirect_stdout(io.StringIO()) as output:
@@ -51,7 +59,8 @@ def run_python(example: Example) -> None:
 
 
 def run_commands(example: Example) -> None:
-    known = set(importlib.metadata.metadata("agent-gantry-state").get_all("Provides-Extra") or ())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    known = set(project["optional-dependencies"])
     for extras in EXTRAS.findall(example.parsed):
         assert known.issuperset(extras.split(",")), f"no such extra: {extras}"
     commands = INSTALLS.sub("", example.parsed)
@@ -114,7 +123,9 @@ def run_console(example: Example) -> None:
     from agent_gantry_state.cli import app
 
     environment = example.namespace.setdefault("environment", {})
-    for command, want in COMMAND.findall(example.parsed):
+    commands = COMMAND.findall(example.parsed)
+    assert commands, "a line `$ ...` is a command"
+    for command, want in commands:
         program, *arguments = shlex.split(command)
         if program == "export":
             name, _, value = arguments[0].partition("=")
@@ -143,6 +154,9 @@ def fenced_blocks(document: Document) -> Iterable[Region]:
         language = region.lexemes["language"]
         assert language in EVALUATORS, f"{document.path}: a block in {language!r}: of {', '.join(EVALUATORS)}"
         region.parsed, region.evaluator = region.lexemes["source"], EVALUATORS[language]
+        if SKIP.search(document.text[: region.start]):
+            assert language == "python", f"{document.path}: only python is skipped, not {language}"
+            region.evaluator = compile_python
         yield region
 
 

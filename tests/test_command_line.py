@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import servers
+from support import Coroutines
 from typer.testing import CliRunner
 
 from agent_gantry_state import Gantry, Namespace, __version__
@@ -201,6 +202,12 @@ def test_set_takes_a_text_as_it_is_and_a_value_from_stdin(url):
     assert run("get", "a", "--id", "s1", url=url)[0] == "[1,2]\n"
 
 
+def test_value_from_stdin_is_utf8(url):
+    run("set", "a", "-", "--text", "--id", "s1", url=url, input="é".encode())
+    assert run("get", "a", "--id", "s1", url=url)[0] == '"\\u00e9"\n'
+    assert "it is not UTF-8" in run("set", "a", "-", "--text", "--id", "s1", code=2, url=url, input=b"\xff")[1]
+
+
 def test_set_knows_no_limit_that_it_was_not_told(url):
     run("set", "a", "-", "--id", "s1", url=url, input=json.dumps("x" * 1_000_000))
     assert admin(url, lambda it: it.get(Namespace("session", "s1", "default"), "a").size) > 1_000_000
@@ -221,6 +228,8 @@ def test_set_knows_no_limit_that_it_was_not_told(url):
         (("delete", "--all", "--if-version", "00", "--id", "s1"), "exclude each other"),
         (("erase", "--user", ""), "--user must not be empty"),
         (("erase",), "--user"),
+        (("list", "--user", ""), "--user must not be empty"),
+        (("export", "--user", "ada", "--owner", "ada"), "exclude each other"),
         (("list", "--colour"), "--colour"),
         (("list", "--store", "memory://"), "cannot be looked into from here"),
         (("list", "--store", "nonsense://x"), "no store is known for"),
@@ -322,9 +331,23 @@ def test_import_of_what_is_there_as_another_one_ends_with_4(filled, tmp_path):
 
 def test_file_that_is_not_there_or_may_not_be_written_ends_with_1(filled, tmp_path):
     assert "No such file" in run("import", tmp_path / "none", code=1, url=filled)[1]
-    (tmp_path / "all.part").write_text("somebody else's")
-    assert "File exists" in run("export", "-o", tmp_path / "all", code=1, url=filled)[1]
-    assert (tmp_path / "all.part").read_text() == "somebody else's"
+    assert "No such file" in run("export", "-o", tmp_path / "none" / "all", code=1, url=filled)[1]
+
+
+def test_what_a_killed_export_has_left_behind_is_in_nobodys_way(filled, tmp_path):
+    place = tmp_path / "out"
+    place.mkdir()
+    (place / "all.part").write_text("half")
+    run("export", "-o", place / "all", url=filled)
+    assert (place / "all.part").read_text() == "half"
+    assert sorted(each.name for each in place.iterdir()) == ["all", "all.part"]
+
+
+@pytest.mark.parametrize("arguments", [("import",), ("export", "-o")])
+def test_url_in_the_place_of_a_file_is_not_shown(filled, arguments):
+    err = run(*arguments, f"redis://:{SECRET}@127.0.0.1/0?password={SECRET}", code=2, url=filled)[1]
+    assert "a file is needed" in err
+    assert SECRET not in err
 
 
 def test_copy_carries_all_apps_and_can_be_made_again(filled, tmp_path):
@@ -365,6 +388,13 @@ def test_copy_from_and_to_servers(filled, tmp_path):
     assert run("doctor", "--store", postgresql)[0].splitlines()[2] == "healthy\tyes"
 
 
+def test_store_of_coroutines_that_somebody_registered_works_and_is_closed(monkeypatch):
+    store = Coroutines()
+    monkeypatch.setattr("agent_gantry_state.stores.urls._scheme", lambda scheme: lambda url: store)
+    run("set", "a", "1", "--id", "s1", "--store", "theirs://")
+    assert store.inner._closed
+
+
 def damage(url, key):
     with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
         connection.execute("UPDATE entry SET record = CAST(record || x'00' AS BLOB) WHERE key = ?", (key,))
@@ -381,6 +411,9 @@ def test_what_cannot_be_read_is_left_out_told_and_ends_with_1(filled, tmp_path):
 
     (counts,) = objects(run("copy", filled, f"file:///{tmp_path}/copy", "--json", code=1)[0])
     assert (counts["written"], counts["corrupt"]) == (3, 1)
+    # What is beside it can be changed.
+    run("set", "n", "5", "--id", "s1", url=filled)
+    assert run("get", "n", "--id", "s1", url=filled)[0] == "5\n"
     assert "'pair'" in run("show", "--id", "s1", code=1, url=filled)[1]
 
 
@@ -504,15 +537,26 @@ def test_exit_codes_and_streams_of_the_process(filled):
     env = {**os.environ, "AGENT_GANTRY_STATE_URL": filled}
     for arguments, code in (
         (("get", "n", "--id", "s1"), 0),
-        (("list", "--store", "redis://127.0.0.1:1"), 1),
         (("get",), 2),
-        (("get", "m", "--id", "s1"), 3),
         (("set", "n", "2", "--id", "s1", "--if-absent"), 4),
     ):
         done = process(*arguments, env=env)
         assert (done.returncode, done.stdout) == (code, b"1\n" if code == 0 else b"")
         assert (done.stderr == b"") == (code == 0)
         assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">/dev/full"])
+def test_streams_that_are_closed_or_full_break_nothing(filled, closed):
+    env = {**os.environ, "AGENT_GANTRY_STATE_URL": filled}
+    for arguments in ("list", "set new - --id s9", "erase --user ada"):
+        command = f"exec {sys.executable} -m agent_gantry_state {arguments} {closed}"
+        done = subprocess.run(["sh", "-c", command], capture_output=True, env=env, stdin=subprocess.DEVNULL, timeout=120)
+        assert b"Traceback" not in done.stderr
+        assert b"None" not in done.stderr
+        assert done.returncode == (2 if "-" in arguments.split() else 1 if "full" in closed else 0)
+    with Gantry(filled) as gantry:
+        assert [each.namespace.id for each in gantry.admin.list()] == ["s2"]
 
 
 def test_whoever_reads_may_stop_early(filled, tmp_path):

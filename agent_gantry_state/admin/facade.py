@@ -39,6 +39,11 @@ class Admin:
         self.app = app
 
     @property
+    def stores(self) -> tuple[Any, ...]:
+        """The stores of the gantry."""
+        return tuple([bridge.store for bridge in self._places().bridges])
+
+    @property
     def all_apps(self) -> Admin:
         """The same for the memories of every app on these stores."""
         return Admin(self._wiring, None)
@@ -51,7 +56,7 @@ class Admin:
         Args:
             scope: Only those of this scope.
             owner: Only those that belong to this user, or with "" to nobody.
-            user: Only those of this user: the one in scope ``user``, and all that belong to the user.
+            user: Only those of this user: the one in scope ``user``, and all that belong to the user. Not with *owner*.
 
         Returns:
             Each with its `namespace` and `owner`, in no order that means anything, as they are found.
@@ -398,6 +403,8 @@ class Admin:
     def _wanted(self, scope: str | None, owner: str | None, user: str | None) -> Wanted:
         known: tuple[Namespace, ...] = ()
         if user is not None:
+            if owner is not None:
+                raise ValueError("admin: owner and user exclude each other: what a user owns is among what is the user's")
             identity = Identity(user=user)
             if self.app is not None:
                 settings, own = self._wiring.settings, Namespace("user", text_of(user, "user"), self.app)

@@ -92,6 +92,7 @@ class Health:
         expiring: How many of those keys have a time to live.
         expired: How many more are expired and not removed yet.
         corrupt: What cannot be read.
+        unlisted: How many memories are so damaged that the store cannot even tell which they are.
     """
 
     store: str
@@ -107,6 +108,7 @@ class Health:
     expiring: int | None = None
     expired: int | None = None
     corrupt: list[Damage] | None = None
+    unlisted: int | None = None
 
     @property
     def healthy(self) -> bool:
@@ -208,6 +210,9 @@ def _scan(bridge: Bridge, app: str | None, now: float, health: Health) -> Asks[N
     health.memories, health.keys, health.size = memories, keys, size
     health.expiring, health.corrupt = expiring, corrupt
     health.expired = None if unaged is None else expired
+    health.unlisted = getattr(old.store, "left_out", None)
+    if health.unlisted:
+        health.problems.append(f"{health.unlisted} of its memories are so damaged that they cannot be listed")
     if corrupt:
         health.problems.append(f"{len(corrupt)} of what is stored cannot be read")
 

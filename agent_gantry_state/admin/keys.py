@@ -22,6 +22,7 @@ __all__ = ["ABSENT", "delete", "forget", "get", "set_value", "show"]
 
 #: The version of a key that is not there.
 ABSENT: Final = ""
+_NO_LIMITS: Final = Limits(None)
 
 
 def show(bridge: Bridge, namespace: Namespace) -> Asks[StoredMemory]:
@@ -51,9 +52,10 @@ def set_value(
     packed = pack_at(value, key)
     immutable = type(value) in codec.IMMUTABLE
     deadline = time.monotonic() + bridge.commit_timeout
+    # Of a memory that may be of any size, the rest need not be read, and may be damaged.
+    keys = (key,) if limits == _NO_LIMITS else None
     while True:
-        # With every name, for the bytes that are there count as well.
-        snapshot, _ = yield from loaded(bridge, namespace)
+        snapshot, _ = yield from loaded(bridge, namespace, keys)
         before = snapshot.versions.get(key)
         _compare(namespace, key, version, before)
         put = Put(value if immutable else UNSHARED, packed, ttl)

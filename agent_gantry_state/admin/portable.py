@@ -207,7 +207,8 @@ def _value(tree: Any, path: str) -> Any:
     path = f"{path}[{tag}]"
     try:
         value = read(inner, path)
-        exact = tag not in _LEAVES or to_json(value) == tree or _is_foreign(inner, value)
+        # As texts, for True and 1.0 are equal to 1.
+        exact = tag not in _LEAVES or dumps(to_json(value)) == dumps(tree) or _is_foreign(inner, value)
     except NotPortableError:
         raise
     except (StateError, ValueError, TypeError, ArithmeticError, AttributeError, LookupError):
@@ -244,6 +245,8 @@ def _set(kind: Callable[[Any], Any]) -> Callable[[Any, str], Any]:
 
 def _dict(inner: Any, path: str) -> dict[Any, Any]:
     pairs = _items(inner, path)
+    if any(type(pair) is not list for pair in pairs):
+        raise TypeError
     found = dict(pairs)
     if len(found) < len(pairs):
         _refuse(path, "a key is there twice")

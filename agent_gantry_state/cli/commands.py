@@ -6,7 +6,9 @@ import contextlib
 import enum
 import io
 import os
+import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final
@@ -28,6 +30,7 @@ from agent_gantry_state.cli.speech import (
     say,
     shown,
     table,
+    told,
     without_urls,
 )
 from agent_gantry_state.errors import CorruptEntryError, StoreURLError
@@ -36,11 +39,12 @@ from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.scopes import Scope
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.protocol import KEEP, Listed
-from agent_gantry_state.stores.urls import open_store
 
 __all__ = ["app", "run"]
 
 _PROGRAM: Final = "agent-gantry-state"
+#: Not the letter of a drive.
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 app = typer.Typer(
     name=_PROGRAM,
@@ -59,6 +63,10 @@ def run(arguments: Sequence[str]) -> int:
         0 if all went well, 1 if it failed, 2 if it was called in a wrong way, 3 if something is not there, 4 if it is not
         as it was expected.
     """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        # What the shell has closed leads nowhere, and no file of a store gets its number.
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):
         # Whatever an id or a value has in it, a terminal that cannot show it is no reason to fail.
         if isinstance(stream, io.TextIOWrapper):
@@ -75,6 +83,10 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         # Whoever read this has seen enough. What is still to be flushed goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as failure:
+        # What the store was asked for is done by now; there is no place for what is to be printed of it.
+        error(told(failure))
         return FAILED
     return answer if isinstance(answer, int) else 0
 
@@ -166,6 +178,7 @@ def list_(
     as_json: _Json = False,
 ) -> None:
     """List memories: app, scope, id and owner."""
+    _check_user(user, owner)
     with _opened(store, app_name, all_apps) as admin:
         found = admin.list(scope, owner=owner, user=user)
         if as_json:
@@ -244,7 +257,7 @@ def set_(
         fail("--if-version and --if-absent exclude each other", USAGE)
     if ttl is not None and not 0 < ttl < float("inf"):
         fail("--ttl must be a positive number of seconds", USAGE)
-    given = _value(sys.stdin.read() if value == "-" else value, is_text)
+    given = _value(_stdin_text() if value == "-" else value, is_text)
     # What limits the program has declared is not known here.
     limits = {scope: Scope(max_bytes=None)} if scope else {}
     with _opened(store, app_name, makes=True, scopes=limits) as admin:
@@ -297,8 +310,7 @@ def erase(
     as_json: _Json = False,
 ) -> None:
     """Erase every memory of a user, sessions that belong to the user included, and print a receipt."""
-    if not user:
-        fail("--user must not be empty", USAGE)
+    _check_user(user)
     with _opened(store, app_name, all_apps) as admin:
         if not dry_run:
             _confirm("Erase every memory of this user?", yes)
@@ -331,6 +343,8 @@ def export_(
     ] = None,
 ) -> None:
     """Print memories as lines of JSON, which import reads."""
+    _check_user(user, owner)
+    _refuse_url(str(output or ""))
     damaged: list[Namespace] = []
     count = -2
     with _opened(store, app_name, all_apps) as admin, _written_to(output) as write:
@@ -353,9 +367,10 @@ def import_(
 
     A file is checked to its end before anything is written; of what comes by stdin, each line is when it comes.
     """
+    _refuse_url(file)
     done = Transferred()
     with _opened(store, "", all_apps=True, makes=True) as admin, _read_from(file) as lines:
-        if lines.seekable() and lines is not sys.stdin.buffer:
+        if file != "-" and lines.seekable():
             for _ in memories_in(lines):
                 pass
             lines.seek(0)
@@ -487,18 +502,15 @@ def _opened(
         makes: Whether a store in a file that is not there is made.
         scopes: As in a gantry.
     """
-    with reporting():
-        store = open_store(url)
-        try:
-            if isinstance(store, MemoryStore):
-                raise StoreURLError("memory:// is in the program that has it, and cannot be looked into from here")
-            path = getattr(store, "path", None)
-            if path is not None and not makes and not path.exists():
-                fail(f"there is nothing at {shown(str(path))}: correct the URL of the store")
-            with Gantry(store, app=app_name, scopes=scopes) as gantry:
-                yield gantry.admin.all_apps if all_apps else gantry.admin
-        finally:
-            store.close()
+    with reporting(), Gantry(url, app=app_name, scopes=scopes) as gantry:
+        admin = gantry.admin.all_apps if all_apps else gantry.admin
+        (store,) = admin.stores
+        if isinstance(store, MemoryStore):
+            raise StoreURLError("memory:// is in the program that has it, and cannot be looked into from here")
+        path = getattr(store, "path", None)
+        if isinstance(path, Path) and not makes and not path.exists():
+            fail(f"there is nothing at {shown(str(path))}: correct the URL of the store")
+        yield admin
 
 
 def _named(app_name: str, scope: str, id: str | None) -> Namespace:
@@ -509,12 +521,33 @@ def _named(app_name: str, scope: str, id: str | None) -> Namespace:
     return Namespace(scope, id, app_name)
 
 
+def _check_user(user: str | None, owner: str | None = None) -> None:
+    if user == "":
+        fail("--user must not be empty", USAGE)
+    if user is not None and owner is not None:
+        fail("--user and --owner exclude each other", USAGE)
+
+
 def _confirm(question: str, yes: bool) -> None:
     if not yes and sys.stdin.isatty():
         typer.confirm(question, abort=True, err=True)
 
 
 # Values and files.
+
+
+def _stdin_text() -> str:
+    try:
+        # Whatever the locale says: JSON is UTF-8, and a text is not to become another one.
+        return io.TextIOWrapper(sys.stdin.buffer, "utf-8").read()
+    except UnicodeDecodeError:
+        fail("VALUE: it is not UTF-8", USAGE)
+
+
+def _refuse_url(file: str) -> None:
+    # It would be shown if it cannot be opened. A path has only one slash left of two.
+    if _URL.match(file):
+        fail("a file is needed where the URL of a store is; that goes with --store", USAGE)
 
 
 def _value(text: str, is_text: bool) -> Any:
@@ -531,11 +564,12 @@ def _written_to(output: Path | None) -> Iterator[Callable[[str], None]]:
     if output is None:
         yield put
         return
-    part = output.with_name(f"{output.name}.part")
-    # Nobody else may read it, and what was there before stays until this is whole.
-    file = open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii")  # noqa: PTH123, SIM115
+    # Nobody else may read it, and what was there before stays until this is whole. The name is new each time: what a killed
+    # export has left behind is in nobody's way.
+    handle, name = tempfile.mkstemp(".part", f"{output.name}.", output.parent)
+    part = Path(name)
     try:
-        with file:
+        with open(handle, "w", encoding="ascii") as file:  # noqa: PTH123
             yield lambda line: print(line, file=file)
         part.replace(output)
     except BaseException:
@@ -664,6 +698,7 @@ def _put_health(health: Health, as_json: bool) -> None:
         "expiring": health.expiring,
         "expired": health.expired,
         "corrupt": None if health.corrupt is None else corrupt,
+        "unlisted": health.unlisted,
         "versions": health.versions,
     }
     if as_json:

@@ -39,6 +39,7 @@ __all__ = [
     "say",
     "shown",
     "table",
+    "told",
     "without_urls",
 ]
 
@@ -89,6 +90,12 @@ def without_urls(text: str) -> str:
     return _URL.sub(r"\1...", text)
 
 
+def told(failure: OSError) -> str:
+    """What the system says went wrong, and with which file."""
+    where = "" if failure.filename is None else f": {shown(str(failure.filename))}"
+    return f"{failure.strerror or type(failure).__name__}{where}"
+
+
 @contextlib.contextmanager
 def reporting() -> Iterator[None]:
     """Say what went wrong inside, and end with the exit code for it."""
@@ -99,7 +106,7 @@ def reporting() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as failure:
-        fail(f"{failure.strerror or type(failure).__name__}: {shown(str(failure.filename))}")
+        fail(told(failure))
 
 
 def shown(text: str) -> str:

@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from agent_gantry_state.compartments import prefix_of
 from agent_gantry_state.context import ExecutionContext, SyncExecutionContext
@@ -25,10 +25,11 @@ from agent_gantry_state.nesting import unit_around
 from agent_gantry_state.resolvers import resolve
 from agent_gantry_state.scopes import IMPERSONAL_SCOPES, Entered, Identity
 from agent_gantry_state.session import Session, SyncSession
-from agent_gantry_state.state_classes import hint_in
-from agent_gantry_state.typed import Shape, shape_of
 from agent_gantry_state.unit_of_work import UnitOfWork
 from agent_gantry_state.wiring import Settings, Wiring
+
+if TYPE_CHECKING:
+    from agent_gantry_state.typed import Shape
 
 __all__ = ["Declaration", "Kind", "Opened", "Plan", "stateful_parameters"]
 
@@ -186,6 +187,8 @@ class Plan:
         parameter = self._parameters.get(declaration.into)
         if declaration.kind != "memory" or parameter is None or parameter.annotation is parameter.empty or declaration.shape:
             return declaration
+        from agent_gantry_state.typed import shape_of
+
         hint, names = self._hint(parameter)
         where = f"{self.label}: {declaration.decorator}"
         given = {"default": declaration.default, "default_factory": declaration.default_factory}
@@ -202,6 +205,8 @@ class Plan:
 
     def _hint(self, parameter: inspect.Parameter) -> tuple[Any, Mapping[str, Any]]:
         """What a parameter's annotation means, and the local names of where it stands."""
+        from agent_gantry_state.state_classes import hint_in
+
         source = inspect.unwrap(self.code)
         around, caller = _names_outside(source)
         hint = parameter.annotation

@@ -10,10 +10,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from types import CodeType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 import wrapt
-from typing_extensions import ParamSpec
 
 from agent_gantry_state.injection.call import runner
 from agent_gantry_state.injection.plan import Declaration, Plan

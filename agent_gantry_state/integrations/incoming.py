@@ -124,3 +124,5 @@ def calling(identity: Identity) -> Iterator[None]:
     finally:
         entered.leave()
         entered.identity = _OVER
+        # What still sees it goes on seeing it: a session that is opened there and left again uncovers nobody else.
+        entered.closed = False

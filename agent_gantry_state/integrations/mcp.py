@@ -71,8 +71,9 @@ def subject() -> Source:
     """
 
     def read(request: MCPRequest) -> str | None:
-        sub = getattr(request.token, "subject", None)
-        issuer = (getattr(request.token, "claims", None) or {}).get("iss")
+        claims = getattr(request.token, "claims", None) or {}
+        # FastMCP 3 fills in the claims alone.
+        sub, issuer = getattr(request.token, "subject", None) or claims.get("sub"), claims.get("iss")
         plain = not sub or (issuer is None and not sub.startswith("["))
         return sub if plain else json.dumps([issuer and str(issuer), sub])
 

@@ -6,7 +6,7 @@
 `IdentityCapability` is for all tools of an agent, `IdentityToolset` for those of one toolset.
 """
 
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportIndexIssue=false
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping

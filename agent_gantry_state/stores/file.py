@@ -114,6 +114,8 @@ class FileStore(Clocked):
         #: Since the last sweep.
         self._commits = 0
         self._images = Images(self._files)
+        #: Names of the files that the last listing has left out.
+        self._left_out: set[str] = set()
         self._answers = {
             Load: self._loaded,
             Commit: self._committed,
@@ -122,6 +124,11 @@ class FileStore(Clocked):
             Lease: self._leased,
             Release: self._released,
         }
+
+    @property
+    def left_out(self) -> int:
+        """How many memories the last listing has left out so far, for they cannot be read."""
+        return len(self._left_out)
 
     @property
     def path(self) -> Path:
@@ -369,11 +376,15 @@ class FileStore(Clocked):
             self._files.acquire(directory, deadline)
             self._files.release(directory)
         after = "" if message.after is None else message.after.hex()
+        if not after:
+            self._left_out.clear()
         now, more = self.now(), False
         listed: builtins.list[Listed] = []
         for name in sorted([name for name in directory.names() if name > after and is_namespace(name)]):
             image = self._images.glance(directory, name)
             if image is None:
+                if directory.signature(name) != ABSENT:
+                    self._left_out.add(name)
                 continue
             namespace, snapshot = image.namespace, image.snapshot.live(now)
             if (

@@ -158,6 +158,11 @@ class RedisStore(RemoteStore):
         self._left_out: set[bytes] = set()
         super().__init__(connect_timeout=connect_timeout, load_timeout=load_timeout, commit_timeout=commit_timeout)
 
+    @property
+    def left_out(self) -> int:
+        """How many memories listings have left out so far, for they cannot be read; a thousand at most."""
+        return len(self._left_out)
+
     def __repr__(self) -> str:
         return f"<RedisStore {self._prefix.decode()!r}>"
 

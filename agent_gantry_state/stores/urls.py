@@ -7,7 +7,6 @@ first opened.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 from collections.abc import Callable, Mapping
@@ -139,6 +138,8 @@ def _scheme(scheme: str) -> Callable[[StoreURL], Any]:
     if scheme in registered:
         return registered[scheme].load()  # type: ignore[no-any-return]
     known = sorted({*_MODULES, *registered})
+    import difflib
+
     near = difflib.get_close_matches(scheme, known, 1)
     hint = f"did you mean {near[0]}://? " if near else ""
     raise StoreURLError(f"no store is known for {scheme}://; {hint}Known: {', '.join(f'{name}://' for name in known)}")

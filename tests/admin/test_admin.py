@@ -11,6 +11,7 @@ import servers
 from support import Blocking
 
 from agent_gantry_state import (
+    CorruptEntryError,
     Gantry,
     MemoryConflictError,
     MemoryErasedError,
@@ -292,6 +293,25 @@ def test_set_that_others_are_quicker_than_does_not_lose_their_keys(gantry):
     assert len(gantry.admin.show(S1).keys) == 40
 
 
+@pytest.mark.parametrize("verb", ["set", "delete"])
+def test_what_somebody_else_writes_in_between_is_found_by_its_version(new_gantry, verb):
+    store = MemoryStore()
+    gantry, commit = new_gantry(store), store.commit
+    version = gantry.admin.set(S1, "a", 1)
+
+    def commit_second(message):
+        store.commit = commit
+        gantry.admin.set(S1, "a", "theirs")
+        return commit(message)
+
+    store.commit = commit_second
+    more = ("ours",) if verb == "set" else ()
+    with Gantry(store) as other, pytest.raises(MemoryConflictError, match="was changed since"):
+        getattr(other.admin, verb)(S1, "a", *more, version=version)
+
+    assert gantry.admin.get(S1, "a").value == "theirs"
+
+
 def test_delete_deletes_one_key_if_it_is_as_it_was(call):
     gantry, ask = call
     old = ask("set", S1, "a", 1)
@@ -418,6 +438,23 @@ def test_memory_that_cannot_be_read_is_erased_all_the_same(new_place, new_gantry
     assert names(gantry.admin.list(user="ada")) == []
 
 
+def test_memory_of_which_nothing_can_be_read_is_erased_all_the_same(new_gantry):
+    class Damaged(MemoryStore):
+        def load(self, message):
+            if message.namespaces[0] in self._slots:
+                raise CorruptEntryError("a memory cannot be read")
+            return super().load(message)
+
+    store = Damaged()
+    gantry = new_gantry(store)
+    gantry.admin.set(ADA, "a", 1)
+
+    receipt = gantry.admin.erase(user="ada")
+
+    assert [(each.namespace.id, each.keys) for each in receipt.erased] == [("ada", None)]
+    assert len(store) == 0
+
+
 # Checking.
 
 
@@ -503,6 +540,22 @@ def test_doctor_names_each_key_that_cannot_be_read(new_place, new_gantry, tmp_pa
     assert found.problems == ["7 of what is stored cannot be read"]
     assert found.memories == 9
     assert "bytes are damaged" in found.corrupt[0].problem
+
+
+def test_doctor_counts_files_that_cannot_be_read(new_place, new_gantry, tmp_path):
+    gantry = new_gantry(new_place("file"))
+    fill(gantry)
+    (path,) = tmp_path.rglob(Namespace("user", "ada", "default").digest.hex())
+    path.write_bytes(path.read_bytes()[:-1])
+
+    (found,) = gantry.admin.doctor()
+
+    assert (found.memories, found.unlisted, found.healthy) == (8, 1, False)
+    assert found.problems == ["1 of its memories are so damaged that they cannot be listed"]
+    # What is loaded by its name is put aside, and the memory begins anew.
+    gantry.admin.erase(user="ada")
+    (found,) = gantry.admin.doctor()
+    assert (found.unlisted, found.healthy) == (0, True)
 
 
 def test_doctor_finds_a_store_that_does_not_keep_what_it_is_given(new_gantry):
@@ -603,19 +656,30 @@ def test_listing_that_is_left_early_asks_no_further(new_gantry, monkeypatch):
 
 @pytest.mark.anyio
 async def test_change_that_was_sent_is_not_cut_by_a_cancellation(new_gantry):
-    sent, go = threading.Event(), threading.Event()
+    sent, go, order = threading.Event(), threading.Event(), []
 
     class Slow(Blocking):
         def commit(self, message, /):
             sent.set()
             go.wait(30)
-            return super().commit(message)
+            answer = super().commit(message)
+            order.append("committed")
+            return answer
 
     gantry = new_gantry(Slow())
+
+    async def change():
+        try:
+            await gantry.admin.aset(S1, "a", 1)
+        finally:
+            order.append("left")
+
     async with anyio.create_task_group() as group:
-        group.start_soon(gantry.admin.aset, S1, "a", 1)
+        group.start_soon(change)
         await anyio.to_thread.run_sync(sent.wait, 30)
         group.cancel_scope.cancel()
-        go.set()
+        # Long after a caller that does not wait for the end has left.
+        threading.Timer(0.2, go.set).start()
 
+    assert order == ["committed", "left"]
     assert gantry.admin.get(S1, "a").value == 1

@@ -78,7 +78,8 @@ class Proxy:
         self.left = 0
         self.pairs: set[_Pair] = set()
         self.struck: set[_Pair] = set()
-        self._listener: Any = None
+        self._listening: socket.socket | None = None
+        self._arriving: set[Any] = set()
         self.port = 0
 
     @property
@@ -103,17 +104,30 @@ class Proxy:
         asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(10)
 
     async def _listen(self) -> None:
-        def accepted() -> _Client:
-            self.accepted += 1
-            return _Client(_Pair(self))
+        # asyncio's own server forgets to close whoever arrives just when it is closed.
+        self._listening = listening = socket.create_server((HOST, self.port), backlog=100)
+        listening.setblocking(False)
+        self.port = listening.getsockname()[1]
+        self.loop.add_reader(listening, self._accept, listening)
 
-        self._listener = await self.loop.create_server(accepted, HOST, self.port)
-        self.port = self._listener.sockets[0].getsockname()[1]
+    def _accept(self, listening: socket.socket) -> None:
+        try:
+            connection, _ = listening.accept()
+        except BlockingIOError:
+            return
+        connection.setblocking(False)
+        self.accepted += 1
+        arriving = self.loop.create_task(self.loop.connect_accepted_socket(lambda: _Client(_Pair(self)), connection))
+        self._arriving.add(arriving)
+        arriving.add_done_callback(self._arriving.discard)
 
     async def _end(self) -> None:
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
+        if self._listening is not None:
+            self.loop.remove_reader(self._listening)
+            self._listening.close()
+            self._listening = None
+        if self._arriving:
+            await asyncio.wait([*self._arriving])
         for pair in [*self.pairs]:
             pair.end("rst")
         await asyncio.sleep(0)

@@ -268,6 +268,31 @@ async def test_the_authenticated_subject(server, way):
     assert remembered(server.tools, "user", user=json.dumps(["two", "ada"])) == {"n": 1}
 
 
+class ClaimsAlone(Verifier):
+    """As FastMCP 3 does it: the subject stands in the claims and nowhere else."""
+
+    async def verify_token(self, token):
+        verified = await super().verify_token(token)
+        claims = {**verified.claims, "sub": verified.subject}
+        return verified.model_copy(update={"subject": None, "claims": claims})
+
+
+async def test_the_subject_may_stand_in_the_claims_alone(server):
+    def around(app):
+        return AuthenticationMiddleware(app, backend=BearerAuthBackend(ClaimsAlone()))
+
+    who = MCPIdentity(user=subject(), session=subject())
+    async with served(server, who, around=around) as url:
+        for token in ("one/ada", "two/ada", "/ada", "one/ada"):
+            async with connected(url, headers=bearer(token)) as caller:
+                text, failed = await caller.call("aboth", {"item": token})
+                assert not failed, text
+
+    assert remembered(server.tools, "user", user="ada") == {"n": 1}
+    assert remembered(server.tools, "user", user=json.dumps(["one", "ada"])) == {"n": 2}
+    assert remembered(server.tools, "user", user=json.dumps(["two", "ada"])) == {"n": 1}
+
+
 async def test_no_subject_is_nobody(server, told):
     who = MCPIdentity(user=subject(), session=subject())
     async with served(server, who, around=authenticated) as url:

@@ -3,7 +3,7 @@
     python tests/frameworks/run.py [--only langgraph,agno] [--minutes 10] [--keep DIR]
 
 A framework is a directory beside this file with a requirements.txt; its first line names the package whose version is shown.
-What is installed: those requirements, pytest, anyio, and this package.
+What is installed: those requirements, pytest, sybil (for the framework's page in docs), anyio, and this package.
 """
 
 from __future__ import annotations
@@ -76,9 +76,18 @@ def run_one(name: str, environment: Path, scratch: Path) -> Outcome:
         outcome.result = f"not installed: {' '.join(map(str, error.cmd[:4]))} ... ended with {error.returncode}"
         return outcome
     report = scratch / f"{name}.xml"
-    command = [python_of(environment), "-m", "pytest", "-q", f"--junitxml={report}", str(HERE / name)]
+    command = [
+        python_of(environment),
+        "-m",
+        "pytest",
+        "-q",
+        f"--junitxml={report}",
+        str(HERE / name),
+        str(HERE / "test_page.py"),
+    ]
     # The package of this tree, whichever one the environment was made for.
-    code = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "AGENT_GANTRY_STATE_FRAMEWORK": name}
+    code = subprocess.run(command, cwd=ROOT, env=variables).returncode
     outcome.seconds = time.monotonic() - began
     outcome.result = summary_of(report) if report.exists() else f"pytest ended with {code}"
     outcome.ok = code == 0
@@ -112,7 +121,8 @@ def make(environment: Path, name: str) -> None:
         venv.create(environment, with_pip=True)
     install = [python_of(environment), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     subprocess.run(
-        [*install, "-r", str(HERE / name / "requirements.txt"), "pytest>=8.4", "anyio>=4.6", "-e", str(ROOT)], check=True
+        [*install, "-r", str(HERE / name / "requirements.txt"), "pytest>=8.4", "sybil>=9", "anyio>=4.6", "-e", str(ROOT)],
+        check=True,
     )
     (environment / "made-for").write_text(stamp_of(name))
 

@@ -197,6 +197,35 @@ def test_work_that_outlives_its_request_is_nobodys():
     assert "the request that brought it has ended" in str(application.answers[1])
 
 
+def test_session_in_work_that_outlives_its_request_uncovers_nobody():
+    gantry = Gantry(session="local")
+    application = Application(gantry)
+
+    async def run():
+        ended = asyncio.Event()
+
+        async def outlive():
+            await ended.wait()
+            with gantry.session("its own"):
+                await application({"item": "in it"}, None, None)
+            await application({"item": "after it"}, None, None)
+
+        async def begins_work(scope, receive, send):
+            tasks.append(asyncio.create_task(outlive()))
+
+        tasks = []
+        middleware = IdentityMiddleware(begins_work, by_header)
+        await IdentityMiddleware(middleware, by_header)(request(("x-session", "s1")), None, None)
+        assert current_identity() is None
+        ended.set()
+        await tasks[0]
+
+    asyncio.run(run())
+
+    assert application.answers[0] == ["in it"]
+    assert "the request that brought it has ended" in str(application.answers[1])
+
+
 @pytest.mark.anyio
 async def test_what_identify_does_wrong_reaches_the_server():
     application = Application(Gantry())

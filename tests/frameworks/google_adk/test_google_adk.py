@@ -79,7 +79,7 @@ async def test_run_async(check, given, a):
     await adrive(check, given.tools, run_async_with(given.items, given.tools.gantry), a, **given.times(check))
 
 
-# The kit prints the error of its thread, up to 2.7; from 2.8 on it raises it.
+# Some kits print the error of their thread, 2.7.1 for one, instead of raising it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("a", ["", "a"])
 @pytest.mark.parametrize("check", CHECKS)
