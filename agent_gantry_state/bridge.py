@@ -24,6 +24,7 @@ from typing import Any, Protocol, TypeVar
 
 from agent_gantry_state import steps as _steps
 from agent_gantry_state.errors import StoreClosedError, StoreTimeoutError
+from agent_gantry_state.notes import Counters
 from agent_gantry_state.steps import Steps, Wait
 from agent_gantry_state.stores.protocol import (
     COMMIT_SECONDS,
@@ -79,6 +80,8 @@ class Bridge(Protocol):
     #: Seconds that the store may take to answer a load, and a commit with all its resends.
     load_timeout: float
     commit_timeout: float
+    #: Counts what happens; None: nobody does.
+    counters: Counters | None
 
     def perform(self, request: Any) -> Any:
         """Have done what steps ask for, for a caller that may block."""
@@ -136,6 +139,8 @@ def in_asyncio() -> bool:
 class _Methods:
     """A store and its methods by kind of message. A store that is *owned* is closed with its bridge."""
 
+    counters: Counters | None = None
+
     def __init__(self, store: Any, owned: bool = False) -> None:
         self.store = store
         self._owned = owned
@@ -167,6 +172,9 @@ class Inline(_Methods):
         if isinstance(request, Wait):
             return await request.await_()
         return self._answer[type(request)](request)
+
+    # Nothing can cut what does not wait.
+    ask_whole = aperform
 
     def attempt(self, request: Message) -> Any:
         return self._answer[type(request)](request)
@@ -233,6 +241,9 @@ class Local(_Methods):
         except WouldBlock:
             start = functools.partial(_hop, self._answer[type(request)], request)
             return await (_lease(start) if type(request) is Lease else start())
+
+    # It sees to leases itself, and only where they have to wait.
+    ask_whole = aperform
 
     def run(self, steps: Steps[T]) -> T:
         return _steps.run(steps, self.perform)
@@ -408,6 +419,7 @@ class Closed:
 
     store: Any = None
     resendable = False
+    counters: Counters | None = None
     load_timeout = LOAD_SECONDS
     commit_timeout = COMMIT_SECONDS
 

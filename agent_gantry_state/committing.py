@@ -5,7 +5,6 @@ Each part has a token of its own and is merged again on its own where others wer
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import struct
@@ -23,6 +22,7 @@ from agent_gantry_state.errors import (
 from agent_gantry_state.holding import Held, refuse_owner
 from agent_gantry_state.limits import known, refuse_too_large
 from agent_gantry_state.memory import Changes
+from agent_gantry_state.notes import LOG, fields
 from agent_gantry_state.rebase import Rebase, conflict
 from agent_gantry_state.sending import sent
 from agent_gantry_state.several import Several
@@ -30,8 +30,6 @@ from agent_gantry_state.steps import Steps
 from agent_gantry_state.stores.protocol import Change, Commit, Load, Loaded, Moved, Snapshot
 
 __all__ = ["Part", "Parts", "new_version"]
-
-_log = logging.getLogger("agent_gantry_state")
 
 _random = random.Random()  # noqa: S311 - unique, not secret
 _getrandbits = _random.getrandbits
@@ -129,7 +127,7 @@ class Part:
         while commit is not None:
             self.refuse_too_large()
             if self.token:
-                answer = yield from sent(commit, self.deadline, again=True)
+                answer = yield from sent(commit, self.deadline, again=True, counters=self.bridge.counters)
             else:
                 answer = yield commit
             if not isinstance(answer, Moved):
@@ -137,7 +135,13 @@ class Part:
             if refuse is not None:
                 refuse()
             commit = self.settle(answer.snapshots, answer.now)
+            self.count_merge()
         return False
+
+    def count_merge(self) -> None:
+        """Have it counted that this was merged with what others did."""
+        if self.bridge.counters is not None:
+            self.bridge.counters.merged([held.want.terms.scope for held, _ in self.made])
 
     def look(self) -> Steps[Commit | None]:
         """The commit on top of what is there now; None if that leaves nothing to write."""
@@ -330,8 +334,11 @@ class Parts:
         if not self.landed:
             raise error
         if part.rank == _TOUCHES:
-            _log.warning(
-                "%s memory: its time to live was to be restarted: %s", " and ".join(_scopes([part], _touches)), error
+            LOG.warning(
+                "%s memory: its time to live was to be restarted: %s",
+                " and ".join(_scopes([part], _touches)),
+                error,
+                extra=fields("touch_failed", scope=",".join(_scopes([part], _touches)), error=type(error).__name__),
             )
             return
         landed, missing = _scopes(self.landed, _writes), _scopes([part, *self._waiting], _writes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -12,11 +11,10 @@ from typing import Any, NamedTuple
 
 from agent_gantry_state.bridge import on_event_loop
 from agent_gantry_state.errors import MemoryConflictError
+from agent_gantry_state.notes import LOG, fields
 from agent_gantry_state.steps import Steps, Wait
 
 __all__ = ["Callback", "MemoryEvent", "Observers", "observers_of"]
-
-_log = logging.getLogger("agent_gantry_state")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +95,9 @@ class _Telling(Wait):
             self._log()
 
     def _log(self) -> None:
-        _log.exception("%s raised; what it was told of has happened all the same", self._name)
+        LOG.exception(
+            "%s raised; what it was told of has happened all the same", self._name, extra=fields("callback_failed")
+        )
 
 
 def _awaited(told: Awaitable[None]) -> None:

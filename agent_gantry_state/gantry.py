@@ -681,7 +681,8 @@ class Stateful:
 
         def steps() -> Steps[None]:
             timeout = bridge.commit_timeout
-            yield from sent(Forget((namespace,), timeout), time.monotonic() + timeout, again=bridge.resendable)
+            deadline = time.monotonic() + timeout
+            yield from sent(Forget((namespace,), timeout), deadline, again=bridge.resendable, counters=bridge.counters)
 
         bridge = bridge_for(settings.bridge, namespace)
         return bridge, steps()

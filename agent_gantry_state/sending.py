@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 
 from agent_gantry_state.errors import StateError, StoreError
+from agent_gantry_state.notes import Counters
 from agent_gantry_state.steps import Pause, Steps
 from agent_gantry_state.stores.protocol import Commit, Committed, Forget, Moved
 
@@ -22,13 +23,16 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25
 _SHORTEST = 1.0
 
 
-def sent(message: Commit | Forget, deadline: float, again: bool) -> Steps[Committed | Moved | None]:
+def sent(
+    message: Commit | Forget, deadline: float, again: bool, counters: Counters | None = None
+) -> Steps[Committed | Moved | None]:
     """Have a store do what *message* says, by *deadline* on the monotonic clock.
 
     Args:
         message: A commit or an erasure.
         deadline: When to give up.
         again: Whether to send it again while the store cannot be reached or does not answer.
+        counters: Told each time that it does.
 
     Raises:
         StateError: The store failed; `committed` covers all that was sent.
@@ -46,6 +50,8 @@ def sent(message: Commit | Forget, deadline: float, again: bool) -> Steps[Commit
             error.committed = committed
             if not (again and isinstance(error, StoreError) and error.transient) or time.monotonic() + pause >= deadline:
                 raise
+            if counters is not None:
+                counters.resent(error)
         else:
             return answer
         yield Pause(random.uniform(pause / 2, pause))  # noqa: S311 - jitter

@@ -47,6 +47,7 @@ class Several:
         self.store: Any = main.store
         self.elsewhere = {scope: bridge for scope, bridge in elsewhere.items() if bridge is not main}
         self.partial = partial
+        self.counters = main.counters
         self.bridges = tuple({id(bridge): bridge for bridge in (main, *self.elsewhere.values())}.values())
         #: Where which scope is: equal for bridges that find all memories in the same places.
         self.places = {scope: id(bridge.store) for scope, bridge in self.elsewhere.items()}

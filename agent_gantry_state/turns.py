@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import logging
 import os
 import random
 import sys
@@ -26,12 +25,11 @@ from typing import Any
 from agent_gantry_state.bridge import Bridge, in_asyncio, on_event_loop
 from agent_gantry_state.errors import ExclusiveTimeoutError
 from agent_gantry_state.namespace import Namespace
+from agent_gantry_state.notes import LOG, fields
 from agent_gantry_state.steps import Pause, Steps, Wait
 from agent_gantry_state.stores.protocol import Lease, Release
 
 __all__ = ["EXCLUSIVE_SECONDS", "LEASE_SECONDS", "Grant", "Turn", "Turns", "give_back", "leased", "released", "turns_of"]
-
-_log = logging.getLogger("agent_gantry_state")
 
 #: A call waits at most this long for its turn, in seconds.
 EXCLUSIVE_SECONDS = 60.0
@@ -243,7 +241,7 @@ def released(grant: Grant) -> Steps[None]:
     try:
         yield from grant.end()
     except Exception as error:  # noqa: BLE001 - whatever a store raises: the call has committed or failed already
-        _log.warning("a lease could not be given back and has to lapse: %s", error)
+        LOG.warning("a lease could not be given back and has to lapse: %s", error, extra=fields("lease_not_released"))
     except BaseException:
         give_back(grant)
         raise
@@ -313,12 +311,14 @@ class _Renewer:
         try:
             left = grant.bridge.run(grant.renew())
         except Exception as error:  # noqa: BLE001 - whatever a store raises: the thread has others to renew
-            _log.warning("a lease could not be renewed: %s", error)
+            LOG.warning("a lease could not be renewed: %s", error, extra=fields("lease_not_renewed"))
             return
         with self._changed:
             there = grant.holder in self._held
         if left > 0 and there:
-            _log.warning("a lease was lost to another call; this one will not commit if that does")
+            LOG.warning(
+                "a lease was lost to another call; this one will not commit if that does", extra=fields("lease_lost")
+            )
         elif not there:
             # Given back while it was being renewed.
             with contextlib.suppress(Exception):

@@ -20,7 +20,13 @@ from agent_gantry_state.bridge import on_event_loop
 from agent_gantry_state.changes import changes_of, is_due
 from agent_gantry_state.committing import Part, Parts, new_version
 from agent_gantry_state.compartments import all_known_as, is_reserved
-from agent_gantry_state.errors import MemoryConflictError, OrphanedCallError, PartialCommitError, StoreTimeoutError
+from agent_gantry_state.errors import (
+    MemoryConflictError,
+    OrphanedCallError,
+    PartialCommitError,
+    SessionOwnerError,
+    StoreTimeoutError,
+)
 from agent_gantry_state.events import Observers
 from agent_gantry_state.holding import Held, Want, change_of, refuse_owner
 from agent_gantry_state.limits import refuse_too_large
@@ -208,7 +214,11 @@ class UnitOfWork:
         for namespace, want in wants.items():
             held = self.held.get(namespace)
             if held is not None:
-                refuse_owner(want, held.owner)
+                try:
+                    refuse_owner(want, held.owner)
+                except SessionOwnerError as error:
+                    _count_failure(self.bridge, error)
+                    raise
                 if held.want.terms.bare and not want.terms.bare:
                     held.open_to(want)
             if held is None or not held.has(want.keys):
@@ -221,7 +231,7 @@ class UnitOfWork:
                     yield from self._load_all(missing, self.bridge)
                 else:
                     loaded = yield _load(missing, self.bridge)
-                    _refuse_owners(missing, loaded)
+                    _refuse_owners(missing, loaded, self.bridge)
                     with NESTING:
                         for (namespace, want), snapshot in zip(missing.items(), loaded.snapshots, strict=True):
                             self._take(namespace, want, snapshot, loaded.now, None)
@@ -247,7 +257,7 @@ class UnitOfWork:
             wants = {namespace: want for namespace, want in missing.items() if several.of(namespace) is bridge}
             if wants:
                 loaded: Loaded = yield _load(wants, bridge)
-                _refuse_owners(wants, loaded)
+                _refuse_owners(wants, loaded, bridge)
                 found.update(
                     (namespace, (each, loaded.now)) for namespace, each in zip(wants, loaded.snapshots, strict=True)
                 )
@@ -431,8 +441,10 @@ class UnitOfWork:
                 if not answer[0]:
                     break
                 commit = self._part.settle(*answer, by_content=True)
+                self._part.count_merge()
         except BaseException as error:
             self.state = State.FAILED
+            _count_failure(self.bridge, error)
             if self._watch is not None and isinstance(error, (MemoryConflictError, PartialCommitError)):
                 yield from self._tell(error, [] if parts is None else parts.landed)
             raise
@@ -620,9 +632,18 @@ def _load(wants: dict[Namespace, Want], bridge: Any) -> Load:
     return Load(tuple(wants), tuple(want.keys for want in wants.values()) if partial else None, bridge.load_timeout)
 
 
-def _refuse_owners(wants: dict[Namespace, Want], loaded: Loaded) -> None:
-    for want, snapshot in zip(wants.values(), loaded.snapshots, strict=True):
-        refuse_owner(want, snapshot.owner)
+def _refuse_owners(wants: dict[Namespace, Want], loaded: Loaded, bridge: Any) -> None:
+    try:
+        for want, snapshot in zip(wants.values(), loaded.snapshots, strict=True):
+            refuse_owner(want, snapshot.owner)
+    except SessionOwnerError as error:
+        _count_failure(bridge, error)
+        raise
+
+
+def _count_failure(bridge: Any, error: BaseException) -> None:
+    if bridge.counters is not None:
+        bridge.counters.failed(error)
 
 
 def _changed(parts: list[Part]) -> dict[str, list[str]]:

@@ -150,6 +150,7 @@ class Wiring:
         self._layers: list[Layer] = []
         self._identity = identity
         self._observers = observers
+        self._trace: Callable[[Bridge], Bridge] | None = None
         self._names: dict[str, weakref.ref[Any] | Callable[[], Any]] = {}
         self._keys: dict[str, object] = {}
         self._terms: dict[str, Terms] = {}
@@ -215,6 +216,12 @@ class Wiring:
             self._layers.remove(layer)
             self.settings = self._settle()
 
+    def trace(self, trace: Callable[[Bridge], Bridge] | None) -> None:
+        """Have *trace* put something before the bridge that holds, whichever that is; None takes it away."""
+        with self._lock:
+            self._trace = trace
+            self.settings = self._settle()
+
     def _settle(self) -> Settings:
         bridge, resolvers, clock = self._base.bridge, self._base.resolvers, None
         for layer in self._layers:
@@ -229,7 +236,9 @@ class Wiring:
         _set_clock(self, [each for each in _stores(bridge) if getattr(each, "clock", None) is not None], clock)
         store = bridge.store
         # The shortest path asks and tells nobody.
-        alone = not resolvers and self._observers is None
+        alone = not resolvers and self._observers is None and self._trace is None
+        if self._trace is not None and not self.closed:
+            bridge = self._trace(bridge)
         direct = store if alone and type(store) is MemoryStore else None
         single = bridge if alone and direct is None and not isinstance(bridge, (Closed, Several)) else None
         home = object() if direct is None else direct.home

@@ -76,7 +76,7 @@ def asked(bridge: Bridge, message: Message) -> Ask:
 def told(bridge: Bridge, message: Commit | Forget) -> Ask:
     """A commit or an erasure, sent again where its answer is lost."""
     deadline = time.monotonic() + bridge.commit_timeout
-    return Ask(bridge, sent(message, deadline, again=bridge.resendable), whole=True)
+    return Ask(bridge, sent(message, deadline, again=bridge.resendable, counters=bridge.counters), whole=True)
 
 
 def run(steps: Asks[T]) -> T:

@@ -266,6 +266,7 @@ def _committed(plan: Plan, unit: UnitOfWork, attempt: int) -> bool:
     except MemoryConflictError:
         if attempt > plan.retries:
             raise
+        _count_rerun(unit)
         return False
     return True
 
@@ -278,8 +279,14 @@ async def _acommitted(plan: Plan, unit: UnitOfWork, attempt: int, finish: Steps[
     except MemoryConflictError:
         if attempt > plan.retries:
             raise
+        _count_rerun(unit)
         return False
     return True
+
+
+def _count_rerun(unit: UnitOfWork) -> None:
+    if unit.bridge.counters is not None:
+        unit.bridge.counters.rerun()
 
 
 def abandon(unit: UnitOfWork) -> None:

@@ -9,7 +9,6 @@ while it sees that everything is as it was and renames.
 from __future__ import annotations
 
 import builtins
-import logging
 import math
 import os
 import struct
@@ -21,6 +20,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from agent_gantry_state.errors import CorruptEntryError, StateError
 from agent_gantry_state.namespace import Namespace
+from agent_gantry_state.notes import LOG, fields
 from agent_gantry_state.stores.clock import Clocked
 from agent_gantry_state.stores.file_directory import ABSENT, Directory, Gone, New, is_namespace, is_new, translated
 from agent_gantry_state.stores.file_images import Found, Images, UnreadableError, name_of
@@ -51,8 +51,6 @@ from agent_gantry_state.stores.whole import Image, applied, chosen, is_moved, wr
 __all__ = ["FileStore", "from_url"]
 
 T = TypeVar("T")
-
-_log = logging.getLogger("agent_gantry_state")
 
 #: Seconds for which a commit that landed is remembered, so that it can be sent again.
 TOKEN_SECONDS: Final = 60.0
@@ -222,10 +220,11 @@ class FileStore(Clocked):
                 directory.put_aside(name_of(namespace))
             except OSError as error:
                 raise again.error from error
-            _log.error(
+            LOG.error(
                 "the file of a %s's memory cannot be read and was put aside in the directory 'corrupt' of the file store; "
                 "the memory begins anew",
                 namespace.scope,
+                extra=fields("file_put_aside", scope=namespace.scope),
             )
             raise CorruptEntryError(
                 f"{again.error}. Its file was put aside in the directory 'corrupt' of the file store; the memory begins "

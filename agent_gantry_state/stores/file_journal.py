@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 from agent_gantry_state import codec
 from agent_gantry_state.errors import StateError, StoreError
+from agent_gantry_state.notes import LOG, fields
 from agent_gantry_state.stores.file_directory import (
     ABSENT,
     Directory,
@@ -26,8 +26,6 @@ from agent_gantry_state.stores.file_directory import (
 )
 
 __all__ = ["close", "discard", "is_pending", "publish", "replay", "write_journal"]
-
-_log = logging.getLogger("agent_gantry_state")
 
 _JOURNAL: Final = "journal"
 #: The first byte of a journal; a greater one is of a newer version. In all of them the checksum of it and of the body
@@ -103,9 +101,10 @@ def replay(directory: Directory) -> None:
     moves = _moves(read[0])
     if moves is None:
         directory.put_aside(_JOURNAL)
-        _log.error(
+        LOG.error(
             "the file store's journal cannot be read and was put aside in 'corrupt': of a commit that was cut off, not "
-            "all may be there"
+            "all may be there",
+            extra=fields("journal_put_aside"),
         )
         return
     waiting = [(new, name) for new, name, _ in moves if directory.signature(new) != ABSENT]

@@ -7,7 +7,6 @@ what is there without copying it. Nothing here waits or does I/O; one lock cover
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import threading
 import time
@@ -18,6 +17,7 @@ from typing import Any
 
 from agent_gantry_state.errors import EvictionWarning, StoreClosedError, StoreURLError
 from agent_gantry_state.namespace import Namespace
+from agent_gantry_state.notes import FOUND, LOG, fields
 from agent_gantry_state.stores.clock import Clocked
 from agent_gantry_state.stores.options import count
 from agent_gantry_state.stores.protocol import (
@@ -42,8 +42,6 @@ from agent_gantry_state.stores.urls import StoreURL
 from agent_gantry_state.stores.whole import applied, chosen, is_moved
 
 __all__ = ["MemoryStore", "Slot", "from_url"]
-
-_log = logging.getLogger("agent_gantry_state")
 _peek = Slots.__getitem__
 
 #: Seconds for which a commit that landed is remembered, so that it can be sent again.
@@ -290,12 +288,14 @@ class MemoryStore(Clocked):
         with self._lock:
             scopes, self._slots.evicted = self._slots.evicted, []
             self.evictions += len(scopes)
+        if (found := FOUND.get()) is not None:
+            found.evicted.extend(scopes)
         for scope in scopes:
             message = (
                 f"the memory store is full: the state of a {scope} that was in use was dropped ({self.evictions} so "
                 "far). Raise the bound, memory://?max_namespaces=..., give the scope a ttl, or use a store that keeps it"
             )
-            _log.warning(message)
+            LOG.warning(message, extra=fields("eviction", scope=scope))
             # Whoever turns warnings into errors must not see a call fail whose commit has landed.
             with contextlib.suppress(EvictionWarning):
                 warnings.warn(message, EvictionWarning, stacklevel=3)

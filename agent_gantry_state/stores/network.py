@@ -12,7 +12,6 @@ import contextlib
 import copy
 import ctypes
 import inspect
-import logging
 import os
 import socket
 import threading
@@ -28,6 +27,7 @@ from typing_extensions import Self
 from agent_gantry_state import steps as _steps
 from agent_gantry_state.errors import MissingDriverError, StoreClosedError, StoreError, StoreUnavailableError
 from agent_gantry_state.hop import hop
+from agent_gantry_state.notes import LOG, fields
 from agent_gantry_state.steps import Steps
 from agent_gantry_state.stores.options import check_timeouts, seconds
 from agent_gantry_state.stores.protocol import (
@@ -49,8 +49,6 @@ from agent_gantry_state.stores.protocol import (
 __all__ = ["CONNECT_SECONDS", "TIMEOUTS", "AsyncLink", "Link", "RemoteStore", "driver", "hang_up", "within"]
 
 T = TypeVar("T")
-
-_log = logging.getLogger("agent_gantry_state")
 
 #: Seconds that a new connection may take.
 CONNECT_SECONDS = 2.0
@@ -460,7 +458,11 @@ class _OnLoop:
             try:
                 asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(_CLOSE_SECONDS)
             except Exception as error:  # noqa: BLE001 - of the loop, which may be ending or not come to it
-                _log.warning("a connection was cut off, for its event loop did not close it: %s", type(error).__name__)
+                LOG.warning(
+                    "a connection was cut off, for its event loop did not close it: %s",
+                    type(error).__name__,
+                    extra=fields("connection_cut", error=type(error).__name__),
+                )
             else:
                 return
             if not self.loop.is_running() and inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
@@ -488,14 +490,14 @@ def _shut(link: Link) -> None:
     try:
         link.close()
     except Exception as error:  # noqa: BLE001 - of any driver
-        _log.warning("a connection could not be closed in order: %s", type(error).__name__)
+        _log_close("a connection could not be closed in order: %s", error)
 
 
 async def _ashut(link: AsyncLink) -> None:
     try:
         await within(link.close(), _CLOSE_SECONDS)
     except Exception as error:  # noqa: BLE001 - of any driver
-        _log.warning("a connection could not be closed in order: %s", type(error).__name__)
+        _log_close("a connection could not be closed in order: %s", error)
         _drop(link)
     except BaseException:
         _drop(link)
@@ -506,7 +508,11 @@ def _drop(link: AsyncLink) -> None:
     try:
         link.drop()
     except Exception as error:  # noqa: BLE001 - of any driver
-        _log.warning("a connection could not be closed: %s", type(error).__name__)
+        _log_close("a connection could not be closed: %s", error)
+
+
+def _log_close(message: str, error: BaseException) -> None:
+    LOG.warning(message, type(error).__name__, extra=fields("connection_not_closed", error=type(error).__name__))
 
 
 def _is_here(loop: asyncio.AbstractEventLoop) -> bool:

@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 from agent_gantry_state import codec
 from agent_gantry_state.compartments import has_reserved, is_reserved
 from agent_gantry_state.namespace import Namespace
+from agent_gantry_state.notes import FOUND
 
 __all__ = [
     "COMMIT_SECONDS",
@@ -296,9 +297,14 @@ class Snapshot:
         lived = self.lived
         if lived is not None and lived[0] <= now < lived[1].first_expiry:
             return lived[1]
+        found = FOUND.get()
         if self.last_expiry() <= now:
+            if found is not None:
+                found.expired += len(self.values)
             return EMPTY
         gone = {key for key in (*self.expires_at, *self.slides) if (self.deadline(key) or math.inf) <= now}
+        if found is not None:
+            found.expired += len(gone)
         left = self._but(gone, _without(self.expires_at, gone), _without(self.slides, gone), self.until, self.reserved)
         self.lived = now, left
         return left

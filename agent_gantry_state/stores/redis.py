@@ -9,12 +9,12 @@ redis_scripts.py.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from agent_gantry_state.errors import CorruptEntryError, NotAtomicError, StoreError
 from agent_gantry_state.namespace import Namespace
+from agent_gantry_state.notes import LOG, fields
 from agent_gantry_state.steps import Steps
 from agent_gantry_state.stores import redis_scripts as scripts
 from agent_gantry_state.stores.kept import KEY_BYTES, Kept
@@ -64,8 +64,6 @@ from agent_gantry_state.stores.urls import StoreURL
 from agent_gantry_state.stores.whole import applied
 
 __all__ = ["Address", "RedisStore", "from_url"]
-
-_log = logging.getLogger("agent_gantry_state")
 
 PREFIX: Final = "agent-gantry-state:"
 MAX_CONNECTIONS: Final = 50
@@ -400,7 +398,12 @@ class RedisStore(RemoteStore):
             except CorruptEntryError as error:
                 if digest not in self._left_out and len(self._left_out) < _TOLD_OF:
                     self._left_out.add(digest)
-                    _log.warning("a memory was left out of a listing (digest %s): %s", digest.decode(), error)
+                    LOG.warning(
+                        "a memory was left out of a listing (digest %s): %s",
+                        digest.decode(),
+                        error,
+                        extra=fields("listing_incomplete"),
+                    )
         return found
 
     def _lease(self, message: Lease) -> Steps[float]:
