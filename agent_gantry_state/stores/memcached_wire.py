@@ -10,7 +10,7 @@ word, and one gives a connection back with a cancelled request's reply still to 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from agent_gantry_state.errors import StoreError
@@ -175,7 +175,7 @@ VALUES: Final[Kind] = _values
 STATS: Final[Kind] = _stats
 
 
-def gets(server: Server, keys: Sequence[bytes]) -> Request:
+def gets(server: Server, keys: Iterable[bytes]) -> Request:
     """Ask for items; for the time too, where it was not asked for lately."""
     payload = b"gets " + b" ".join(keys) + b"\r\n"
     if server.is_due():

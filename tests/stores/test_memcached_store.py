@@ -576,13 +576,13 @@ def test_change_of_an_earlier_life_of_the_server_is_not_taken_for_one_of_this(op
         talk = talk_to(store)
         talk.write(A, x="old")
         late = talk.message(talk.change(A, {"x": put("late")}))
-        unique = store._kept.get(A).unique
+        unique = store._kept.get(A).change[0]
         server.restart()
         theirs = talk_to(other)
         while True:
             theirs.write(A, x="new")
             theirs.load(A)
-            if other._kept.get(A).unique == unique:
+            if other._kept.get(A).change[0] == unique:
                 break
 
         answer = talk.ask(late)
