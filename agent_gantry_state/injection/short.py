@@ -1,9 +1,9 @@
 """The short way to call the common tool: one with a single memory, that is called by nobody's body.
 
-It builds no unit of work unless the body called another tool, or there is something to commit to a store on another machine;
-and where the memory is in this process no message unless the body changed something. What it leaves out against the ways in
-`call`: a second memory, a second store, a resolver to ask, a rerun, a call around it, an owner to be refused; in each of
-these cases it hands the call over to them. It repeats in few lines what stands elsewhere: a frame is what it saves.
+It builds no unit of work unless the body called another tool or another call was quicker, and where the memory is in this
+process no message unless the body changed something. What it leaves out against the ways in `call`: a second memory, a
+second store, a resolver to ask, a rerun, a call around it, an owner to be refused; in each of these cases it hands the call
+over to them. It repeats in few lines what stands elsewhere: a frame is what it saves.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from agent_gantry_state.nesting import CURRENT, FAILED, leave, unit_of
 from agent_gantry_state.scopes import ATTEMPT, ENTERED, refuse_orphan
 from agent_gantry_state.stores.memory import Slot
 from agent_gantry_state.stores.protocol import EMPTY, Load, Loaded, WouldBlock
-from agent_gantry_state.unit_of_work import UnitOfWork, finish_one
+from agent_gantry_state.unit_of_work import UnitOfWork, finish_far, finish_one
 from agent_gantry_state.wiring import Settings
 
 __all__ = ["caller"]
@@ -258,21 +258,23 @@ async def _afinish_nesting(unit: UnitOfWork) -> None:
 def _finish_single(memory: Memory, identity: Any, bridge: Bridge) -> None:
     """`_finish_short` where the store is not this process."""
     if bridge.resendable:
-        _finish_nesting(UnitOfWork.of(memory, Want.of(memory._terms, identity), bridge))
+        bridge.run(finish_far(memory, identity, bridge))
     else:
         finish_one(memory, identity, bridge, bridge.perform)
 
 
 async def _afinish_single(memory: Memory, identity: Any, bridge: Bridge) -> None:
     """`_finish_single`, for a caller on an event loop."""
-    if not bridge.resendable:
-        refuse_orphan()
-        try:
-            finish_one(memory, identity, bridge, bridge.attempt)
-        except WouldBlock:
-            pass
-        else:
-            return
+    refuse_orphan()
+    if bridge.resendable:
+        await bridge.arun_uncut(finish_far(memory, identity, bridge))
+        return
+    try:
+        finish_one(memory, identity, bridge, bridge.attempt)
+    except WouldBlock:
+        pass
+    else:
+        return
     await _afinish_nesting(UnitOfWork.of(memory, Want.of(memory._terms, identity), bridge))
 
 
