@@ -48,6 +48,7 @@ from agent_gantry_state.stores.memcached_links import BorrowingLink, MemcachedLi
 from agent_gantry_state.stores.memcached_server import Server
 from agent_gantry_state.stores.memcached_wire import (
     Credentials,
+    Item,
     ItemTooLargeError,
     Replies,
     Request,
@@ -262,37 +263,38 @@ class MemcachedStore(RemoteStore):
     def _read(self, namespaces: Sequence[Namespace]) -> Steps[dict[Namespace, _Kept]]:
         """What is there, and this process knows it from now on."""
         found: dict[Namespace, _Kept] = {}
-        if len(namespaces) == 1:
-            place = self._place(namespaces[0])
-            by_server = {place.server: {place.key: namespaces[0]}}
-        else:
-            by_server = self._by_server(namespaces)
-        for server, keys in by_server.items():
+        for server, keys in self._by_server(namespaces).items():
             replies: Replies = yield gets(server, keys)  # type: ignore[misc]
-            items = replies.answers[0]
             for key, namespace in keys.items():
-                item = items.get(key)
-                if item is None:
-                    found[namespace] = _NOTHING
-                    self._kept.drop(namespace)
-                    continue
-                known, change = self._kept.get(namespace), (item.unique, replies.life)
-                if known is None or known.data != item.data:
-                    known = _Kept(item.data, *read_item(item.data, namespace), change)
-                    self._keep(namespace, known)
-                else:
-                    known.change = change
-                found[namespace] = known
+                found[namespace] = self._note(namespace, replies.answers[0].get(key), replies.life)
         return found
+
+    def _read_one(self, namespace: Namespace, place: _Place) -> Steps[_Kept]:
+        """`_read` for one, as most calls have."""
+        replies: Replies = yield gets(place.server, (place.key,))  # type: ignore[misc]
+        return self._note(namespace, replies.answers[0].get(place.key), replies.life)
+
+    def _note(self, namespace: Namespace, item: Item | None, life: object) -> _Kept:
+        if item is None:
+            self._kept.drop(namespace)
+            return _NOTHING
+        known, change = self._kept.get(namespace), (item.unique, life)
+        if known is None or known.data != item.data:
+            known = _Kept(item.data, *read_item(item.data, namespace), change)
+            self._keep(namespace, known)
+        else:
+            known.change = change
+        return known
 
     # Loading.
 
     def _load(self, message: Load) -> Steps[Loaded]:
-        found = yield from self._read(message.namespaces)
         if len(message.namespaces) == 1 and message.keys is None:
-            namespace = message.namespaces[0]
-            now = self._now(self._place(namespace).server)
-            return Loaded((found[namespace].snapshot.live(now),), now)
+            place = self._place(message.namespaces[0])
+            kept = yield from self._read_one(message.namespaces[0], place)
+            now = self._now(place.server)
+            return Loaded((kept.snapshot.live(now),), now)
+        found = yield from self._read(message.namespaces)
         # Each server has a clock of its own.
         times = {server: self._now(server) for server in {self._place(n).server for n in message.namespaces}}
         snapshots = [found[each].snapshot.live(times[self._place(each).server]) for each in message.namespaces]
