@@ -44,7 +44,7 @@ def sent(
         # One whose answer is lost must leave time for another one.
         timeout = min(max(left / 2, _SHORTEST), left) if again else left
         try:
-            answer: Committed | Moved | None = yield replace(message, timeout=timeout)
+            answer: Committed | Moved | None = yield _within(message, timeout)
         except StateError as error:
             committed = None if error.committed is None else committed
             error.committed = committed
@@ -56,3 +56,9 @@ def sent(
             return answer
         yield Pause(random.uniform(pause / 2, pause))  # noqa: S311 - jitter
         pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+def _within(message: Commit | Forget, timeout: float) -> Commit | Forget:
+    if type(message) is Commit:
+        return Commit(message.token, message.version, message.changes, timeout)
+    return replace(message, timeout=timeout)

@@ -1,9 +1,9 @@
 """The short way to call the common tool: one with a single memory, that is called by nobody's body.
 
-It builds no unit of work unless the body called another tool, or there is something to commit to a store on another machine;
-and where the memory is in this process no message unless the body changed something. What it leaves out against the ways in
-`call`: a second memory, a second store, a resolver to ask, a rerun, a call around it, an owner to be refused; in each of
-these cases it hands the call over to them. It repeats in few lines what stands elsewhere: a frame is what it saves.
+It builds no unit of work unless the body called another tool or another call was quicker, and where the memory is in this
+process no message unless the body changed something. What it leaves out against the ways in `call`: a second memory, a
+second store, a resolver to ask, a rerun, a call around it, an owner to be refused; in each of these cases it hands the call
+over to them. It repeats in few lines what stands elsewhere: a frame is what it saves.
 """
 
 from __future__ import annotations

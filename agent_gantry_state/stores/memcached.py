@@ -48,6 +48,7 @@ from agent_gantry_state.stores.memcached_links import BorrowingLink, MemcachedLi
 from agent_gantry_state.stores.memcached_server import Server
 from agent_gantry_state.stores.memcached_wire import (
     Credentials,
+    Item,
     ItemTooLargeError,
     Replies,
     Request,
@@ -93,26 +94,28 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
 _COMMITTED = Committed()
 
 
-class _Kept(NamedTuple):
+class _Kept:
     """A namespace as this process knows it.
 
     Attributes:
         data: Its bytes; b"" where there is none.
-        unique: The number of the change that made it; None if that is not known, or there is none.
-        life: The life of the server in which the number holds.
+        change: The number of the change that made it, and the life of the server in which the number holds; None if that
+            is not known, or there is none. It is replaced as a whole, for several threads may have this.
     """
 
-    data: bytes
-    snapshot: Snapshot
-    tokens: bytes
-    unique: bytes | None
-    life: object
+    __slots__ = ("change", "data", "snapshot", "tokens")
+
+    def __init__(self, data: bytes, snapshot: Snapshot, tokens: bytes, change: tuple[bytes, object] | None) -> None:
+        self.data = data
+        self.snapshot = snapshot
+        self.tokens = tokens
+        self.change = change
 
 
 #: A lease's item, the life of the server, the holder, and until when.
 _Leased = tuple[bytes | None, object, bytes, float]
 _UNLEASED: _Leased = (None, None, b"", -math.inf)
-_NOTHING = _Kept(b"", EMPTY, NO_TOKENS, None, None)
+_NOTHING = _Kept(b"", EMPTY, NO_TOKENS, None)
 
 
 class _Doubt(NamedTuple):
@@ -260,38 +263,38 @@ class MemcachedStore(RemoteStore):
     def _read(self, namespaces: Sequence[Namespace]) -> Steps[dict[Namespace, _Kept]]:
         """What is there, and this process knows it from now on."""
         found: dict[Namespace, _Kept] = {}
-        if len(namespaces) == 1:
-            place = self._place(namespaces[0])
-            by_server = {place.server: {place.key: namespaces[0]}}
-        else:
-            by_server = self._by_server(namespaces)
-        for server, keys in by_server.items():
-            replies = yield from _asked(gets(server, [*keys]))
-            items = replies.answers[0]
+        for server, keys in self._by_server(namespaces).items():
+            replies: Replies = yield gets(server, keys)  # type: ignore[misc]
             for key, namespace in keys.items():
-                item = items.get(key)
-                if item is None:
-                    found[namespace] = _NOTHING
-                    self._kept.drop(namespace)
-                    continue
-                known = self._kept.get(namespace)
-                if known is None or known.data != item.data:
-                    known = _Kept(item.data, *read_item(item.data, namespace), item.unique, replies.life)
-                    self._keep(namespace, known)
-                elif known.unique != item.unique or known.life != replies.life:
-                    known = known._replace(unique=item.unique, life=replies.life)
-                    self._keep(namespace, known)
-                found[namespace] = known
+                found[namespace] = self._note(namespace, replies.answers[0].get(key), replies.life)
         return found
+
+    def _read_one(self, namespace: Namespace, place: _Place) -> Steps[_Kept]:
+        """`_read` for one, as most calls have."""
+        replies: Replies = yield gets(place.server, (place.key,))  # type: ignore[misc]
+        return self._note(namespace, replies.answers[0].get(place.key), replies.life)
+
+    def _note(self, namespace: Namespace, item: Item | None, life: object) -> _Kept:
+        if item is None:
+            self._kept.drop(namespace)
+            return _NOTHING
+        known, change = self._kept.get(namespace), (item.unique, life)
+        if known is None or known.data != item.data:
+            known = _Kept(item.data, *read_item(item.data, namespace), change)
+            self._keep(namespace, known)
+        else:
+            known.change = change
+        return known
 
     # Loading.
 
     def _load(self, message: Load) -> Steps[Loaded]:
-        found = yield from self._read(message.namespaces)
         if len(message.namespaces) == 1 and message.keys is None:
-            (namespace,) = message.namespaces
-            now = self._now(self._place(namespace).server)
-            return Loaded((found[namespace].snapshot.live(now),), now)
+            place = self._place(message.namespaces[0])
+            kept = yield from self._read_one(message.namespaces[0], place)
+            now = self._now(place.server)
+            return Loaded((kept.snapshot.live(now),), now)
+        found = yield from self._read(message.namespaces)
         # Each server has a clock of its own.
         times = {server: self._now(server) for server in {self._place(n).server for n in message.namespaces}}
         snapshots = [found[each].snapshot.live(times[self._place(each).server]) for each in message.namespaces]
@@ -305,6 +308,8 @@ class MemcachedStore(RemoteStore):
     # Committing.
 
     def _commit(self, message: Commit) -> Steps[Committed | Moved]:
+        if len(message.changes) == 1:
+            return (yield from self._commit_one(message.changes[0], message)) or _COMMITTED
         written = [change for change in message.changes if _writes(change)]
         if written and len(several := [each for each in message.changes if _counts(each)]) > 1:
             raise NotAtomicError(
@@ -323,15 +328,13 @@ class MemcachedStore(RemoteStore):
                 if landed:
                     error.committed = None
                 raise
-            if moved is not None and (_counts(change) or len(message.changes) == 1):
-                return (yield from self._all_moved(message, moved))
+            if moved is not None and _counts(change):
+                return (yield from self._all_moved(message))
             landed = landed or _writes(change)
         return _COMMITTED
 
-    def _all_moved(self, message: Commit, moved: Moved) -> Steps[Moved]:
+    def _all_moved(self, message: Commit) -> Steps[Moved]:
         """The answer where one of several has moved: how all of them stand."""
-        if len(message.changes) == 1:
-            return moved
         found = yield from self._reread([each.namespace for each in message.changes])
         now = max(self._now(self._place(each).server) for each in found)
         return Moved(tuple([found[each.namespace].snapshot.live(now) for each in message.changes]), now)
@@ -359,7 +362,7 @@ class MemcachedStore(RemoteStore):
             kept = _NOTHING if change.head is None and self._is_timed(place.server) else self._kept.get(namespace)
         fresh = False
         while True:
-            if kept is None or (kept.unique is None and (change.head is not None and not fresh)):
+            if kept is None or (kept.change is None and (change.head is not None and not fresh)):
                 kept = (yield from self._reread((namespace,)))[namespace]
                 fresh = True
             now = self._now(place.server)
@@ -378,7 +381,7 @@ class MemcachedStore(RemoteStore):
                     return None
                 kept = None
                 continue
-            written = yield from self._write(place, change, message, kept, there)
+            written = yield from self._write(place, change, message, kept, there, now)
             if written:
                 return None
             if time.monotonic() + pause >= deadline:
@@ -392,30 +395,32 @@ class MemcachedStore(RemoteStore):
                 pause = min(pause * 2, _LONGEST_PAUSE)
             kept, fresh = None, False
 
-    def _write(self, place: _Place, change: Change, message: Commit, kept: _Kept, there: Snapshot) -> Steps[bool]:
+    def _write(
+        self, place: _Place, change: Change, message: Commit, kept: _Kept, there: Snapshot, now: float
+    ) -> Steps[bool]:
         """Replace what was read by what follows from it; False: it is not what is there."""
         namespace, server, token = change.namespace, place.server, message.token
-        after = applied(change, there, message.version, lambda: self._now(server))
-        sent = self._now(server)
-        tokens = with_token(kept.tokens, token, sent) if token else kept.tokens
+        after = applied(change, there, message.version, lambda: now)
+        tokens = with_token(kept.tokens, token, now) if token else kept.tokens
         data = write_item(namespace, after, tokens)
         size = len(data) + len(place.key) + _ITEM_BYTES
         if server.max_item is not None and size > server.max_item:
             raise _too_large(change, after, size, server.max_item)
         exptime = self._exptime(after.last_expiry())
+        unique, life = kept.change or (None, None)
         try:
-            replies = yield from _asked(stores(server, place.key, data, exptime, kept.unique, kept.life))
+            replies: Replies = yield stores(server, place.key, data, exptime, unique, life)  # type: ignore[misc]
         except ItemTooLargeError:
             raise _too_large(change, after, size, server.max_item or size) from None
         except StoreError as error:
             if error.committed is None and token:
                 self._doubt(
-                    token, place.key, _Doubt(sent, after.born, time.monotonic() + max(message.timeout, TOKEN_SECONDS))
+                    token, place.key, _Doubt(now, after.born, time.monotonic() + max(message.timeout, TOKEN_SECONDS))
                 )
             raise
         if replies.answers[0] != b"STORED":
             return False
-        self._keep(namespace, _Kept(data, after, tokens, None, None))
+        self._keep(namespace, _Kept(data, after, tokens, None))
         return True
 
     def _doubt(self, token: bytes, key: bytes, doubt: _Doubt) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -17,12 +16,12 @@ from agent_gantry_state.stores.memcached_connection import (
     FAILURES,
     Connection,
     failed,
-    lost_number,
     new_socket,
+    outlived,
     too_many,
 )
 from agent_gantry_state.stores.memcached_server import Server
-from agent_gantry_state.stores.memcached_wire import Credentials, Replies, Request, exchange, greeting
+from agent_gantry_state.stores.memcached_wire import Credentials, Replies, Request, greeting
 from agent_gantry_state.stores.network import within
 from agent_gantry_state.stores.pool import AsyncPool
 
@@ -71,17 +70,15 @@ def _close(pools: Iterable[AsyncPool[Connection]]) -> None:
 
 
 async def _asked(connection: Connection, request: Request, deadline: float) -> Replies:
-    lost = lost_number(request, connection.life)
-    if lost is not None:
-        return lost
+    if request.life not in (None, connection.life):
+        return outlived(request, connection.life)
+    began = time.monotonic()
     connection.sent, connection.busy = False, True
     try:
-        with _expires(connection, deadline):
-            answers: list[Any] = await _steps.arun(exchange(request), connection.aio())
+        answers = await connection.atalk(request.payload, request.kinds, deadline)
     except FAILURES as error:
         raise failed(error, request.server, connection, deadline) from None
-    connection.busy = False
-    return Replies(answers, connection.life)
+    return connection.replied(request, answers, began)
 
 
 async def _connected(server: Server, credentials: Credentials | None, connect_timeout: float, deadline: float) -> Connection:
@@ -89,8 +86,12 @@ async def _connected(server: Server, credentials: Credentials | None, connect_ti
     try:
         connection = Connection(await _aopen(server, until), asyncio.get_running_loop())
         try:
-            with _expires(connection, until):
-                connection.life = await _steps.arun(greeting(server, credentials), connection.aio())
+            # From now on it ends in time.
+            connection.busy = True
+            connection.life = await _steps.arun(
+                greeting(server, credentials), lambda said: connection.atalk(said[0], said[1], until)
+            )
+            connection.busy = False
         except BaseException:
             connection.close()
             if connection.expired:
@@ -99,19 +100,6 @@ async def _connected(server: Server, credentials: Credentials | None, connect_ti
     except FAILURES as error:
         raise failed(error, server, None, until) from None
     return connection
-
-
-@contextlib.contextmanager
-def _expires(connection: Connection, deadline: float) -> Iterator[None]:
-    """End a connection at the deadline. No task is cancelled: the event loop finds the connection closed."""
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    timer = asyncio.get_running_loop().call_later(left, connection.expire)
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 async def _aopen(server: Server, until: float) -> socket.socket:

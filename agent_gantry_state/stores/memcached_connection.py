@@ -1,13 +1,15 @@
 """A connection to memcached, and what may go wrong on it.
 
-What is said on a connection is a generator (`memcached_wire`), so that it is written once. A connection on which anything
-was cut short, or on which something comes that nobody has asked for, is closed.
+What is said on a connection, and how it is read, is `memcached_wire`'s: here are only the waits, for callers that may block
+and for those on an event loop. A connection on which anything was cut short, or on which something comes that nobody has
+asked for, is closed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import select
 import socket
@@ -17,24 +19,27 @@ from typing import Any, Final
 from agent_gantry_state.errors import StoreError, StoreTimeoutError, StoreUnavailableError
 from agent_gantry_state.stores.memcached_server import Server
 from agent_gantry_state.stores.memcached_wire import (
+    STATS,
     Disconnected,
     Garbled,
     ItemTooLargeError,
+    Kind,
     Refused,
     Replies,
     Request,
+    read,
 )
 from agent_gantry_state.stores.network import reason
 
-__all__ = ["FAILURES", "Connection", "failed", "lost_number", "new_socket", "too_many"]
+__all__ = ["FAILURES", "Connection", "failed", "new_socket", "outlived", "too_many"]
 
 _CHUNK: Final = 65536
+#: Not on Windows.
+_HAS_POLL: Final = hasattr(select, "poll")
 
 
-def lost_number(request: Request, life: object) -> Replies | None:
+def outlived(request: Request, life: object) -> Replies:
     """The reply to commands that name a change of another life of the server, in which nothing has that number."""
-    if request.life is None or request.life == life:
-        return None
     return Replies([b"EXISTS"] * len(request.kinds), life)
 
 
@@ -46,7 +51,20 @@ class Connection:
         loop: The event loop that it belongs to, if to one.
     """
 
-    __slots__ = ("_loop", "_poll", "busy", "expired", "life", "pid", "sent", "sock", "used")
+    __slots__ = (
+        "_deadline",
+        "_loop",
+        "_poll",
+        "_timer",
+        "_timer_at",
+        "busy",
+        "expired",
+        "life",
+        "pid",
+        "sent",
+        "sock",
+        "used",
+    )
 
     def __init__(self, sock: Any, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self.sock = sock
@@ -62,6 +80,13 @@ class Connection:
         #: Whether its time is over.
         self.expired = False
         self._poll: Any = None
+        if _HAS_POLL:
+            self._poll = select.poll()
+            self._poll.register(sock, select.POLLIN)
+        #: When its time is over, and the timer that ends it; that may be the one of an earlier request.
+        self._deadline = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
 
     def is_usable(self) -> bool:
         """Whether nothing is in the middle of it, and nothing has come since the last reply."""
@@ -70,55 +95,85 @@ class Connection:
     def is_stale(self) -> bool:
         """Whether anything has come since the last reply, be it only the end."""
         try:
-            if not hasattr(select, "poll"):
-                return bool(select.select([self.sock], [], [], 0)[0])
             if self._poll is None:
-                self._poll = select.poll()
-                self._poll.register(self.sock, select.POLLIN)
+                return bool(select.select([self.sock], [], [], 0)[0])
             return bool(self._poll.poll(0))
         except (OSError, ValueError):
             return True
 
-    def io(self, deadline: float) -> Any:
-        """Sends and receives for a caller that may block."""
-        sock = self.sock
+    def talk(self, payload: bytes, kinds: tuple[Kind, ...], deadline: float) -> list[Any]:
+        """Send commands and read their replies, for a caller that may block.
 
-        def perform(step: bytes | None) -> bytes:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError
-            sock.settimeout(left)
-            if step is None:
-                return sock.recv(_CHUNK)  # type: ignore[no-any-return]
-            self.sent = True
-            sock.sendall(step)
-            return b""
+        Raises:
+            TimeoutError: Not all of them have come by *deadline*.
+        """
+        sock, buffer = self.sock, bytearray()
+        sock.settimeout(_left(deadline))
+        self.sent = True
+        sock.sendall(payload)
+        if len(payload) > _CHUNK:
+            # What fits into a socket is sent at once; this may have taken its time.
+            sock.settimeout(_left(deadline))
+        while (answers := read(kinds, buffer, sock.recv(_CHUNK))) is None:
+            sock.settimeout(_left(deadline))
+        return answers
 
-        return perform
+    async def atalk(self, payload: bytes, kinds: tuple[Kind, ...], deadline: float) -> list[Any]:
+        """`talk`, on the event loop. No task is cancelled at the deadline: the loop finds the connection ended."""
+        loop, sock, buffer = asyncio.get_running_loop(), self.sock, bytearray()
+        self._watch(deadline)
+        self.sent = True
+        try:
+            await loop.sock_sendall(sock, payload)
+            while (answers := read(kinds, buffer, await loop.sock_recv(sock, _CHUNK))) is None:
+                pass
+        except GeneratorExit:
+            # Closed, not cancelled: the loop would go on watching it, and take the next socket of its number for it.
+            with contextlib.suppress(NotImplementedError):
+                loop.remove_reader(sock)
+                loop.remove_writer(sock)
+            raise
+        return answers
 
-    def aio(self) -> Any:
-        """Sends and receives on the running event loop; `_expires` ends it in time."""
-        loop, sock = asyncio.get_running_loop(), self.sock
+    def replied(self, request: Request, answers: list[Any], began: float) -> Replies:
+        """The replies to a request, after which the connection is free again. What they tell of the time is noted.
 
-        async def perform(step: bytes | None) -> bytes:
-            try:
-                if step is None:
-                    return await loop.sock_recv(sock, _CHUNK)
-                self.sent = True
-                await loop.sock_sendall(sock, step)
-            except GeneratorExit:
-                # Closed, not cancelled: the loop would go on watching it, and take the next socket of its number for it.
-                with contextlib.suppress(NotImplementedError):
-                    loop.remove_reader(sock)
-                    loop.remove_writer(sock)
-                raise
-            return b""
+        Args:
+            request: What was asked.
+            answers: What was answered.
+            began: When it was sent, on the monotonic clock.
+        """
+        if request.kinds[0] is STATS:
+            request.server.learn(answers.pop(0), began, time.monotonic())
+        self.busy = False
+        return Replies(answers, self.life)
 
-        return perform
+    def _watch(self, deadline: float) -> None:
+        """Have it ended at *deadline*, if it is busy then.
 
-    def expire(self) -> None:
-        self.expired = True
-        self.end()
+        A timer that goes off earlier is left to do it, for the next request mostly comes long before any goes off.
+        """
+        left = _left(deadline)
+        self._deadline = deadline
+        if deadline < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._start_timer(left)
+
+    def _start_timer(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
+        self._timer_at = self._deadline
+
+    def _look(self) -> None:
+        """What the timer does. Nobody stops it when the connection is closed, as that may be done by another thread."""
+        self._timer, self._timer_at = None, math.inf
+        if self.busy:
+            left = self._deadline - time.monotonic()
+            if left > 0:
+                self._start_timer(left)
+            else:
+                self.expired = True
+                self.end()
 
     def end(self) -> None:
         """Let whoever waits for a reply find the connection closed."""
@@ -138,6 +193,13 @@ class Connection:
             self.end()
         else:
             self.close()
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
 
 
 #: What may go wrong on a connection.

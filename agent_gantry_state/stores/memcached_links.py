@@ -15,12 +15,12 @@ from agent_gantry_state.stores.memcached_connection import (
     FAILURES,
     Connection,
     failed,
-    lost_number,
     new_socket,
+    outlived,
     too_many,
 )
 from agent_gantry_state.stores.memcached_server import Server
-from agent_gantry_state.stores.memcached_wire import Credentials, Disconnected, Replies, Request, exchange, greeting
+from agent_gantry_state.stores.memcached_wire import Credentials, Disconnected, Replies, Request, greeting
 from agent_gantry_state.stores.pool import Pool
 
 __all__ = ["BorrowingLink", "MemcachedLink"]
@@ -68,7 +68,7 @@ def _connected(server: Server, credentials: Credentials | None, connect_timeout:
     try:
         connection = Connection(_open(server, until))
         try:
-            connection.life = _steps.run(greeting(server, credentials), connection.io(until))
+            connection.life = _greeted(connection, server, credentials, until)
         except BaseException:
             connection.close()
             raise
@@ -77,17 +77,21 @@ def _connected(server: Server, credentials: Credentials | None, connect_timeout:
     return connection
 
 
+def _greeted(connection: Connection, server: Server, credentials: Credentials | None, deadline: float) -> object:
+    return _steps.run(greeting(server, credentials), lambda said: connection.talk(said[0], said[1], deadline))
+
+
 def asked(connection: Connection, request: Request, deadline: float) -> Replies:
-    lost = lost_number(request, connection.life)
-    if lost is not None:
-        return lost
+    """The replies to a request on a connection that is nobody else's."""
+    if request.life not in (None, connection.life):
+        return outlived(request, connection.life)
+    began = time.monotonic()
     connection.sent, connection.busy = False, True
     try:
-        answers: list[Any] = _steps.run(exchange(request), connection.io(deadline))
+        answers = connection.talk(request.payload, request.kinds, deadline)
     except FAILURES as error:
         raise failed(error, request.server, connection, deadline) from None
-    connection.busy = False
-    return Replies(answers, connection.life)
+    return connection.replied(request, answers, began)
 
 
 def _open(server: Server, until: float) -> socket.socket:
@@ -154,7 +158,7 @@ class BorrowingLink:
             client.close()
             self._connect(client)
             connection = Connection(client.sock)
-            connection.life = _steps.run(greeting(self._server, None), connection.io(deadline))
+            connection.life = _greeted(connection, self._server, None, deadline)
         except FAILURES as error:
             raise failed(error, self._server, None, deadline) from None
         client._agent_gantry_state = connection

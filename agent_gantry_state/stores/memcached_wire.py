@@ -30,16 +30,16 @@ __all__ = [
     "Request",
     "Talk",
     "deletes",
-    "exchange",
     "gets",
     "greeting",
+    "read",
     "stores",
 ]
 
-#: How a connection is used: bytes are sent, None asks for what has come.
-Talk = Generator[Any, bytes, Any]
 #: A kind of reply reads from a place in the bytes that have come: what it holds and where it ends, None if more is to come.
 Kind = Callable[[bytearray, int], tuple[Any, int] | None]
+#: What is said on a connection: it yields commands and, as a tuple, the kinds of their replies, and is sent the replies.
+Talk = Generator[Any, list[Any], Any]
 
 #: A line of a reply is never longer.
 _LONGEST_LINE: Final = 8192
@@ -136,10 +136,10 @@ def _line(buffer: bytearray, at: int) -> tuple[bytes, int] | None:
 
 def _values(buffer: bytearray, at: int) -> tuple[dict[bytes, Item], int] | None:
     found: dict[bytes, Item] = {}
-    while (read := _line(buffer, at)) is not None:
+    while not buffer.startswith(b"END\r\n", at):
+        if (read := _line(buffer, at)) is None:
+            return None
         line, at = read
-        if line == b"END":
-            return found, at
         try:
             word, key, _, size, unique = line.split(b" ")
             end = at + int(size)
@@ -149,11 +149,11 @@ def _values(buffer: bytearray, at: int) -> tuple[dict[bytes, Item], int] | None:
             raise Garbled
         if len(buffer) < end + 2:
             return None
-        if buffer[end : end + 2] != b"\r\n":
+        if not buffer.startswith(b"\r\n", end):
             raise Garbled
         found[key] = Item(bytes(buffer[at:end]), unique)
         at = end + 2
-    return None
+    return found, at + 5
 
 
 def _stats(buffer: bytearray, at: int) -> tuple[dict[bytes, bytes], int] | None:
@@ -175,7 +175,7 @@ VALUES: Final[Kind] = _values
 STATS: Final[Kind] = _stats
 
 
-def gets(server: Server, keys: Sequence[bytes]) -> Request:
+def gets(server: Server, keys: Iterable[bytes]) -> Request:
     """Ask for items; for the time too, where it was not asked for lately."""
     payload = b"gets " + b" ".join(keys) + b"\r\n"
     if server.is_due():
@@ -196,31 +196,30 @@ def deletes(server: Server, keys: Sequence[bytes]) -> Request:
     return Request(server, b"".join([b"delete " + key + b"\r\n" for key in keys]), (LINE,) * len(keys))
 
 
-def conversation(payload: bytes, kinds: Iterable[Kind]) -> Talk:
-    """Send commands and read their replies."""
-    yield payload
-    buffer = bytearray()
-    answers: list[Any] = []
-    at = 0
+def read(kinds: tuple[Kind, ...], buffer: bytearray, data: bytes) -> list[Any] | None:
+    """The replies to commands; None if more is to come.
+
+    Args:
+        kinds: How the reply of each is read.
+        buffer: What has come before, to which *data* is added.
+        data: What has come now; nothing if the connection has ended.
+
+    Raises:
+        Disconnected: It has.
+        Garbled: This is no reply to the commands.
+        Refused: The server answered with an error.
+    """
+    if not data:
+        raise Disconnected
+    buffer += data
+    answers, at = [], 0
     for kind in kinds:
-        while (read := kind(buffer, at)) is None:
-            data = yield None
-            if not data:
-                raise Disconnected
-            buffer += data
-        answer, at = read
-        answers.append(answer)
+        if (found := kind(buffer, at)) is None:
+            return None
+        answers.append(found[0])
+        at = found[1]
     if at != len(buffer):
         raise Garbled
-    return answers
-
-
-def exchange(request: Request) -> Talk:
-    """A request's conversation. What it tells of the time is noted."""
-    sent = time.monotonic()
-    answers = yield from conversation(request.payload, request.kinds)
-    if request.kinds[0] is STATS:
-        request.server.learn(answers.pop(0), sent, time.monotonic())
     return answers
 
 
@@ -237,7 +236,7 @@ def greeting(server: Server, credentials: Credentials | None) -> Talk:
         yield from _log_in(credentials)
     sent = time.monotonic()
     try:
-        stats, settings = yield from conversation(_STATS + b"stats settings\r\n", (STATS, STATS))
+        stats, settings = yield _STATS + b"stats settings\r\n", (STATS, STATS)
     except Refused as refused:
         if refused.line.startswith(b"CLIENT_ERROR unauthenticated"):
             raise StoreError("memcached asks for a user and a password: memcached://user:password@host") from None
@@ -247,7 +246,7 @@ def greeting(server: Server, credentials: Credentials | None) -> Talk:
 
 def _log_in(credentials: Credentials) -> Talk:
     try:
-        yield from conversation(b"version\r\n", (LINE,))
+        yield b"version\r\n", (LINE,)
     except Refused as refused:
         if not refused.line.startswith(b"CLIENT_ERROR unauthenticated"):
             raise
@@ -256,7 +255,7 @@ def _log_in(credentials: Credentials) -> Talk:
         raise StoreError("memcached asks for no password: take it out of the store's URL, or start memcached with -Y")
     words = _Secret(" ".join(credentials).encode())
     try:
-        (line,) = yield from conversation(_Secret(b"set _ 0 0 %d\r\n%b\r\n" % (len(words), words)), (LINE,))
+        (line,) = yield _Secret(b"set _ 0 0 %d\r\n%b\r\n" % (len(words), words)), (LINE,)
     except Refused:
         line = b""
     if line != b"STORED":

@@ -61,22 +61,21 @@ T = TypeVar("T")
 class _Silence:
     """Whether a server has stopped answering. Any thread may ask."""
 
-    __slots__ = ("_again", "_count", "_lock")
+    __slots__ = ("_again", "_lock", "count")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._count = 0
+        #: Requests in a row that waited in vain; set to 0 by whoever had an answer.
+        self.count = 0
         #: When the next one may try, on the monotonic clock.
         self._again = 0.0
 
     def refuse(self) -> None:
-        """Refuse to wait for a server that stays silent, unless it is time to try again.
+        """Refuse to wait for a server that stays silent, after `SILENT_REQUESTS`, unless it is time to try again.
 
         Raises:
             StoreUnavailableError: It is not.
         """
-        if self._count < SILENT_REQUESTS:
-            return
         with self._lock:
             now = time.monotonic()
             if now < self._again:
@@ -84,13 +83,8 @@ class _Silence:
                     "the store has stayed silent, so that it was not asked this time; it is asked again within a second",
                     committed=False,
                 )
-            pause = _FIRST_PAUSE * 2.0 ** min(self._count - SILENT_REQUESTS, 10)
+            pause = _FIRST_PAUSE * 2.0 ** min(self.count - SILENT_REQUESTS, 10)
             self._again = now + min(pause, LONGEST_PAUSE)
-
-    def broken(self) -> None:
-        """It has answered."""
-        if self._count:
-            self._count = 0
 
     def note(self, error: BaseException, began: float) -> None:
         """Note how a request ended to which it gave no answer."""
@@ -98,7 +92,7 @@ class _Silence:
         # What is no error of ours is mostly a cancellation: nobody has waited for long enough to know.
         if isinstance(error, StoreError) and error.transient and now - began >= _SILENCE:
             with self._lock:
-                self._count += 1
+                self.count += 1
                 # And from the beginning of the last try for longer: that may go on waiting when the silence is over.
                 self._again = max(self._again, now + _FIRST_PAUSE)
 
@@ -126,7 +120,8 @@ class Pool(Generic[C]):
         Raises:
             StoreError: None came free, or could be made, by *deadline*.
         """
-        self._silence.refuse()
+        if self._silence.count >= SILENT_REQUESTS:
+            self._silence.refuse()
         connection = self._take(deadline)
         began = time.monotonic()
         try:
@@ -134,7 +129,7 @@ class Pool(Generic[C]):
         except BaseException as error:
             self._give_after(connection, error, began)
             raise
-        self._silence.broken()
+        self._silence.count = 0
         self._give(connection)
         return result
 
@@ -198,7 +193,7 @@ class Pool(Generic[C]):
     def _give_after(self, connection: C, error: BaseException, began: float) -> None:
         # What is no error of ours has come from anywhere, a signal perhaps.
         if isinstance(error, StoreError) and connection.is_usable():
-            self._silence.broken()
+            self._silence.count = 0
             self._give(connection)
             return
         self._silence.note(error, began)
@@ -246,12 +241,13 @@ class AsyncPool(Generic[A]):
 
     async def use(self, work: Callable[[A], Awaitable[T]], deadline: float) -> T:
         """As `Pool.use`."""
-        try:
-            self._silence.refuse()
-        except StoreUnavailableError:
-            # Whoever tries again and again lets others run meanwhile, those who ask the server among them.
-            await asyncio.sleep(0)
-            raise
+        if self._silence.count >= SILENT_REQUESTS:
+            try:
+                self._silence.refuse()
+            except StoreUnavailableError:
+                # Whoever tries again and again lets others run meanwhile, those who ask the server among them.
+                await asyncio.sleep(0)
+                raise
         connection = await self._take(deadline)
         began = time.monotonic()
         try:
@@ -260,14 +256,14 @@ class AsyncPool(Generic[A]):
             # What is no error of ours is mostly a cancellation.
             again = isinstance(error, StoreError) and connection.is_usable()
             if again:
-                self._silence.broken()
+                self._silence.count = 0
             else:
                 self._silence.note(error, began)
             self._give(connection, again)
             if not again and isinstance(error, StoreUnavailableError):
                 self._empty()
             raise
-        self._silence.broken()
+        self._silence.count = 0
         self._give(connection, True)
         return result
 

@@ -47,9 +47,10 @@ from agent_gantry_state import (
 from agent_gantry_state.bridge import bridge_to
 from agent_gantry_state.stores import memcached as memcached_module
 from agent_gantry_state.stores.memcached import MemcachedStore
+from agent_gantry_state.stores.memcached_connection import Connection
 from agent_gantry_state.stores.memcached_item import NO_TOKENS, dropped_until, has_token, with_token
 from agent_gantry_state.stores.memcached_server import Server
-from agent_gantry_state.stores.memcached_wire import VALUES, Garbled, conversation
+from agent_gantry_state.stores.memcached_wire import VALUES, Disconnected, Garbled, read
 from agent_gantry_state.stores.protocol import Change, Commit, Committed, Forget, Lease, Load, Moved, Release
 from agent_gantry_state.stores.urls import open_store
 from agent_gantry_state.testing import NOWHERE, A, B, StoreContract, Talk, put
@@ -575,13 +576,13 @@ def test_change_of_an_earlier_life_of_the_server_is_not_taken_for_one_of_this(op
         talk = talk_to(store)
         talk.write(A, x="old")
         late = talk.message(talk.change(A, {"x": put("late")}))
-        unique = store._kept.get(A).unique
+        unique = store._kept.get(A).change[0]
         server.restart()
         theirs = talk_to(other)
         while True:
             theirs.write(A, x="new")
             theirs.load(A)
-            if other._kept.get(A).unique == unique:
+            if other._kept.get(A).change[0] == unique:
                 break
 
         answer = talk.ask(late)
@@ -1164,12 +1165,46 @@ def test_value_that_looks_like_a_reply_comes_back_however_it_is_cut(wire, opened
     ],
 )
 def test_what_is_no_reply_is_refused(reply):
-    talk = conversation(b"gets k\r\n", (VALUES,))
-    assert next(talk) == b"gets k\r\n"
-    next(talk)
-
     with pytest.raises(Garbled):
-        talk.send(reply)
+        read((VALUES,), bytearray(), reply)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_reply_that_comes_in_pieces_is_read(size):
+    reply = b"VALUE k 0 12 7\r\nEND\r\nVALUE k\r\nVALUE END 0 0 8\r\n\r\nEND\r\n"
+    pieces = [reply[at : at + size] for at in range(0, len(reply), size)]
+    buffer = bytearray()
+    read_so_far = [read((VALUES,), buffer, piece) for piece in pieces]
+
+    assert read_so_far[:-1] == [None] * (len(pieces) - 1)
+    assert read_so_far[-1] == [{b"k": (b"END\r\nVALUE k", b"7"), b"END": (b"", b"8")}]
+
+
+@pytest.mark.parametrize(("first", "second"), [(0.05, 0.3), (60.0, 0.1)])
+def test_connection_ends_at_the_deadline_of_the_request_that_is_under_way(first, second):
+    """Not at that of the one before, whether that was earlier or later."""
+
+    async def ask(connection, seconds):
+        began = time.monotonic()
+        connection.busy = True
+        with contextlib.suppress(Disconnected):
+            await connection.atalk(b"gets k\r\n", (VALUES,), began + seconds)
+            connection.busy = False
+        return time.monotonic() - began
+
+    async def main():
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.setblocking(False)
+            connection = Connection(ours, asyncio.get_running_loop())
+            theirs.sendall(b"END\r\n")
+            await ask(connection, first)
+            assert connection.is_usable()
+            waited = await asyncio.wait_for(ask(connection, second), 30)
+            assert connection.expired
+            assert waited >= second - 0.01
+
+    asyncio.run(main())
 
 
 # How it is named and opened.
