@@ -97,7 +97,7 @@ class SessionBlock(_Block):
 
     def __exit__(self, *exc: object) -> None:
         here, entered = ENTERED.get(), self._entered
-        if here is not entered[-1]:
+        if here is None or here is not entered[-1]:
             _leave(entered, here)
             return
         # What `leave` does.
