@@ -47,7 +47,7 @@ class _Block:
 
 
 #: What a block of which nobody has used the `with` has been entered as.
-_NEVER: list[Any] = []
+_NEVER: list[Entered] = []
 
 
 def _warn_of_no_with(call: str) -> None:

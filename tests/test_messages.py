@@ -7,6 +7,7 @@ import contextvars
 import gc
 import io
 import pathlib
+import socketserver
 import threading
 import warnings
 
@@ -711,3 +712,49 @@ def test_state_that_no_longer_fits_its_class_is_told_how_to_correct_it():
 
     with pytest.raises(errors.MemoryValidationError, match="Let Whole take it, or correct what is stored, with gantry"):
         tool()
+
+
+def test_memcached_that_cannot_be_reached_is_told_by_the_name_of_its_socket_alone(tmp_path):
+    pytest.importorskip("pymemcache")
+    made = gantry(f"memcached:///{tmp_path}/{SECRET}/memcached.sock")
+
+    with pytest.raises(
+        errors.StoreUnavailableError, match=r"memcached at socket 'memcached.sock' .*is it running"
+    ) as caught:
+        with made.memory():
+            pass
+    made.close()
+    assert SECRET not in str(caught.value)
+
+
+def test_postgresql_that_cannot_be_reached_is_told_by_the_name_of_its_socket_alone(tmp_path):
+    pytest.importorskip("psycopg")
+    place = str(tmp_path / SECRET).replace("/", "%2F")
+    made = gantry(f"postgresql://{place}/db")
+
+    with pytest.raises(
+        errors.StoreUnavailableError, match=r'no connection: connection to server on socket ".s\.PGSQL'
+    ) as caught:
+        with made.memory():
+            pass
+    made.close()
+    assert SECRET not in str(caught.value)
+
+
+class _WithoutTLS(socketserver.BaseRequestHandler):
+    def handle(self):
+        self.request.recv(65536)
+        self.request.sendall(b"-ERR unknown command\r\n")
+
+
+def test_redis_without_tls_is_told_to_be_one_that_may_speak_none():
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _WithoutTLS) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        made = gantry(f"rediss://127.0.0.1:{server.server_address[1]}")
+        with pytest.raises(errors.StoreUnavailableError, match="maybe it speaks no TLS") as caught, made.memory():
+            pass
+        made.close()
+        server.shutdown()
+        thread.join(10)
+    assert "for which redis:// stands in place of rediss://" in str(caught.value)
