@@ -43,7 +43,7 @@ from agent_gantry_state.unit_of_work import UnitOfWork
 SESSION = Namespace("session", "s1", "app")
 USER = Namespace("user", "ada", "app")
 #: All that a unit asks of a bridge: that answers can be lost on the way to its store, and which store that is.
-BRIDGE: Any = SimpleNamespace(resendable=True, store=object(), load_timeout=4.0, commit_timeout=6.0)
+BRIDGE: Any = SimpleNamespace(resendable=True, store=object(), load_timeout=4.0, commit_timeout=6.0, counters=None)
 
 
 def snapshot(head: bytes | None = b"h0", expires_at: dict[str, float] | None = None, /, **values: Any) -> Snapshot:

@@ -177,14 +177,13 @@ def _journal(data: bytes) -> None:
 def _memcached_wire(data: bytes) -> None:
     kinds = (memcached_wire.STATS, memcached_wire.VALUES, memcached_wire.LINE)
     first, size, chunk = data[:1], len(data), 1 + data[-1] % 64 if data else 1
-    talk = memcached_wire.conversation(b"", kinds[first[0] % 3 :] if first else kinds)
-    next(talk)
+    asked, buffer = kinds[first[0] % 3 :] if first else kinds, bytearray()
     try:
         for at in range(1, size, chunk):
-            answer = talk.send(data[at : at + chunk])
-            assert answer is None
-        talk.send(b"")
-    except (memcached_wire.Garbled, memcached_wire.Refused, memcached_wire.Disconnected, StopIteration):
+            if memcached_wire.read(asked, buffer, data[at : at + chunk]) is not None:
+                return
+        memcached_wire.read(asked, buffer, b"")
+    except (memcached_wire.Garbled, memcached_wire.Refused, memcached_wire.Disconnected):
         pass
 
 

@@ -282,9 +282,12 @@ def test_nothing_that_a_call_works_with_describes_itself_by_an_id_or_a_value(all
             @gantry.with_memory(exclusive=True)
             def tool(memory, session: SyncSession):
                 memory.update(x=VALUE, y=[VALUE])
-                seen.extend((session, session._unit, gantry, who, gantry.session(f"{ID}-3"), gantry.memory(session=ID)))
+                seen.extend((session, session._unit, gantry, who))
 
             tool()
+            blocks = gantry.session(f"{ID}-3"), gantry.memory(session=ID)
+            with blocks[0], blocks[1]:
+                seen.extend(blocks)
             seen.extend((scopes["team"], tool, gantry._wiring, gantry._wiring.settings))
     told = [(type(each).__name__, f"{each!r} {each}") for each in seen]
     assert len(told) > 12

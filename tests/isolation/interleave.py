@@ -277,7 +277,9 @@ class World:
         self.number = 0
         self.erasures = 0
         self.log: list[str] = []
-        self.bridge: Any = SimpleNamespace(resendable=faults > 0, store=self.store, load_timeout=4.0, commit_timeout=6.0)
+        self.bridge: Any = SimpleNamespace(
+            resendable=faults > 0, store=self.store, load_timeout=4.0, commit_timeout=6.0, counters=None
+        )
         self._begin(*start)
 
     def _begin(self, values: dict[str, Any], ttls: dict[str, float]) -> None:
