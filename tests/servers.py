@@ -327,6 +327,20 @@ def shared_servers() -> Iterator[None]:
     stop_all()
 
 
+@contextlib.contextmanager
+def stopped(server: Server) -> Iterator[None]:
+    """A server whose process stands still: the system accepts connections for it, and nobody answers."""
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        # The signal is on its way: a thread may still answer.
+        tasks = pathlib.Path(f"/proc/{server.pid}/task")
+        while tasks.exists() and any(") T " not in task.joinpath("stat").read_text() for task in tasks.iterdir()):
+            time.sleep(0.001)
+        yield
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+
+
 def node_says(server: Server, *words: str | bytes) -> bytes:
     """Send one command to Redis, Valkey or a Sentinel; its first answer as it came, without the end of the line.
 

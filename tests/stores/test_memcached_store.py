@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import random
-import signal
 import socket
 import subprocess
 import sys
@@ -30,7 +29,7 @@ import anyio.to_thread
 import pytest
 from guarded import guarded_memcached, running
 from pymemcache.client.base import PooledClient
-from servers import HOST, PASSWORD, free_port, memcached, started
+from servers import HOST, PASSWORD, free_port, memcached, started, stopped
 
 from agent_gantry_state import (
     CorruptEntryError,
@@ -210,19 +209,6 @@ def counts(server):
         sock.sendall(b"stats\r\n")
         words = [line.split() for line in iter(answers.readline, b"END\r\n")]
     return {word[1].decode(): int(word[2]) for word in words if len(word) > 2 and word[2].isdigit()}
-
-
-@contextlib.contextmanager
-def stopped(server):
-    os.kill(server.pid, signal.SIGSTOP)
-    try:
-        # The signal is on its way: a thread may still answer.
-        tasks = Path(f"/proc/{server.pid}/task")
-        while tasks.exists() and any(") T " not in task.joinpath("stat").read_text() for task in tasks.iterdir()):
-            time.sleep(0.001)
-        yield
-    finally:
-        os.kill(server.pid, signal.SIGCONT)
 
 
 # What is sent.

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import math
 import os
-import signal
 import socket
 import time
 import tracemalloc
@@ -15,7 +14,7 @@ from dataclasses import replace
 import pytest
 import redis
 from pymemcache.client.base import PooledClient
-from servers import HOST, memcached, node_says, redis_8, started, started_cluster
+from servers import HOST, memcached, node_says, redis_8, started, started_cluster, stopped
 
 from agent_gantry_state import Namespace, StoreError
 from agent_gantry_state.bridge import bridge_to
@@ -43,16 +42,6 @@ def redis_store():
     store = RedisStore(open_store(redis_8().url)._address, prefix=new_prefix())
     yield store
     store.close()
-
-
-@contextlib.contextmanager
-def stopped(server):
-    """Its process stands still: the system accepts connections for it, and nobody answers."""
-    os.kill(server.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(server.pid, signal.SIGCONT)
 
 
 def in_slots_of(cluster, number):
