@@ -72,10 +72,7 @@ def identify(resolvers: Iterable[IdentityResolver]) -> Identity | None:
         except StateError:
             raise
         except Exception as error:
-            # Its own words may hold an id, and they would go to a model.
-            raise ResolverError(
-                f"resolver {_name(resolver)} failed to say who calls, with {type(error).__name__}", scope=None
-            ) from error
+            raise _failed(resolver, "to say who calls,", error, None) from error
         if identity is None:
             continue
         if not isinstance(identity, Identity):
@@ -85,6 +82,11 @@ def identify(resolvers: Iterable[IdentityResolver]) -> Identity | None:
             )
         return identity
     return None
+
+
+def _failed(resolver: object, where: str, error: Exception, scope: str | None) -> ResolverError:
+    # Its own words may hold an id, and they would go to a model.
+    return ResolverError(f"resolver {_name(resolver)} failed {where} with {type(error).__name__}", scope=scope)
 
 
 def resolve_tool(request: Request) -> Namespace | None:
@@ -137,10 +139,7 @@ def resolve(
         except StateError:
             raise
         except Exception as error:
-            # Its own words may hold an id, and they would go to a model.
-            raise ResolverError(
-                f"resolver {_name(resolver)} failed for scope {scope!r} with {type(error).__name__}", scope=scope
-            ) from error
+            raise _failed(resolver, f"for scope {scope!r}", error, scope) from error
         if namespace is None:
             continue
         if not isinstance(namespace, Namespace):

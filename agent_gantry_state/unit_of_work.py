@@ -661,32 +661,19 @@ def finish_one(memory: Memory, identity: Identity | None, bridge: Any, send: Cal
 
     If it raises `WouldBlock`, nothing was written and nothing is changed.
     """
-    made = _made_of(memory, identity)
-    if made is None:
-        return
-    answer = send(Commit(b"", new_version(), (made[1],), bridge.commit_timeout))
-    if isinstance(answer, Moved):
-        _unit_of(memory, identity, bridge, *made).settle_with(answer, send)
-
-
-def _made_of(memory: Memory, identity: Identity | None) -> tuple[Changes | None, Change] | None:
-    """What a call made of its one memory, and the change that this takes in the store; None if none."""
     changes = changes_of(memory)
     if changes is None and not is_due(memory):
-        return None
+        return
     if changes is not None and memory._terms.read_only:
         raise read_only(memory._terms.scope, changes)
     change = change_of(memory, changes, identity.owner if identity is not None and memory._terms.owned else None)
     refuse_too_large(memory._terms.limits, change, memory._base.entire)
-    return changes, change
-
-
-def _unit_of(memory: Memory, identity: Identity | None, bridge: Any, changes: Changes | None, change: Change) -> UnitOfWork:
-    """The unit of a memory that was opened without one, where others were quicker."""
-    unit = UnitOfWork.of(memory, Want.of(memory._terms, identity), bridge)
-    (held,) = unit.held.values()
-    unit._part = Part(bridge, [(held, changes)], [change])
-    return unit
+    answer = send(Commit(b"", new_version(), (change,), bridge.commit_timeout))
+    if isinstance(answer, Moved):
+        unit = UnitOfWork.of(memory, Want.of(memory._terms, identity), bridge)
+        (held,) = unit.held.values()
+        unit._part = Part(bridge, [(held, changes)], [change])
+        unit.settle_with(answer, send)
 
 
 def forked() -> OrphanedCallError:
