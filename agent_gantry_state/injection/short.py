@@ -16,7 +16,7 @@ from math import inf
 from typing import Any
 
 from agent_gantry_state import codec
-from agent_gantry_state.changes import plain_changes
+from agent_gantry_state.changes import FEW, plain_changes
 from agent_gantry_state.codec import IMMUTABLE
 from agent_gantry_state.committing import new_version
 from agent_gantry_state.injection.call import (
@@ -36,7 +36,7 @@ from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.nesting import CURRENT, leave, unit_of
 from agent_gantry_state.scopes import ATTEMPT, ENTERED, refuse_orphan
 from agent_gantry_state.stores.memory import Slot
-from agent_gantry_state.stores.protocol import EMPTY, Load, Loaded, WouldBlock
+from agent_gantry_state.stores.protocol import EMPTY, KEEP, Load, Loaded, WouldBlock
 from agent_gantry_state.unit_of_work import NESTING, State, UnitOfWork, finish_one, forked
 from agent_gantry_state.wiring import Settings
 
@@ -44,6 +44,7 @@ __all__ = ["acaller", "caller"]
 
 #: For a memory of which it is not known where it stands: a slot of no store.
 _NOWHERE = Slot(Namespace("nowhere", "nothing"), EMPTY, object())
+_get = dict.get
 _OPEN, _CLOSING, _LANDED, _FAILED = State.OPEN, State.CLOSING, State.LANDED, State.FAILED
 
 
@@ -357,17 +358,30 @@ def _finish_short(plan: Plan, frame: list[Any], memory: Memory, max_bytes: float
     if store is None:
         _finish_single(frame, memory)
         return
-    changes, base = plain_changes(memory), memory._base
-    if changes is not None:
-        values, packed = changes
-        if not values:
-            return
-        # What a namespace begins with, and its owner, are written with its first key.
-        is_plain = base.head is not None and (base.owner is not None or not memory._terms.owned)
-        # What `_slots` does.
-        slot = (plan.slots if plan.is_impersonal else identity.slots).get(plan.key)
-        if is_plain and slot is not None and store.assign(slot, base.head, values, packed, new_version(), max_bytes):
-            return
+    base, terms, touched = memory._base, memory._terms, memory._touched
+    slot = (plan.slots if plan.is_impersonal else identity.slots).get(plan.key)
+    if slot is not None and base.head is not None and (base.owner is not None or not terms.owned):
+        # Else what a namespace begins with, and its owner, are written with its first key.
+        values = base.values
+        if (
+            len(touched) == 1
+            and not base.packed
+            and len(memory) == len(values)
+            and memory._extra is None
+            and terms.ttl is KEEP
+        ):
+            # What the rest does, for the usual call: it assigned a short text to a key that was there.
+            for key in touched:
+                value, old = _get(memory, key), values.get(key)
+                if type(value) is str and type(old) is str and type(key) is str and len(value) <= FEW:
+                    if value == old or store.put(slot, base, key, value, new_version(), max_bytes):
+                        return
+                    break
+        changes = plain_changes(memory)
+        if changes is not None:
+            written, packed = changes
+            if not written or store.assign(slot, base.head, written, packed, new_version(), max_bytes):
+                return
     finish_one(memory, identity, settings.bridge, store.commit)
 
 
