@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Shape", "shape_of"]
 
 _Default = Callable[[], Mapping[str, Any]]
+_Origin = Callable[[str], str]
 
 #: Errors of pydantic whose message is made of what the class declares, and of nothing that was validated.
 _SPEAKING = frozenset(
@@ -164,16 +165,17 @@ class Shape:
     def __repr__(self) -> str:
         return f"Shape({self._declared.name})"
 
-    def load(self, values: Mapping[str, Any]) -> Any:
+    def load(self, values: Mapping[str, Any], origin: _Origin | None = None) -> Any:
         """The instance that stored values mean. A part that is typed `Any` is the stored value itself, and no copy.
 
         Args:
             values: By key; what is missing gets its default, and what the class does not know is left out.
+            origin: Names the scope that a key's value comes from, for errors; None: they are all of one.
 
         Raises:
             MemoryValidationError: They do not fit.
         """
-        return self._validate(values, _STORED)
+        return self._validate(values, _STORED, origin)
 
     def check(self, values: Mapping[str, Any]) -> None:
         """Refuse values that would not load: what several calls wrote, merged.
@@ -232,18 +234,25 @@ class Shape:
                 ) from None
         return stored
 
-    def update(self, state: Any, values: Mapping[str, Any], names: Iterable[str] | None = None) -> None:
+    def update(
+        self,
+        state: Any,
+        values: Mapping[str, Any],
+        names: Iterable[str] | None = None,
+        origin: _Origin | None = None,
+    ) -> None:
         """Bring what others wrote into an instance that a body holds, in place, down to its parts.
 
         Args:
             state: The instance.
             values: All that is stored now, as for `load`.
             names: The keys to bring over; None: all.
+            origin: As for `load`.
 
         Raises:
             MemoryValidationError: The values do not fit.
         """
-        fresh = self._validate(values, "what was written elsewhere in this call")
+        fresh = self._validate(values, "what was written elsewhere in this call", origin)
         seen: set[int] = set()
         chosen = None if names is None else frozenset(names)
         if self._declared.kind == "dict":
@@ -288,7 +297,7 @@ class Shape:
                     known.setdefault(name, value)
         return known
 
-    def _validate(self, values: Mapping[str, Any], what: str) -> Any:
+    def _validate(self, values: Mapping[str, Any], what: str, origin: _Origin | None = None) -> Any:
         known = self._known(values)
         state, problems = self._tried(known, None)
         if problems is None:
@@ -300,7 +309,7 @@ class Shape:
             dumped, failed = self._dumped(state, None)
             if not failed and covers(plain(dumped), known):
                 return state
-        raise self._invalid(what, problems)
+        raise self._invalid(what, problems, origin)
 
     def _tried(self, known: dict[str, Any], strict: bool | None) -> tuple[Any, list[tuple[str, str]] | None]:
         from pydantic import ValidationError
@@ -328,16 +337,26 @@ class Shape:
         at = "".join(shortened(f"[{step!r}]") for step in path[:6])
         return field, f"field {field!r}{' at ' if at else ''}{at}: {told}"
 
-    def _invalid(self, what: str, problems: list[tuple[str, str]]) -> MemoryValidationError:
-        shown = list(dict.fromkeys(text for _, text in problems))
+    def _invalid(
+        self, what: str, problems: list[tuple[str, str]], origin: _Origin | None = None
+    ) -> MemoryValidationError:
+        scope, told = self.scope, problems
+        if origin is not None and (scopes := {field: origin(field) for field, _ in problems if field}):
+            # The memory to be corrected is the one that holds it.
+            scope = next(iter(scopes.values()))
+            told = [
+                (field, text if scopes.get(field, scope) == scope else f"{text}, in the {scopes[field]} memory")
+                for field, text in problems
+            ]
+        shown = list(dict.fromkeys(text for _, text in told))
         more = len(shown) - _SHOWN_PROBLEMS
         problem = "; ".join(shown[:_SHOWN_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
         how = ""
         if what == _STORED:
             how = f". Let {self._declared.name} take it, or correct what is stored, with gantry.memory(...)"
         return MemoryValidationError(
-            f"{self.scope} memory: {what} does not fit {self._declared.name}: {problem}; nothing was written{how}",
-            scope=self.scope,
+            f"{scope} memory: {what} does not fit {self._declared.name}: {problem}; nothing was written{how}",
+            scope=scope,
             fields=dict.fromkeys(field for field, _ in problems if field),
             problem=problem,
         )
