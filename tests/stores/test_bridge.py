@@ -666,6 +666,9 @@ def broken(kind, verb, error):
     if kind == "async":
 
         class Store(AsyncStore):
+            # A commit that ends in such an error is tried again for as long as this.
+            commit_timeout = 0.2
+
             async def _wait(self, which):
                 if which == verb:
                     raise error
@@ -673,6 +676,7 @@ def broken(kind, verb, error):
         return Store()
 
     class Store(MemoryStore):
+        commit_timeout = 0.2
         inline = kind == "memory"
 
         def load(self, message, /):
