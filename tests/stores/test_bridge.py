@@ -829,7 +829,7 @@ def test_program_with_an_async_store_ends(end):
     )
     code = PROGRAM.format(methods=methods, end=end)
 
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=5)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
 
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 
