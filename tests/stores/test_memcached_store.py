@@ -1025,14 +1025,14 @@ def test_memcached_frees_what_is_expired_and_not_sooner(opened, server, ttl, lea
 
 def test_key_expires_by_the_clock_of_the_server(opened, server):
     talk = talk_to(opened(server))
+    before = time.monotonic()
     talk.write(A, x=put(1, ttl=0.5), y=1)
-    written = time.monotonic()
     assert talk.content() == {"x": 1, "y": 1}
     while "x" in talk.content():
-        assert time.monotonic() < written + 5
+        assert time.monotonic() < before + 10
         time.sleep(0.02)
 
-    assert 0.5 <= time.monotonic() - written < 2
+    assert time.monotonic() - before >= 0.5
 
 
 def test_time_of_a_server_is_known_to_a_second_and_better_with_each_reading():
