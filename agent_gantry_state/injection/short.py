@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextvars import Token
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -36,7 +37,7 @@ from agent_gantry_state.nesting import CURRENT, leave, unit_of
 from agent_gantry_state.scopes import ATTEMPT, ENTERED, refuse_orphan
 from agent_gantry_state.stores.memory import Slot
 from agent_gantry_state.stores.protocol import EMPTY, Load, Loaded, WouldBlock
-from agent_gantry_state.unit_of_work import NESTING, State, UnitOfWork, finish_one, forked
+from agent_gantry_state.unit_of_work import NESTING, State, UnitOfWork, finish_far, finish_one, forked
 from agent_gantry_state.wiring import Settings
 
 __all__ = ["caller"]
@@ -162,7 +163,7 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
         frame[4] = _LANDED
         if frame[3] is memory:
             frame[3] = None
-        else:
+        elif frame[3] is not None:
             frame[3].end(_LANDED)
         return result
 
@@ -234,6 +235,9 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
                     await _afinish_single(frame, memory)
                 else:
                     _finish_short(plan, frame, memory, max_bytes)
+            except GeneratorExit:
+                # The commit goes on without this coroutine, and says itself what becomes of it.
+                raise
             except BaseException:
                 _end(frame, _FAILED)
                 raise
@@ -241,7 +245,7 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
         frame[4] = _LANDED
         if frame[3] is memory:
             frame[3] = None
-        else:
+        elif frame[3] is not None:
             frame[3].end(_LANDED)
         return result
 
@@ -264,6 +268,9 @@ def _failed(frame: list[Any]) -> UnitOfWork | None:
 def _end(frame: list[Any], state: State) -> None:
     """Note what has become of a call. A unit that has committed it knows that; one that calls inside had made, does not."""
     # First the state, then the look for a unit: whoever makes one looks at the state again after that.
+    if frame[4] is _LANDED:
+        # Whatever has come between, it has been told that already.
+        state = _LANDED
     frame[4] = state
     if type(frame[3]) is UnitOfWork:
         frame[3].end(state)
@@ -296,7 +303,7 @@ def _finish_single(frame: list[Any], memory: Memory) -> None:
     """`_finish_short` where the store is not this process."""
     bridge = frame[0].bridge
     if bridge.resendable:
-        _finish_nesting(unit_of(frame))
+        bridge.run(finish_far(memory, frame[1], bridge, partial(_end, frame)))
     else:
         finish_one(memory, frame[1], bridge, bridge.perform)
 
@@ -304,16 +311,18 @@ def _finish_single(frame: list[Any], memory: Memory) -> None:
 async def _afinish_single(frame: list[Any], memory: Memory) -> None:
     """`_finish_single`, for a caller on an event loop."""
     bridge = frame[0].bridge
-    if not bridge.resendable:
-        if frame[2] is not NESTING.process:
-            raise forked()
-        refuse_orphan()
-        try:
-            finish_one(memory, frame[1], bridge, bridge.attempt)
-        except WouldBlock:
-            pass
-        else:
-            return
+    if frame[2] is not NESTING.process:
+        raise forked()
+    refuse_orphan()
+    if bridge.resendable:
+        await bridge.arun_uncut(finish_far(memory, frame[1], bridge, partial(_end, frame)))
+        return
+    try:
+        finish_one(memory, frame[1], bridge, bridge.attempt)
+    except WouldBlock:
+        pass
+    else:
+        return
     await _afinish_nesting(unit_of(frame))
 
 
