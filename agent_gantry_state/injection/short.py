@@ -232,7 +232,7 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
         if memory._touched or base.packed or slides or len(memory) != len(base.values):
             try:
                 if settings.direct is None:
-                    await _afinish_single(frame, memory)
+                    await _afinish_single(frame, memory, max_bytes)
                 else:
                     _finish_short(plan, frame, memory, max_bytes)
             except GeneratorExit:
@@ -299,16 +299,28 @@ async def _afinish_nesting(unit: UnitOfWork) -> None:
         raise
 
 
-def _finish_single(frame: list[Any], memory: Memory) -> None:
+def _assigned(bridge: Any, memory: Memory, max_bytes: float) -> bool:
+    """Whether a store on this machine has committed a call as it was loaded, which wrote no more than plain values."""
+    base = memory._base
+    if bridge.attempt_values is None or not base.plain or base.head is None or (base.owner is None and memory._terms.owned):
+        return False
+    changes = plain_changes(memory)
+    if changes is None:
+        return False
+    values, packed = changes
+    return not values or bridge.attempt_values(memory._namespace, base, values, packed, new_version(), max_bytes)
+
+
+def _finish_single(frame: list[Any], memory: Memory, max_bytes: float) -> None:
     """`_finish_short` where the store is not this process."""
     bridge = frame[0].bridge
     if bridge.resendable:
         bridge.run(finish_far(memory, frame[1], bridge, partial(_end, frame)))
-    else:
+    elif not _assigned(bridge, memory, max_bytes):
         finish_one(memory, frame[1], bridge, bridge.perform)
 
 
-async def _afinish_single(frame: list[Any], memory: Memory) -> None:
+async def _afinish_single(frame: list[Any], memory: Memory, max_bytes: float) -> None:
     """`_finish_single`, for a caller on an event loop."""
     bridge = frame[0].bridge
     if frame[2] is not NESTING.process:
@@ -316,6 +328,8 @@ async def _afinish_single(frame: list[Any], memory: Memory) -> None:
     refuse_orphan()
     if bridge.resendable:
         await bridge.arun_uncut(finish_far(memory, frame[1], bridge, partial(_end, frame)))
+        return
+    if _assigned(bridge, memory, max_bytes):
         return
     try:
         finish_one(memory, frame[1], bridge, bridge.attempt)
@@ -339,7 +353,7 @@ def _finish_short(plan: Plan, frame: list[Any], memory: Memory, max_bytes: float
         refuse_orphan()
     store = settings.direct
     if store is None:
-        _finish_single(frame, memory)
+        _finish_single(frame, memory, max_bytes)
         return
     changes, base = plain_changes(memory), memory._base
     if changes is not None:
