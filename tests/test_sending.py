@@ -450,7 +450,10 @@ def test_messages_have_the_times_of_a_third_partys_store(kind, way):
 
     # What can be sent again is given half of the time first.
     first = 1.25 if gantry._wiring.settings.bridge.resendable else 2.5
-    assert store.times.pop("Commit") == pytest.approx(first, abs=0.1)
-    assert store.times.pop("Forget") == pytest.approx(first, abs=0.1)
-    assert list(store.times.values()) == [pytest.approx(1.25, abs=0.1)] * len(store.times)
+    given = {"Commit": first, "Forget": first}
     assert "Load" in store.times
+    for verb, seconds in store.times.items():
+        # Less what has gone by, which on a busy machine may be much.
+        longest = given.pop(verb, 1.25)
+        assert longest - 1.2 < seconds <= longest
+    assert not given

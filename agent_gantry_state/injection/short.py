@@ -361,7 +361,7 @@ def _finish_short(plan: Plan, frame: list[Any], memory: Memory, max_bytes: float
         if not values:
             return
         # What a namespace begins with, and its owner, are written with its first key.
-        is_plain = base.head is not None and (base.owner is not None or not memory._terms.owned)
+        is_plain = base.head is not None and base.versions and (base.owner is not None or not memory._terms.owned)
         # What `_slots` does.
         slot = (plan.slots if plan.is_impersonal else identity.slots).get(plan.key)
         if is_plain and slot is not None and store.assign(slot, base.head, values, packed, new_version(), max_bytes):
