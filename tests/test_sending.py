@@ -19,10 +19,13 @@ from agent_gantry_state import (
     StoreUnavailableError,
     sending,
 )
+from agent_gantry_state.bridge import bridge_to
+from agent_gantry_state.memory import Terms, open_memory
 from agent_gantry_state.sending import sent
 from agent_gantry_state.steps import Pause
 from agent_gantry_state.stores.memory import MemoryStore
-from agent_gantry_state.stores.protocol import Change, Commit, Committed, Forget, Moved, Put
+from agent_gantry_state.stores.protocol import Change, Commit, Committed, Forget, Moved, Put, Snapshot
+from agent_gantry_state.unit_of_work import State, finish_far
 
 MESSAGE = Commit(b"t" * 16, b"v" * 8, (Change(A, None, {"x": Put(1)}, (), {"x": None}),))
 
@@ -257,6 +260,26 @@ def test_commit_that_another_overtakes_after_its_answer_was_lost_is_merged_once(
     thread.join()
     stranger._wiring.settings.bridge.store.close()
     assert run(gantry, read) == {"log": ["x"] * 3, "n": 3}
+
+
+def test_commit_that_others_overtook_is_sent_again_under_its_own_token(server):
+    """So that, however many of its sends a server comes to in the end, it does one of them."""
+    memory = open_memory(A, Snapshot({"x": 1}, {}, {"x": b"v1"}, b"h1", born=b"h1"), 0.0, Terms("session"))
+    memory["y"] = 2
+    theirs = Snapshot({"x": 3}, {}, {"x": b"v2"}, b"h2", born=b"h1")
+    ends = []
+    steps = finish_far(memory, None, bridge_to(ShelfStore(server)), ends.append)
+
+    first = next(steps)
+    second = steps.send(Moved((theirs,), 0.0))
+
+    assert (first.changes[0].head, second.changes[0].head) == (b"h1", b"h2")
+    assert first.token == second.token
+    assert len(first.token) == 16
+    assert not ends
+    with pytest.raises(StopIteration):
+        steps.send(Committed())
+    assert ends == [State.LANDED]
 
 
 def test_conflict_after_a_lost_request_is_no_unknown_outcome(server, gantry):

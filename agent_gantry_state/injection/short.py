@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextvars import Token
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -36,7 +37,7 @@ from agent_gantry_state.nesting import CURRENT, leave, unit_of
 from agent_gantry_state.scopes import ATTEMPT, ENTERED, refuse_orphan
 from agent_gantry_state.stores.memory import Slot
 from agent_gantry_state.stores.protocol import EMPTY, Load, Loaded, WouldBlock
-from agent_gantry_state.unit_of_work import NESTING, State, UnitOfWork, finish_one, forked
+from agent_gantry_state.unit_of_work import NESTING, State, UnitOfWork, finish_far, finish_one, forked
 from agent_gantry_state.wiring import Settings
 
 __all__ = ["caller"]
@@ -162,7 +163,7 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
         frame[4] = _LANDED
         if frame[3] is memory:
             frame[3] = None
-        else:
+        elif frame[3] is not None:
             frame[3].end(_LANDED)
         return result
 
@@ -231,9 +232,12 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
         if memory._touched or base.packed or slides or len(memory) != len(base.values):
             try:
                 if settings.direct is None:
-                    await _afinish_single(frame, memory)
+                    await _afinish_single(frame, memory, max_bytes)
                 else:
                     _finish_short(plan, frame, memory, max_bytes)
+            except GeneratorExit:
+                # The commit goes on without this coroutine, and says itself what becomes of it.
+                raise
             except BaseException:
                 _end(frame, _FAILED)
                 raise
@@ -241,7 +245,7 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
         frame[4] = _LANDED
         if frame[3] is memory:
             frame[3] = None
-        else:
+        elif frame[3] is not None:
             frame[3].end(_LANDED)
         return result
 
@@ -264,6 +268,9 @@ def _failed(frame: list[Any]) -> UnitOfWork | None:
 def _end(frame: list[Any], state: State) -> None:
     """Note what has become of a call. A unit that has committed it knows that; one that calls inside had made, does not."""
     # First the state, then the look for a unit: whoever makes one looks at the state again after that.
+    if frame[4] is _LANDED:
+        # Whatever has come between, it has been told that already.
+        state = _LANDED
     frame[4] = state
     if type(frame[3]) is UnitOfWork:
         frame[3].end(state)
@@ -292,28 +299,44 @@ async def _afinish_nesting(unit: UnitOfWork) -> None:
         raise
 
 
-def _finish_single(frame: list[Any], memory: Memory) -> None:
+def _assigned(bridge: Any, memory: Memory, max_bytes: float) -> bool:
+    """Whether a store on this machine has committed a call as it was loaded, which wrote no more than plain values."""
+    base = memory._base
+    if bridge.attempt_values is None or not base.plain or base.head is None or (base.owner is None and memory._terms.owned):
+        return False
+    changes = plain_changes(memory)
+    if changes is None:
+        return False
+    values, packed = changes
+    return not values or bridge.attempt_values(memory._namespace, base, values, packed, new_version(), max_bytes)
+
+
+def _finish_single(frame: list[Any], memory: Memory, max_bytes: float) -> None:
     """`_finish_short` where the store is not this process."""
     bridge = frame[0].bridge
     if bridge.resendable:
-        _finish_nesting(unit_of(frame))
-    else:
+        bridge.run(finish_far(memory, frame[1], bridge, partial(_end, frame)))
+    elif not _assigned(bridge, memory, max_bytes):
         finish_one(memory, frame[1], bridge, bridge.perform)
 
 
-async def _afinish_single(frame: list[Any], memory: Memory) -> None:
+async def _afinish_single(frame: list[Any], memory: Memory, max_bytes: float) -> None:
     """`_finish_single`, for a caller on an event loop."""
     bridge = frame[0].bridge
-    if not bridge.resendable:
-        if frame[2] is not NESTING.process:
-            raise forked()
-        refuse_orphan()
-        try:
-            finish_one(memory, frame[1], bridge, bridge.attempt)
-        except WouldBlock:
-            pass
-        else:
-            return
+    if frame[2] is not NESTING.process:
+        raise forked()
+    refuse_orphan()
+    if bridge.resendable:
+        await bridge.arun_uncut(finish_far(memory, frame[1], bridge, partial(_end, frame)))
+        return
+    if _assigned(bridge, memory, max_bytes):
+        return
+    try:
+        finish_one(memory, frame[1], bridge, bridge.attempt)
+    except WouldBlock:
+        pass
+    else:
+        return
     await _afinish_nesting(unit_of(frame))
 
 
@@ -330,7 +353,7 @@ def _finish_short(plan: Plan, frame: list[Any], memory: Memory, max_bytes: float
         refuse_orphan()
     store = settings.direct
     if store is None:
-        _finish_single(frame, memory)
+        _finish_single(frame, memory, max_bytes)
         return
     changes, base = plain_changes(memory), memory._base
     if changes is not None:
