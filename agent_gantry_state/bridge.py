@@ -140,6 +140,8 @@ class _Methods:
     """A store and its methods by kind of message. A store that is *owned* is closed with its bridge."""
 
     counters: Counters | None = None
+    #: Commits what is written most without a message; see `SQLiteStore.attempt_values`.
+    attempt_values: Callable[..., bool] | None = None
 
     def __init__(self, store: Any, owned: bool = False) -> None:
         self.store = store
@@ -210,6 +212,7 @@ class Local(_Methods):
     def __init__(self, store: Any, owned: bool = False) -> None:
         super().__init__(store, owned)
         self._attempt: Callable[[Any], Any] = store.attempt
+        self.attempt_values = getattr(store, "attempt_values", None)
 
     def attempt(self, request: Message) -> Any:
         return self._attempt(request)

@@ -156,7 +156,7 @@ def changes_of(memory: Memory) -> Changes | None:
     if len(memory) != expected:
         _find_hidden(memory, puts, deletes)
         fresh = len(puts)
-    if base.head is None and values and (puts or deletes):
+    if values and not base.versions and (puts or deletes) and (base.head is None or base.full is not None):
         _write_default(memory, puts, deletes)
         fresh = len(puts)
     if fresh > 1:

@@ -29,7 +29,7 @@ from agent_gantry_state.several import Several
 from agent_gantry_state.steps import Steps
 from agent_gantry_state.stores.protocol import Change, Commit, Load, Loaded, Moved, Snapshot
 
-__all__ = ["Part", "Parts", "new_version"]
+__all__ = ["Part", "Parts", "new_token", "new_version"]
 
 _random = random.Random()  # noqa: S311 - unique, not secret
 _getrandbits = _random.getrandbits
@@ -47,6 +47,11 @@ def new_version() -> bytes:
             return _versions.pop()
         except IndexError:
             _versions.extend(_split(_getrandbits(64 * _DRAWN).to_bytes(8 * _DRAWN, "big")))
+
+
+def new_token() -> bytes:
+    """Random bytes that name a unit of work."""
+    return _getrandbits(128).to_bytes(16, "big")
 
 
 def _renew() -> None:
@@ -81,7 +86,7 @@ class Part:
         self.made = made
         self.pending = pending
         # Without an answer that can be lost, no commit is sent twice, and the store need not remember the unit.
-        self.token = _getrandbits(128).to_bytes(16, "big") if bridge.resendable else b""
+        self.token = new_token() if bridge.resendable else b""
         self.version = b""
         #: What is there of each, as far as it is known.
         self.before = [held.memory._base.entire for held, _ in made]

@@ -19,6 +19,7 @@ def default_of(
     default: Mapping[str, Any] | None,
     factory: Callable[[], Mapping[str, Any]] | None,
     keys: tuple[str, ...] | None,
+    others: str = "none of keys",
 ) -> Callable[[], Snapshot] | None:
     """What `with_memory(default=, default_factory=)` declare: a function that gives it as if it had been loaded.
 
@@ -27,6 +28,7 @@ def default_of(
         default: Keys and values.
         factory: Makes them.
         keys: The only keys of the memory; None: all.
+        others: What a key is that is none of those, for errors.
 
     Raises:
         DeclarationError: Both are given, or it cannot be stored, or names a key that is none of *keys*.
@@ -37,14 +39,14 @@ def default_of(
         if not callable(factory):
             raise DeclarationError(f"{where}: default_factory must be callable, not a {type(factory).__name__}")
         make = factory
-        return lambda: _snapshot(f"{where}: default_factory", make(), keys, "give")
+        return lambda: _snapshot(f"{where}: default_factory", make(), keys, others, "give")
     if default is None:
         return None
-    snapshot = _snapshot(f"{where}: default", default, keys)
+    snapshot = _snapshot(f"{where}: default", default, keys, others)
     return lambda: snapshot
 
 
-def _snapshot(what: str, default: Any, keys: tuple[str, ...] | None, verb: str = "be") -> Snapshot:
+def _snapshot(what: str, default: Any, keys: tuple[str, ...] | None, others: str, verb: str = "be") -> Snapshot:
     if not isinstance(default, Mapping):
         raise DeclarationError(f"{what} must {verb} a dict, not {type(default).__name__}")
     values: dict[str, Any] = {}
@@ -57,7 +59,7 @@ def _snapshot(what: str, default: Any, keys: tuple[str, ...] | None, verb: str =
         except UnstorableValueError as error:
             raise DeclarationError(f"{what}: {error}") from error
         if keys is not None and key not in keys:
-            raise DeclarationError(f"{what} names {shortened(repr(key))}, which is none of keys")
+            raise DeclarationError(f"{what} names {shortened(repr(key))}, which is {others}")
         if type(value) in codec.IMMUTABLE:
             values[key] = value
         else:

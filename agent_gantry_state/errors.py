@@ -235,7 +235,7 @@ class MemoryValidationError(StateError, ValueError):
     """What is in a memory does not fit the class that its parameter is annotated with; nothing of the call was written.
 
     Attributes:
-        scope: The scope of the memory.
+        scope: The scope of the memory; in layers, of the one that holds the first of the fields.
         fields: The fields that do not fit; none where only the whole does not.
         problem: What is wrong with them.
     """

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from agent_gantry_state.bridge import on_event_loop
+from agent_gantry_state.bridge import in_asyncio, on_event_loop
 from agent_gantry_state.errors import MemoryConflictError
 from agent_gantry_state.notes import LOG, fields
 from agent_gantry_state.steps import Steps, Wait
@@ -83,7 +83,7 @@ class _Telling(Wait):
             told = self._callback(self._event)
             if inspect.isawaitable(told):
                 _awaited(told)
-        except Exception:  # noqa: BLE001 - of anybody's callback
+        except (Exception, asyncio.CancelledError):  # noqa: BLE001 - of anybody's callback
             self._log()
 
     async def await_(self) -> None:
@@ -91,6 +91,10 @@ class _Telling(Wait):
             told = self._callback(self._event)
             if inspect.isawaitable(told):
                 await told
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            self._log()
         except Exception:  # noqa: BLE001 - of anybody's callback
             self._log()
 
@@ -98,6 +102,14 @@ class _Telling(Wait):
         LOG.exception(
             "%s raised; what it was told of has happened all the same", self._name, extra=fields("callback_failed")
         )
+
+
+def _is_cancelled() -> bool:
+    """Whether it is this task that is cancelled, and not something for which a callback waited; unknown before 3.11."""
+    if not in_asyncio():
+        return False
+    cancelling = getattr(asyncio.current_task(), "cancelling", None)
+    return cancelling is None or cancelling() > 0
 
 
 def _awaited(told: Awaitable[None]) -> None:

@@ -375,10 +375,13 @@ def open_memory(
     """Make the working copy of *snapshot* for one call, an instance of *kind*."""
     if snapshot.reserved and not terms.bare:
         snapshot = snapshot.opened()
-    if terms.default is not None and not snapshot.values and (snapshot.head is None or snapshot.full is not None):
+    if terms.default is not None and not snapshot.values:
         # As if it had been loaded, though no key of it is there: so it is merged with what others make of the same.
-        default = terms.default()
-        snapshot = default if snapshot.full is None else default.copy().in_front_of(snapshot.full)
+        if snapshot.head is None:
+            snapshot = terms.default()
+        elif snapshot.full is not None or terms.keys is not None:
+            # What others have in the namespace is nothing that the body sees.
+            snapshot = snapshot.beginning_with(terms.default())
     memory: Memory = _new(kind or Memory)
     _update(memory, snapshot.values)
     if snapshot.packed:

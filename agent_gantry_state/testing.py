@@ -30,7 +30,13 @@ import pytest
 
 from agent_gantry_state import codec
 from agent_gantry_state.bridge import Bridge, bridge_to
-from agent_gantry_state.errors import MemoryConflictError, MemoryTooLargeError, MemoryValidationError, StoreClosedError
+from agent_gantry_state.errors import (
+    MemoryConflictError,
+    MemoryErasedError,
+    MemoryTooLargeError,
+    MemoryValidationError,
+    StoreClosedError,
+)
 from agent_gantry_state.gantry import Gantry
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.scopes import Scope
@@ -1385,6 +1391,28 @@ class StoreContract:
             gantry.end_session("local")
 
             assert own(dict) == {}
+
+    @pytest.mark.parametrize("keys", [None, ("a",)])
+    def test_default_is_seen_beside_compartments_and_brings_nothing_back(
+        self, talk: Talk, store: Any, keys: tuple[str, ...] | None
+    ) -> None:
+        with Gantry(store, session="local") as gantry:
+            own = gantry.with_memory(private=True, name="tool")(_run)
+            plain = gantry.with_memory(default={"a": [1]}, keys=keys)(_run)
+
+            def body(memory: dict[str, Any]) -> None:
+                memory["a"].append(2)
+                gantry.end_session("local")
+
+            own(lambda memory: memory.update(mine=1))
+            assert plain(dict) == {"a": [1]}
+            with pytest.raises(MemoryErasedError):
+                plain(body)
+            assert (own(dict), plain(dict)) == ({}, {"a": [1]})
+
+            own(lambda memory: memory.update(mine=1))
+            plain(lambda memory: memory["a"].append(2))
+            assert (own(dict), plain(dict)) == ({"mine": 1}, {"a": [1, 2]})
 
     def test_threads_lose_nothing_in_compartments_and_show_nothing_of_them(self, talk: Talk, store: Any) -> None:
         with Gantry(store, session="local") as gantry:

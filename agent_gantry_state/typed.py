@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Shape", "shape_of"]
 
 _Default = Callable[[], Mapping[str, Any]]
+_Origin = Callable[[str], str]
 
 #: Errors of pydantic whose message is made of what the class declares, and of nothing that was validated.
 _SPEAKING = frozenset(
@@ -143,37 +144,40 @@ class Shape:
         default: Gives the fields that have no default of their own.
 
     Attributes:
+        name: The name of the class.
         fields: Names of what is stored.
         frozen: Whether the memory is read-only.
         extra: Whether keys that the class does not name are a part of the instance.
         joint: Whether what one field may be can depend on another.
     """
 
-    __slots__ = ("_adapter", "_declared", "_default", "extra", "fields", "frozen", "joint", "scope")
+    __slots__ = ("_adapter", "_declared", "_default", "extra", "fields", "frozen", "joint", "name", "scope")
 
     def __init__(self, declared: StateClass, adapter: TypeAdapter[Any], scope: str, default: _Default | None = None) -> None:
         self._declared = declared
         self._adapter = adapter
         self._default = default if declared.required else None
         self.scope = scope
+        self.name = declared.name
         self.fields = declared.fields
         self.frozen = declared.frozen
         self.extra = declared.extra
         self.joint = _is_joint(adapter.core_schema)
 
     def __repr__(self) -> str:
-        return f"Shape({self._declared.name})"
+        return f"Shape({self.name})"
 
-    def load(self, values: Mapping[str, Any]) -> Any:
+    def load(self, values: Mapping[str, Any], origin: _Origin | None = None) -> Any:
         """The instance that stored values mean. A part that is typed `Any` is the stored value itself, and no copy.
 
         Args:
             values: By key; what is missing gets its default, and what the class does not know is left out.
+            origin: Names the scope that a key's value comes from, for errors; None: they are all of one.
 
         Raises:
             MemoryValidationError: They do not fit.
         """
-        return self._validate(values, _STORED)
+        return self._validate(values, _STORED, origin)
 
     def check(self, values: Mapping[str, Any]) -> None:
         """Refuse values that would not load: what several calls wrote, merged.
@@ -202,7 +206,7 @@ class Shape:
             UndeclaredKeyError: A TypedDict has a key that it does not declare.
             UnstorableValueError: The class's own serializer gives no dict of its fields, or a container contains itself.
         """
-        name = self._declared.name
+        name = self.name
         if self._declared.kind == "dict":
             self._refuse_unknown(state)
         dumped, failed = self._dumped(state, None)
@@ -232,18 +236,25 @@ class Shape:
                 ) from None
         return stored
 
-    def update(self, state: Any, values: Mapping[str, Any], names: Iterable[str] | None = None) -> None:
+    def update(
+        self,
+        state: Any,
+        values: Mapping[str, Any],
+        names: Iterable[str] | None = None,
+        origin: _Origin | None = None,
+    ) -> None:
         """Bring what others wrote into an instance that a body holds, in place, down to its parts.
 
         Args:
             state: The instance.
             values: All that is stored now, as for `load`.
             names: The keys to bring over; None: all.
+            origin: As for `load`.
 
         Raises:
             MemoryValidationError: The values do not fit.
         """
-        fresh = self._validate(values, "what was written elsewhere in this call")
+        fresh = self._validate(values, "what was written elsewhere in this call", origin)
         seen: set[int] = set()
         chosen = None if names is None else frozenset(names)
         if self._declared.kind == "dict":
@@ -261,7 +272,7 @@ class Shape:
         for key in state:
             if type(key) is not str or key not in self.fields:
                 raise UndeclaredKeyError(
-                    f"{self.scope} memory: key {_key(key)} was written, but {self._declared.name} does not declare it, "
+                    f"{self.scope} memory: key {_key(key)} was written, but {self.name} does not declare it, "
                     "so that nothing was written; add it there, or leave it out",
                     key=shortened(key if type(key) is str else codec.shown(key)),
                     scope=self.scope,
@@ -288,7 +299,7 @@ class Shape:
                     known.setdefault(name, value)
         return known
 
-    def _validate(self, values: Mapping[str, Any], what: str) -> Any:
+    def _validate(self, values: Mapping[str, Any], what: str, origin: _Origin | None = None) -> Any:
         known = self._known(values)
         state, problems = self._tried(known, None)
         if problems is None:
@@ -300,7 +311,7 @@ class Shape:
             dumped, failed = self._dumped(state, None)
             if not failed and covers(plain(dumped), known):
                 return state
-        raise self._invalid(what, problems)
+        raise self._invalid(what, problems, origin)
 
     def _tried(self, known: dict[str, Any], strict: bool | None) -> tuple[Any, list[tuple[str, str]] | None]:
         from pydantic import ValidationError
@@ -314,7 +325,7 @@ class Shape:
         except RecursionError:
             return None, [("", "it is nested too deeply")]
         except Exception as error:
-            problem = f"a validator of {self._declared.name} failed with {type(error).__name__}"
+            problem = f"a validator of {self.name} failed with {type(error).__name__}"
             raise MemoryValidationError(
                 f"{self.scope} memory: {problem}; nothing was written", scope=self.scope, fields=(), problem=problem
             ) from error
@@ -328,16 +339,24 @@ class Shape:
         at = "".join(shortened(f"[{step!r}]") for step in path[:6])
         return field, f"field {field!r}{' at ' if at else ''}{at}: {told}"
 
-    def _invalid(self, what: str, problems: list[tuple[str, str]]) -> MemoryValidationError:
-        shown = list(dict.fromkeys(text for _, text in problems))
+    def _invalid(self, what: str, problems: list[tuple[str, str]], origin: _Origin | None = None) -> MemoryValidationError:
+        scope, told = self.scope, problems
+        if origin is not None and (scopes := {field: origin(field) for field, _ in problems if field}):
+            # The memory to be corrected is the one that holds it.
+            scope = next(iter(scopes.values()))
+            told = [
+                (field, text if scopes.get(field, scope) == scope else f"{text}, in the {scopes[field]} memory")
+                for field, text in problems
+            ]
+        shown = list(dict.fromkeys(text for _, text in told))
         more = len(shown) - _SHOWN_PROBLEMS
         problem = "; ".join(shown[:_SHOWN_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
         how = ""
         if what == _STORED:
-            how = f". Let {self._declared.name} take it, or correct what is stored, with gantry.memory(...)"
+            how = f". Let {self.name} take it, or correct what is stored, with gantry.memory(...)"
         return MemoryValidationError(
-            f"{self.scope} memory: {what} does not fit {self._declared.name}: {problem}; nothing was written{how}",
-            scope=self.scope,
+            f"{scope} memory: {what} does not fit {self.name}: {problem}; nothing was written{how}",
+            scope=scope,
             fields=dict.fromkeys(field for field, _ in problems if field),
             problem=problem,
         )

@@ -46,7 +46,7 @@ class TypedView(View):
         # Why what was written beside the instance is not in it.
         self._failure: Exception | None = None
         base = self.memory._base
-        self._state = shape.load({key: base.value(key) for key in base.values})
+        self._state = shape.load({key: base.value(key) for key in base.values}, self._holder)
         self._dumped = _contents(shape.dump(self._state))
         # What of the memory is in the instance; None: all of it.
         self._shown: dict[str, Any] | None = None
@@ -97,7 +97,8 @@ class TypedView(View):
         self._shown = shown
         if moved:
             try:
-                self._shape.update(self._state, {key: _value(content) for key, content in there.items()}, moved)
+                values = {key: _value(content) for key, content in there.items()}
+                self._shape.update(self._state, values, moved, self._holder)
                 self._dumped = _contents(self._shape.dump(self._state))
             except Exception as error:  # noqa: BLE001 - it may be a class's own
                 # Whoever wrote it has ended well; what is refused is to commit it, if it stays.
@@ -105,6 +106,10 @@ class TypedView(View):
                 return
         self._shown = there
         self._failure = None
+
+    def _holder(self, key: str) -> str:
+        """The scope that holds a key."""
+        return (self.memory.origin(key) if key in self.memory else None) or self.terms.scope
 
     def refuse(self, stored: Iterable[str]) -> None:
         """Refuse to commit, as `View.refuse`, or if what was written beside the instance does not fit its class."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent_gantry_state.bridge import on_event_loop
 from agent_gantry_state.changes import changes_of, is_due
-from agent_gantry_state.committing import Part, Parts, new_version
+from agent_gantry_state.committing import Part, Parts, new_token, new_version
 from agent_gantry_state.compartments import all_known_as, is_reserved
 from agent_gantry_state.errors import (
     MemoryConflictError,
@@ -35,6 +35,7 @@ from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.rebase import conflict, erased, is_erased
 from agent_gantry_state.savepoint import extend_memory, snapshot_of, was_deleted
 from agent_gantry_state.scopes import Identity
+from agent_gantry_state.sending import sent
 from agent_gantry_state.several import Several, bridge_for, same_stores
 from agent_gantry_state.steps import Pause, Steps
 from agent_gantry_state.stores.protocol import Change, Commit, Load, Loaded, Moved, Snapshot
@@ -44,7 +45,7 @@ from agent_gantry_state.views import View, end, flush, read_only, show
 if TYPE_CHECKING:
     from agent_gantry_state.typed import Shape
 
-__all__ = ["NESTING", "State", "UnitOfWork", "finish_one", "forked", "orphan"]
+__all__ = ["NESTING", "State", "UnitOfWork", "finish_far", "finish_one", "forked", "orphan"]
 
 
 class _Nesting:
@@ -661,19 +662,52 @@ def finish_one(memory: Memory, identity: Identity | None, bridge: Any, send: Cal
 
     If it raises `WouldBlock`, nothing was written and nothing is changed.
     """
+    made = _made_of(memory, identity)
+    if made is None:
+        return
+    answer = send(Commit(b"", new_version(), (made[1],), bridge.commit_timeout))
+    if isinstance(answer, Moved):
+        _unit_of(memory, identity, bridge, made).settle_with(answer, send)
+
+
+def finish_far(memory: Memory, identity: Identity | None, bridge: Any, end: Callable[[State], None]) -> Steps[None]:
+    """`finish_one` for a store whose answer can be lost. *end* is told what has become of the call as soon as it is known,
+    for whoever runs this may be cancelled while it lands."""
+    try:
+        made = _made_of(memory, identity)
+        if made is not None:
+            token, deadline = new_token(), time.monotonic() + bridge.commit_timeout
+            message = Commit(token, token[:8], (made[1],))
+            answer = yield from sent(message, deadline, again=True, counters=bridge.counters)
+            if isinstance(answer, Moved):
+                part = _unit_of(memory, identity, bridge, made)._part
+                # It goes on as what was sent, of which the store may still do one more.
+                part.token, part.deadline = token, deadline
+                yield from part.write(part.settle(answer.snapshots, answer.now))
+    except BaseException:
+        end(State.FAILED)
+        raise
+    end(State.LANDED)
+
+
+def _made_of(memory: Memory, identity: Identity | None) -> tuple[Changes | None, Change] | None:
+    """What a call made of its one memory, and what a store is to do for that; None if nothing."""
     changes = changes_of(memory)
     if changes is None and not is_due(memory):
-        return
+        return None
     if changes is not None and memory._terms.read_only:
         raise read_only(memory._terms.scope, changes)
     change = change_of(memory, changes, identity.owner if identity is not None and memory._terms.owned else None)
     refuse_too_large(memory._terms.limits, change, memory._base.entire)
-    answer = send(Commit(b"", new_version(), (change,), bridge.commit_timeout))
-    if isinstance(answer, Moved):
-        unit = UnitOfWork.of(memory, Want.of(memory._terms, identity), bridge)
-        (held,) = unit.held.values()
-        unit._part = Part(bridge, [(held, changes)], [change])
-        unit.settle_with(answer, send)
+    return changes, change
+
+
+def _unit_of(memory: Memory, identity: Identity | None, bridge: Any, made: tuple[Changes | None, Change]) -> UnitOfWork:
+    """The unit of a memory that was opened without one, where others were quicker."""
+    unit = UnitOfWork.of(memory, Want.of(memory._terms, identity), bridge)
+    (held,) = unit.held.values()
+    unit._part = Part(bridge, [(held, made[0])], [made[1]])
+    return unit
 
 
 def forked() -> OrphanedCallError:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import os
 
 import anyio
 import pytest
@@ -16,6 +17,12 @@ collect_ignore = ["frameworks"]
 # Hypothesis makes tables of Unicode when it is first asked for text, which on a busy machine takes it longer than it allows.
 settings.register_profile("untimed", parent=settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    # They wait for servers, disks and other processes about half of the time.
+    return 2 * (os.cpu_count() or 1)
 
 
 def pytest_collection_finish(session):

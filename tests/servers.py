@@ -5,8 +5,11 @@ schema of its own, and if it stops, kills or configures a server, a private one:
 
 The servers come from wheels (the group "test" of pyproject.toml), also from another interpreter's: the environment variable
 AGENT_GANTRY_STATE_SERVERS lists more directories of packages, divided by os.pathsep. memcached and pgbouncer are programs of
-the system. Where one is missing the test is skipped, and fails under CI=true. With AGENT_GANTRY_STATE_ONE_OF_EACH=true the
-tests against a second version of a server, or another way to run it, are skipped: once for all interpreters is enough.
+the system. Where one is missing the test is skipped, and fails under CI=true.
+
+The environment variable AGENT_GANTRY_STATE_RANGE says against how many of them: "versions" against each version that is
+supported, "kinds", the default, against one version of each kind, cluster, Sentinel and pooler among them, and "few" against
+one of each without these. The other tests are skipped.
 
 No server outlives the tests: a shell waits for the end of this process, however it ends, stops what still runs and removes
 the data. A fork of this process that lives on delays that.
@@ -430,8 +433,11 @@ def _shared(name: str):
 
 
 def _skip_one_too_many(name: str) -> None:
-    if os.environ.get("AGENT_GANTRY_STATE_ONE_OF_EACH") == "true" and name not in _ONE_OF_EACH:
-        pytest.skip("one of each kind of server was asked for")
+    range = os.environ.get("AGENT_GANTRY_STATE_RANGE", "kinds")
+    if range not in _LEFT_OUT:
+        pytest.fail(f"AGENT_GANTRY_STATE_RANGE is {range!r}; it has to be one of {', '.join(_LEFT_OUT)}")
+    if name in _LEFT_OUT[range]:
+        pytest.skip(f"AGENT_GANTRY_STATE_RANGE={range} leaves out {name}")
 
 
 def _popen(command: list[str], cwd: pathlib.Path, user: pwd.struct_passwd | None, log) -> subprocess.Popen[bytes]:
@@ -703,5 +709,10 @@ _MAKERS: dict[str, Callable[..., Server]] = {
     "pgbouncer": _pgbouncer,
     "memcached": _memcached,
 }
-_ONE_OF_EACH = ("redis_8", "postgresql", "memcached")
+_VERSIONS = ("redis_6", "valkey")
+_LEFT_OUT: dict[str, tuple[str, ...]] = {
+    "versions": (),
+    "kinds": _VERSIONS,
+    "few": (*_VERSIONS, "redis_cluster", "redis_sentinel", "pgbouncer"),
+}
 _UPSTREAMS = {"redis_sentinel": "redis_8", "pgbouncer": "postgresql"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import pathlib
 import random
 import sys
@@ -23,6 +24,7 @@ SOAKS = {
     "cancels": "faults.soaks:cancels",
     "faults": "faults.soaks:faults",
     "crowds": "faults.soaks:crowds",
+    "kills": "faults.soaks:kills",
     "orders": "isolation.soaks:orders",
     "crashes": "faults.losing:crashes_and_damage",
     "ids": "hostile.soaks:ids",
@@ -54,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", choices=SOAKS, action="append", help="this area; may be given several times")
     parser.add_argument("--seed", type=int, help="one round with this seed")
     options = parser.parse_args(arguments)
+    os.environ.setdefault("AGENT_GANTRY_STATE_RANGE", "versions")
     _given = options.seed
     names = options.only or list(SOAKS)
     counts: Counter[str] = Counter()

@@ -18,6 +18,8 @@ from agent_gantry_state import Gantry, Namespace, __version__
 from agent_gantry_state.__main__ import main
 from agent_gantry_state.cli import app
 
+pytestmark = pytest.mark.once
+
 S1 = Namespace("session", "s1")
 SECRET = "hunter2"
 

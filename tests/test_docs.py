@@ -17,6 +17,8 @@ import pages  # noqa: E402 - its assertions are to say what differs
 import agent_gantry_state  # noqa: E402
 from agent_gantry_state import errors  # noqa: E402
 
+pytestmark = pytest.mark.once
+
 README = pages.ROOT / "README.md"
 PAGES = [README, *sorted((pages.ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 
 import anyio
 import pytest
@@ -177,6 +178,33 @@ def test_callback_that_raises_is_logged_and_changes_nothing(kind, run, caplog):
     assert len(told.events) == 1
     assert [record.name for record in caplog.records] == ["agent_gantry_state"]
     assert "on_commit raised" in caplog.text
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="whether a task was cancelled itself is known from 3.11 on")
+def test_callback_in_which_something_else_was_cancelled_is_logged_and_changes_nothing(kind, run, caplog):
+    told = kind(error=asyncio.CancelledError())
+    with Gantry(session="s1", on_commit=told) as gantry, caplog.at_level(logging.ERROR):
+        assert run(gantry, lambda memory: memory.setdefault("x", 1)) == 1
+
+        assert committed(gantry) == {"x": 1}
+    assert "on_commit raised" in caplog.text
+
+
+def test_task_that_is_cancelled_while_it_tells_is_cancelled():
+    async def callback(event):
+        asyncio.current_task().cancel()
+        await asyncio.sleep(0)
+
+    with Gantry(session="s1", on_commit=callback) as gantry:
+
+        @gantry.with_memory
+        async def note(memory):
+            memory["x"] = 1
+
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(note())
+
+        assert committed(gantry) == {"x": 1}
 
 
 def test_sync_tool_on_a_loops_own_thread_has_an_async_callback_awaited(kind):

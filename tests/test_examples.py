@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import servers
 
+pytestmark = pytest.mark.once
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PROGRAMS = sorted(path for path in EXAMPLES.glob("*.py") if not path.name.startswith("test_"))
 PRINTS = {

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 _FILE = Path(__file__).parents[1] / "benchmarks" / "leak.py"
 _spec = importlib.util.spec_from_file_location("agent_gantry_state_leak", _FILE)
 assert _spec is not None

@@ -1955,6 +1955,10 @@ class Held(MemoryStore):
 
     meanwhile = None
 
+    def __init__(self, inline=True):
+        super().__init__()
+        self.inline = inline
+
     def commit(self, message):
         meanwhile, self.meanwhile = self.meanwhile, None
         if meanwhile is not None:
@@ -1964,8 +1968,9 @@ class Held(MemoryStore):
 
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("isolation", ["snapshot", "serializable"])
-def test_a_child_that_begins_while_its_parent_commits_goes_with_it(isolation, fails):
-    store, seen, refused = Held(), [], []
+@pytest.mark.parametrize("inline", [False, True])
+def test_a_child_that_begins_while_its_parent_commits_goes_with_it(inline, isolation, fails):
+    store, seen, refused = Held(inline), [], []
     gantry = Gantry(store, session="s1", user="ada")
 
     @gantry.with_memory
@@ -2014,6 +2019,62 @@ class Cut(Coroutines):
         if landed is not None:
             landed()
         return answer
+
+
+class ClosedOnce:
+    """Awaits a coroutine until it waits for something while *is_time*, and closes it there."""
+
+    def __init__(self, coroutine, is_time):
+        self.coroutine, self.is_time = coroutine, is_time
+
+    def __await__(self):
+        awaited = self.coroutine.send(None)
+        while not self.is_time():
+            yield awaited
+            awaited = self.coroutine.send(None)
+        awaited._asyncio_future_blocking = False
+        self.coroutine.close()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_child_of_a_coroutine_that_was_closed_while_it_committed_waits_for_what_becomes_of_that(fails):
+    store, seen = Cut(), []
+    gantry = Gantry(store, session="s1", user="ada")
+
+    def landed():
+        if fails:
+            raise StoreError("no")
+
+    @gantry.with_memory
+    async def child(memory):
+        seen.append(dict(memory))
+        memory["child"] = 1
+
+    async def later():
+        await over.wait()
+        await child()
+
+    @gantry.with_memory
+    async def parent(tasks, memory):
+        memory["parent"] = 1
+        tasks.append(asyncio.create_task(later()))
+
+    async def main():
+        nonlocal over
+        over, tasks = asyncio.Event(), []
+        store.landed = landed
+        await ClosedOnce(parent(tasks), lambda: tasks)
+        over.set()
+        await tasks[0]
+
+    over = None
+    with pytest.raises(OrphanedCallError) if fails else contextlib.nullcontext():
+        asyncio.run(main())
+    after = committed(gantry)
+    gantry.close()
+
+    assert seen == [{"parent": 1}]
+    assert after == ({"parent": 1} if fails else {"parent": 1, "child": 1})
 
 
 @pytest.mark.parametrize("isolation", ["snapshot", "serializable"])

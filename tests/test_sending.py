@@ -19,10 +19,13 @@ from agent_gantry_state import (
     StoreUnavailableError,
     sending,
 )
+from agent_gantry_state.bridge import bridge_to
+from agent_gantry_state.memory import Terms, open_memory
 from agent_gantry_state.sending import sent
 from agent_gantry_state.steps import Pause
 from agent_gantry_state.stores.memory import MemoryStore
-from agent_gantry_state.stores.protocol import Change, Commit, Committed, Forget, Moved, Put
+from agent_gantry_state.stores.protocol import Change, Commit, Committed, Forget, Moved, Put, Snapshot
+from agent_gantry_state.unit_of_work import State, finish_far
 
 MESSAGE = Commit(b"t" * 16, b"v" * 8, (Change(A, None, {"x": Put(1)}, (), {"x": None}),))
 
@@ -259,6 +262,26 @@ def test_commit_that_another_overtakes_after_its_answer_was_lost_is_merged_once(
     assert run(gantry, read) == {"log": ["x"] * 3, "n": 3}
 
 
+def test_commit_that_others_overtook_is_sent_again_under_its_own_token(server):
+    """So that, however many of its sends a server comes to in the end, it does one of them."""
+    memory = open_memory(A, Snapshot({"x": 1}, {}, {"x": b"v1"}, b"h1", born=b"h1"), 0.0, Terms("session"))
+    memory["y"] = 2
+    theirs = Snapshot({"x": 3}, {}, {"x": b"v2"}, b"h2", born=b"h1")
+    ends = []
+    steps = finish_far(memory, None, bridge_to(ShelfStore(server)), ends.append)
+
+    first = next(steps)
+    second = steps.send(Moved((theirs,), 0.0))
+
+    assert (first.changes[0].head, second.changes[0].head) == (b"h1", b"h2")
+    assert first.token == second.token
+    assert len(first.token) == 16
+    assert not ends
+    with pytest.raises(StopIteration):
+        steps.send(Committed())
+    assert ends == [State.LANDED]
+
+
 def test_conflict_after_a_lost_request_is_no_unknown_outcome(server, gantry):
     server.faults["swap"] = ["cut before"]
     stranger = Gantry(ShelfStore(server), session="local")
@@ -427,7 +450,10 @@ def test_messages_have_the_times_of_a_third_partys_store(kind, way):
 
     # What can be sent again is given half of the time first.
     first = 1.25 if gantry._wiring.settings.bridge.resendable else 2.5
-    assert store.times.pop("Commit") == pytest.approx(first, abs=0.1)
-    assert store.times.pop("Forget") == pytest.approx(first, abs=0.1)
-    assert list(store.times.values()) == [pytest.approx(1.25, abs=0.1)] * len(store.times)
+    given = {"Commit": first, "Forget": first}
     assert "Load" in store.times
+    for verb, seconds in store.times.items():
+        # Less what has gone by, which on a busy machine may be much.
+        longest = given.pop(verb, 1.25)
+        assert longest - 1.2 < seconds <= longest
+    assert not given

@@ -17,6 +17,8 @@ import pytest
 import servers
 from servers import Server, node_says, started, started_cluster
 
+pytestmark = pytest.mark.once
+
 REDIS = ["redis_6", "redis_8", "valkey"]
 ALL = [*REDIS, "redis_sentinel", "postgresql", "pgbouncer", "memcached"]
 

@@ -737,13 +737,44 @@ def test_deleting_from_a_typed_dict_shows_what_is_further_out_and_refuses_to_del
     assert (caught.value.key, caught.value.scope) == ("name", "user")
 
 
-def test_an_error_in_layers_names_the_field(gantry):
+def test_an_error_in_layers_names_the_field_and_the_scope_that_holds_it(gantry):
     put(gantry, {"volume": SECRET}, "user")
 
-    with pytest.raises(MemoryValidationError, match="'volume'") as caught:
+    with pytest.raises(MemoryValidationError, match=r"^user memory: what is stored .*'volume'") as caught:
         tool(gantry, scope=("session", "user"))(repr)
 
+    assert (caught.value.scope, caught.value.fields) == ("user", ("volume",))
     assert SECRET not in str(caught.value)
+
+
+def test_an_error_of_several_layers_names_each_scope(gantry):
+    put(gantry, {"volume": SECRET})
+    put(gantry, {"name": 1}, "user")
+
+    with pytest.raises(MemoryValidationError) as caught:
+        tool(gantry, scope=("session", "user"))(repr)
+
+    assert str(caught.value).startswith("session memory: what is stored does not fit Prefs: field 'volume': ")
+    assert "; field 'name': Input should be a valid string (string_type), in the user memory;" in str(caught.value)
+    assert caught.value.scope == "session"
+
+
+def test_an_error_in_layers_names_the_scope_to_which_a_call_inside_wrote_garbage(gantry):
+    further = tool(gantry, dict, scope="user")
+
+    with pytest.raises(MemoryValidationError, match=r"^user memory: .*'volume'") as caught:
+        tool(gantry, scope=("session", "user"))(lambda state: further(lambda memory: memory.update(volume=SECRET)))
+
+    assert caught.value.scope == "user"
+
+
+def test_an_error_in_layers_of_what_the_body_left_names_the_nearest_scope(gantry):
+    put(gantry, {"volume": 1}, "user")
+
+    with pytest.raises(MemoryValidationError, match=r"^session memory: what this call left") as caught:
+        tool(gantry, scope=("session", "user"))(lambda state: write(state, volume=SECRET))
+
+    assert caught.value.scope == "session"
 
 
 @pytest.mark.parametrize("cls", [Prefs, Basket, Notes])
@@ -801,6 +832,23 @@ def test_default_covers_fields_without_one(gantry, options):
     assert commits(gantry) == 0
     put(gantry, {"name": "ada"})
     assert do(lambda state: (state.volume, state.name)) == (5, "ada")
+
+
+@pytest.mark.parametrize("cls", [Prefs, Basket, Notes])
+def test_default_names_only_fields(gantry, cls):
+    with pytest.raises(DeclarationError, match=f"default names 'volum', which is no field of {cls.__name__}"):
+        tool(gantry, cls, default={"volum": 5})
+    with pytest.raises(DeclarationError, match="default_factory names 'volum', which is no field of"):
+        tool(gantry, cls, default_factory=lambda: {"volum": 5})(repr)
+
+    assert stored(gantry) == {}
+
+
+def test_default_may_name_any_key_of_a_class_that_takes_all(gantry):
+    class Open(BaseModel, extra="allow"):
+        volume: int = 3
+
+    assert tool(gantry, Open, default={"other": 5})(lambda state: state.other) == 5
 
 
 def test_deleting_what_a_memory_begins_with_shows_after_a_call_inside(gantry):

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 HERE = Path(__file__).parent
 FILES = [HERE / "typing" / name for name in ("good.py", "bad.py")]
 MARKED = re.compile(r"#\s*E\s*$")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextvars
 import gc
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from agent_gantry_state import Gantry, UnstorableValueError, merge
+from agent_gantry_state import Gantry, MemoryErasedError, UnstorableValueError, merge
 from agent_gantry_state.compartments import prefix_of
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.views import View
@@ -16,8 +18,13 @@ LAYERS = ("session", "user", "global")
 
 
 @pytest.fixture
-def gantry():
-    with Gantry(MemoryStore(clock=lambda: 1000.0)) as gantry, gantry.session("s1", user="ada"):
+def clock():
+    return SimpleNamespace(now=1000.0)
+
+
+@pytest.fixture
+def gantry(clock):
+    with Gantry(MemoryStore(clock=lambda: clock.now)) as gantry, gantry.session("s1", user="ada"):
         yield gantry
 
 
@@ -281,6 +288,88 @@ def test_a_default_is_seen_beside_compartments(gantry):
     assert stored(gantry) == {}
     do(lambda memory: memory.add("n"))
     assert stored(gantry) == {"n": 6, "m": [6]}
+
+
+def test_a_call_that_began_with_a_default_beside_compartments_brings_nothing_back(gantry):
+    private(gantry)(lambda memory: memory.update(x=1))
+
+    def body(memory):
+        memory["n"] = 6
+        gantry.end_session("s1", user="ada")
+
+    with pytest.raises(MemoryErasedError):
+        doing(gantry, "session", default={"n": 5})(body)
+
+    assert stored(gantry) == {}
+
+
+@pytest.mark.parametrize("options", [{"isolation": "serializable"}, {"exclusive": True}])
+def test_a_default_beside_compartments_is_written_by_a_call_that_needs_all_unchanged(gantry, options):
+    private(gantry)(lambda memory: memory.update(x=1))
+    do = doing(gantry, "session", default={"n": 5, "m": 6}, **options)
+
+    do(lambda memory: memory.add("n"))
+
+    assert stored(gantry) == {"n": 6, "m": 6}
+    assert private(gantry)(dict) == {"x": 1}
+
+
+def test_a_default_beside_compartments_restarts_the_time_of_those_that_slide(gantry, clock):
+    private(gantry, ttl=60, sliding=True)(lambda memory: memory.update(x=1))
+    clock.now += 50
+
+    doing(gantry, "session", default={"n": 5}, ttl=60, sliding=True)(dict)
+
+    clock.now += 50
+    assert private(gantry)(dict) == {"x": 1}
+
+
+@pytest.mark.parametrize("options", [{}, {"scope": ("session", "user")}, {"private": True}])
+@pytest.mark.parametrize("beside", ["another key", "a compartment", "both"])
+def test_a_default_of_chosen_keys_is_seen_whatever_others_have_written_beside_them(gantry, options, beside):
+    if beside != "a compartment":
+        doing(gantry, "session")(lambda memory: memory.update(other=1))
+    if beside != "another key":
+        private(gantry, "another")(lambda memory: memory.update(x=1))
+    do = doing(gantry, **{"scope": "session", **options}, keys=("n", "m"), default={"n": 5, "m": [6]})
+
+    assert do(dict) == {"n": 5, "m": [6]}
+    do(lambda memory: memory.add("n"))
+    assert do(dict) == {"n": 6, "m": [6]}
+    if "private" not in options:
+        assert stored(gantry) == {**({} if beside == "a compartment" else {"other": 1}), "n": 6, "m": [6]}
+
+
+def test_a_default_of_chosen_keys_merges_as_from_one_base(gantry):
+    doing(gantry, "session")(lambda memory: memory.update(other=1))
+    do = doing(gantry, "session", keys=("n", "m"), default={"n": 5, "m": [6]})
+
+    def beside():
+        with gantry.session("s1", user="ada"):
+            do(lambda memory: memory["m"].append("theirs"))
+
+    def body(memory):
+        memory["m"].append("ours")
+        memory.add("n")
+        contextvars.Context().run(beside)
+
+    do(body)
+
+    assert stored(gantry) == {"other": 1, "n": 6, "m": [6, "theirs", "ours"]}
+
+
+@pytest.mark.parametrize("options", [{}, {"keys": ("n", "m")}])
+def test_a_default_beside_compartments_that_was_changed_is_seen_by_calls_inside(gantry, options):
+    private(gantry)(lambda memory: memory.update(x=1))
+    do = doing(gantry, "session", default={"n": 5, "m": [6]}, **options)
+
+    def body(memory):
+        memory["m"].append(7)
+        doing(gantry, "session")(lambda inner: inner.update(other=2, n=inner["n"] + 1))
+        return dict(memory)
+
+    assert do(body) == {"n": 6, "m": [6, 7], **({} if options else {"other": 2})}
+    assert stored(gantry) == {"n": 6, "m": [6, 7], "other": 2}
 
 
 # The names of compartments.

@@ -29,6 +29,8 @@ from agent_gantry_state.pytest_plugin import Clock
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.sqlite import SQLiteStore
 
+pytestmark = pytest.mark.once
+
 KEYS = ("a", "b", "c", "d")
 SOME = ("a", "b")
 PEOPLE = (("s1", "ada"), ("s2", "ada"), ("s3", "bob"))

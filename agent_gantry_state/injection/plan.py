@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from agent_gantry_state.compartments import prefix_of
 from agent_gantry_state.context import ExecutionContext, SyncExecutionContext
+from agent_gantry_state.defaults import default_of
 from agent_gantry_state.errors import DeclarationError, InjectedArgumentError, MissingIdentityError
 from agent_gantry_state.holding import Want
 from agent_gantry_state.injection.docstring import without_parameters
@@ -202,6 +203,10 @@ class Plan:
                 f"{where}: keys leaves out {min(missing)!r}, which is a field of parameter {declaration.into!r}; name all "
                 "of its fields, or leave out keys"
             )
+        if not shape.extra:
+            unknown = f"no field of {shape.name}"
+            default = default_of(where, declaration.default, declaration.default_factory, shape.fields, unknown)
+            terms = replace(terms, default=default)
         return replace(declaration, shape=shape, terms=replace(terms, read_only=terms.read_only or shape.frozen))
 
     def _hint(self, parameter: inspect.Parameter) -> tuple[Any, Mapping[str, Any]]:

@@ -37,7 +37,7 @@ from agent_gantry_state.nesting import CURRENT, leave, unit_of
 from agent_gantry_state.scopes import ATTEMPT, ENTERED, refuse_orphan
 from agent_gantry_state.stores.memory import Slot
 from agent_gantry_state.stores.protocol import EMPTY, KEEP, Load, Loaded, WouldBlock
-from agent_gantry_state.unit_of_work import NESTING, State, UnitOfWork, finish_one, forked
+from agent_gantry_state.unit_of_work import NESTING, State, UnitOfWork, finish_far, finish_one, forked
 from agent_gantry_state.wiring import Settings
 
 __all__ = ["acaller", "caller"]
@@ -177,7 +177,7 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
         frame[4] = _LANDED
         if frame[3] is memory:
             frame[3] = None
-        else:
+        elif frame[3] is not None:
             frame[3].end(_LANDED)
         return result
 
@@ -254,9 +254,12 @@ def _short_acaller(
         if memory._touched or base.packed or slides or len(memory) != len(base.values):
             try:
                 if settings.direct is None:
-                    await _afinish_single(frame, memory, None if landed is None else partial(landed, result))
+                    await _afinish_single(frame, memory, max_bytes, None if landed is None else partial(landed, result))
                 else:
                     _finish_short(plan, frame, memory, max_bytes)
+            except GeneratorExit:
+                # The commit goes on without this coroutine, and says itself what becomes of it.
+                raise
             except BaseException:
                 _end(frame, _FAILED)
                 raise
@@ -264,7 +267,7 @@ def _short_acaller(
         frame[4] = _LANDED
         if frame[3] is memory:
             frame[3] = None
-        else:
+        elif frame[3] is not None:
             frame[3].end(_LANDED)
         if landed is not None:
             # Nobody can have been cancelled since: nothing was waited for.
@@ -290,6 +293,9 @@ def _failed(frame: list[Any]) -> UnitOfWork | None:
 def _end(frame: list[Any], state: State) -> None:
     """Note what has become of a call. A unit that has committed it knows that; one that calls inside had made, does not."""
     # First the state, then the look for a unit: whoever makes one looks at the state again after that.
+    if frame[4] is _LANDED:
+        # Whatever has come between, it has been told that already.
+        state = _LANDED
     frame[4] = state
     if type(frame[3]) is UnitOfWork:
         frame[3].end(state)
@@ -318,28 +324,50 @@ async def _afinish_nesting(unit: UnitOfWork, landed: Callable[[], None] | None) 
         raise
 
 
-def _finish_single(frame: list[Any], memory: Memory) -> None:
+def _assigned(bridge: Any, memory: Memory, max_bytes: float) -> bool:
+    """Whether a store on this machine has committed a call as it was loaded, which wrote no more than plain values."""
+    base = memory._base
+    if bridge.attempt_values is None or not base.plain or base.head is None or (base.owner is None and memory._terms.owned):
+        return False
+    changes = plain_changes(memory)
+    if changes is None:
+        return False
+    values, packed = changes
+    return not values or bridge.attempt_values(memory._namespace, base, values, packed, new_version(), max_bytes)
+
+
+def _finish_single(frame: list[Any], memory: Memory, max_bytes: float) -> None:
     """`_finish_short` where the store is not this process."""
     bridge = frame[0].bridge
     if bridge.resendable:
-        _finish_nesting(unit_of(frame))
-    else:
+        bridge.run(finish_far(memory, frame[1], bridge, partial(_end, frame)))
+    elif not _assigned(bridge, memory, max_bytes):
         finish_one(memory, frame[1], bridge, bridge.perform)
 
 
-async def _afinish_single(frame: list[Any], memory: Memory, landed: Callable[[], None] | None) -> None:
+async def _afinish_single(frame: list[Any], memory: Memory, max_bytes: float, landed: Callable[[], None] | None) -> None:
     """`_finish_single`, for a caller on an event loop."""
     bridge = frame[0].bridge
-    if not bridge.resendable:
-        if frame[2] is not NESTING.process:
-            raise forked()
-        refuse_orphan()
-        try:
-            finish_one(memory, frame[1], bridge, bridge.attempt)
-        except WouldBlock:
-            pass
-        else:
-            return
+    if frame[2] is not NESTING.process:
+        raise forked()
+    refuse_orphan()
+    if bridge.resendable:
+
+        def ended(state: State) -> None:
+            _end(frame, state)
+            if landed is not None and state is _LANDED:
+                landed()
+
+        await bridge.arun_uncut(finish_far(memory, frame[1], bridge, ended))
+        return
+    if _assigned(bridge, memory, max_bytes):
+        return
+    try:
+        finish_one(memory, frame[1], bridge, bridge.attempt)
+    except WouldBlock:
+        pass
+    else:
+        return
     await _afinish_nesting(unit_of(frame), landed)
 
 
@@ -356,11 +384,11 @@ def _finish_short(plan: Plan, frame: list[Any], memory: Memory, max_bytes: float
         refuse_orphan()
     store = settings.direct
     if store is None:
-        _finish_single(frame, memory)
+        _finish_single(frame, memory, max_bytes)
         return
     base, terms, touched = memory._base, memory._terms, memory._touched
     slot = (plan.slots if plan.is_impersonal else identity.slots).get(plan.key)
-    if slot is not None and base.head is not None and (base.owner is not None or not terms.owned):
+    if slot is not None and base.head is not None and base.versions and (base.owner is not None or not terms.owned):
         # Else what a namespace begins with, and its owner, are written with its first key.
         values = base.values
         if (

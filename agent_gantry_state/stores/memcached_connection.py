@@ -1,15 +1,13 @@
 """A connection to memcached, and what may go wrong on it.
 
-What is said on a connection, and how it is read, is `memcached_wire`'s: here are only the waits, for callers that may block
-and for those on an event loop. A connection on which anything was cut short, or on which something comes that nobody has
-asked for, is closed.
+What is said on a connection, and how it is read, is `memcached_wire`'s: here are only the waits, of callers that may block;
+those on an event loop are in `memcached_alinks`. A connection on which anything was cut short, or on which something comes
+that nobody has asked for, is closed.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import math
 import os
 import select
 import socket
@@ -31,7 +29,7 @@ from agent_gantry_state.stores.memcached_wire import (
 )
 from agent_gantry_state.stores.network import reason
 
-__all__ = ["FAILURES", "Connection", "failed", "new_socket", "outlived", "too_many"]
+__all__ = ["FAILURES", "Connection", "failed", "left", "new_socket", "outlived", "too_many"]
 
 _CHUNK: Final = 65536
 #: Not on Windows.
@@ -48,15 +46,10 @@ class Connection:
 
     Args:
         sock: The socket.
-        loop: The event loop that it belongs to, if to one.
     """
 
     __slots__ = (
-        "_deadline",
-        "_loop",
         "_poll",
-        "_timer",
-        "_timer_at",
         "busy",
         "expired",
         "life",
@@ -66,9 +59,8 @@ class Connection:
         "used",
     )
 
-    def __init__(self, sock: Any, loop: asyncio.AbstractEventLoop | None = None) -> None:
+    def __init__(self, sock: Any) -> None:
         self.sock = sock
-        self._loop = loop
         #: The process that opened it.
         self.pid = os.getpid()
         self.used = 0.0
@@ -83,10 +75,6 @@ class Connection:
         if _HAS_POLL:
             self._poll = select.poll()
             self._poll.register(sock, select.POLLIN)
-        #: When its time is over, and the timer that ends it; that may be the one of an earlier request.
-        self._deadline = math.inf
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = math.inf
 
     def is_usable(self) -> bool:
         """Whether nothing is in the middle of it, and nothing has come since the last reply."""
@@ -108,31 +96,14 @@ class Connection:
             TimeoutError: Not all of them have come by *deadline*.
         """
         sock, buffer = self.sock, bytearray()
-        sock.settimeout(_left(deadline))
+        sock.settimeout(left(deadline))
         self.sent = True
         sock.sendall(payload)
         if len(payload) > _CHUNK:
             # What fits into a socket is sent at once; this may have taken its time.
-            sock.settimeout(_left(deadline))
+            sock.settimeout(left(deadline))
         while (answers := read(kinds, buffer, sock.recv(_CHUNK))) is None:
-            sock.settimeout(_left(deadline))
-        return answers
-
-    async def atalk(self, payload: bytes, kinds: tuple[Kind, ...], deadline: float) -> list[Any]:
-        """`talk`, on the event loop. No task is cancelled at the deadline: the loop finds the connection ended."""
-        loop, sock, buffer = asyncio.get_running_loop(), self.sock, bytearray()
-        self._watch(deadline)
-        self.sent = True
-        try:
-            await loop.sock_sendall(sock, payload)
-            while (answers := read(kinds, buffer, await loop.sock_recv(sock, _CHUNK))) is None:
-                pass
-        except GeneratorExit:
-            # Closed, not cancelled: the loop would go on watching it, and take the next socket of its number for it.
-            with contextlib.suppress(NotImplementedError):
-                loop.remove_reader(sock)
-                loop.remove_writer(sock)
-            raise
+            sock.settimeout(left(deadline))
         return answers
 
     def replied(self, request: Request, answers: list[Any], began: float) -> Replies:
@@ -148,58 +119,22 @@ class Connection:
         self.busy = False
         return Replies(answers, self.life)
 
-    def _watch(self, deadline: float) -> None:
-        """Have it ended at *deadline*, if it is busy then.
-
-        A timer that goes off earlier is left to do it, for the next request mostly comes long before any goes off.
-        """
-        left = _left(deadline)
-        self._deadline = deadline
-        if deadline < self._timer_at:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._start_timer(left)
-
-    def _start_timer(self, seconds: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
-        self._timer_at = self._deadline
-
-    def _look(self) -> None:
-        """What the timer does. Nobody stops it when the connection is closed, as that may be done by another thread."""
-        self._timer, self._timer_at = None, math.inf
-        if self.busy:
-            left = self._deadline - time.monotonic()
-            if left > 0:
-                self._start_timer(left)
-            else:
-                self.expired = True
-                self.end()
-
-    def end(self) -> None:
-        """Let whoever waits for a reply find the connection closed."""
-        with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_RDWR)
-
     def close(self) -> None:
-        """Close it. No event loop may be watching it."""
+        """Close it."""
         with contextlib.suppress(OSError):
             self.sock.close()
 
-    def drop(self) -> None:
-        """End it from any thread, without the help of its event loop."""
-        if self.busy and self._loop is not None and not self._loop.is_closed():
-            # The loop, should it run again, closes it: closed here, its number would go to another socket that the loop
-            # then took for this one, and nobody would ever hear of the end.
-            self.end()
-        else:
-            self.close()
 
+def left(deadline: float) -> float:
+    """Seconds until *deadline*, on the monotonic clock.
 
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
+    Raises:
+        TimeoutError: It is over.
+    """
+    seconds = deadline - time.monotonic()
+    if seconds <= 0:
         raise TimeoutError
-    return left
+    return seconds
 
 
 #: What may go wrong on a connection.

@@ -239,6 +239,11 @@ class AsyncPool(Generic[A]):
         self._closed = False
         self._silence = _Silence()
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether no more than one of them is in use."""
+        return len(self._used) < 2
+
     async def use(self, work: Callable[[A], Awaitable[T]], deadline: float) -> T:
         """As `Pool.use`."""
         if self._silence.count >= SILENT_REQUESTS:

@@ -118,9 +118,9 @@ class Snapshot:
     `born` is the head of its first commit: one that was erased and made anew is another one. A snapshot of some keys only
     says in `until` when the last of all keys expires (infinite if never); else that is None. `reserved` says whether some of
     its keys belong to compartments, `plain` that none does and that none expires. `size` are at least as many bytes as it
-    takes, infinite until somebody asks. `full` is what a snapshot without the keys of compartments was made of. `placed` are
-    its `places`, if somebody has asked for them; other keys may be among them. `lived` is what `live` has last made of it,
-    and the time from which on that holds.
+    takes, infinite until somebody asks. `full` is what a snapshot without the keys of compartments, or with a default in
+    their place, was made of. `placed` are its `places`, if somebody has asked for them; other keys may be among them.
+    `lived` is what `live` has last made of it, and the time from which on that holds.
     """
 
     __slots__ = (
@@ -244,6 +244,13 @@ class Snapshot:
         gone = {key for key in self.values if is_reserved(key)}
         # With the times of compartments: a use restarts those that slide, and they say when the namespace is gone.
         return self._but(gone, self.expires_at, self.slides, self.last_expiry(), False).in_front_of(self)
+
+    def beginning_with(self, default: Snapshot) -> Snapshot:
+        """This snapshot of a namespace of which a body sees nothing, as if it had the keys of *default*."""
+        begun = self.copy().in_front_of(self.entire)
+        begun.values, begun.packed, begun.versions = default.values, default.packed, {}
+        begun.size, begun.placed, begun.lived = math.inf, None, None
+        return begun
 
     def in_front_of(self, full: Snapshot) -> Snapshot:
         """This snapshot, noting that it stands for *full*."""

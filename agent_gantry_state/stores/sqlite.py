@@ -17,6 +17,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, Literal, TypeGuard
 
+from agent_gantry_state import codec
 from agent_gantry_state.errors import StoreError, StoreURLError
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.stores.clock import Clocked
@@ -27,6 +28,7 @@ from agent_gantry_state.stores.protocol import (
     EMPTY,
     KEEP,
     LOAD_SECONDS,
+    SMALL_BYTES,
     Change,
     Commit,
     Committed,
@@ -43,6 +45,7 @@ from agent_gantry_state.stores.protocol import (
     Release,
     Snapshot,
     Ttl,
+    WouldBlock,
 )
 from agent_gantry_state.stores.rows import namespace_of, owned_by, place, sealed, to_bytes, to_owner, to_text, values_of
 from agent_gantry_state.stores.sqlite_file import Execute, SQLiteFile
@@ -277,6 +280,60 @@ class SQLiteStore(Clocked):
         self._file.close()
         self._kept.clear()
 
+    def attempt_values(
+        self,
+        namespace: Namespace,
+        base: Snapshot,
+        values: dict[str, Any],
+        packed: dict[str, bytes],
+        version: bytes,
+        max_bytes: float,
+    ) -> bool:
+        """Commit small plain values, and containers, to keys that are there, without a message and without waiting.
+
+        Args:
+            namespace: Whose they are.
+            base: The namespace as it was loaded, whole; none of its keys expires.
+            values: The values to write; None for a container. None is written where one is.
+            packed: The bytes of each container.
+            version: The new head, and the version of each key written.
+            max_bytes: How large the namespace may be.
+
+        Returns:
+            Whether it did; if not, nothing was done: it is not as it was loaded, or somebody else writes.
+        """
+        kept = self._kept.get(namespace)
+        if kept is None or kept[1] is not base:
+            return False
+        (head, last, first, touched), _, taken = kept
+        versions = base.versions
+        if first is not None or not versions.keys() >= values.keys():
+            return False
+        encoded, more = base.packed, SMALL_BYTES * len(values)
+        if packed:
+            for key, body in packed.items():
+                more += len(body) - len(encoded.get(key, b""))
+            encoded = encoded | packed
+        if base.size + more > max_bytes:
+            base.measure()
+            if base.size + more > max_bytes:
+                return False
+        rows = []
+        for key, value in values.items():
+            name, body = to_bytes(key), packed[key] if key in packed else codec.pack(value)
+            taken += len(body) + KEY_BYTES
+            rows.append((version, sealed(name, codec.FORMAT + body), place(namespace)[0], name))
+        try:
+            if not self._write(self._assigned, (head, rows), None):
+                return False
+        except WouldBlock:
+            return False
+        after = base.following(
+            base.values | values, encoded, {**versions, **dict.fromkeys(values, version)}, version, base.size + more
+        )
+        self._kept.keep(namespace, ((version, last + len(rows), None, touched), after, taken), taken)
+        return True
+
     def _load(self, message: Load, deadline: float | None) -> Loaded:
         return self._glance(self._loaded, message, deadline)
 
@@ -374,10 +431,26 @@ class SQLiteStore(Clocked):
             execute(_KEEP_TOKEN, (token, now + TOKEN_SECONDS))
             pages += 2
         if pages:
-            self._commits += 1
-            if self._commits % _SWEEP_EVERY == 1:
-                pages += _sweep(execute, now)
+            pages += self._swept(execute, now)
         return answer, pages
+
+    def _assigned(self, execute: Execute, message: Any) -> tuple[bool, int]:
+        head, rows = message
+        now, pages = self.now(), 1
+        version, _, digest, _ = rows[0]
+        if not execute(_TAKE_HEAD, (version, len(rows), digest, head, now)).rowcount:
+            return False, 0
+        for row in rows:
+            if not execute(_REPLACE[False], row).rowcount:
+                # The transaction is taken back.
+                return False, 0
+            pages += len(row[1]) >> 12
+        return True, pages + self._swept(execute, now)
+
+    def _swept(self, execute: Execute, now: float) -> int:
+        """Count a commit, after some of which what is expired goes; the pages that takes."""
+        self._commits += 1
+        return _sweep(execute, now) if self._commits % _SWEEP_EVERY == 1 else 0
 
     def _listed(self, execute: Execute, message: List) -> Page:
         now = self.now()

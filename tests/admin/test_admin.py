@@ -27,6 +27,8 @@ from agent_gantry_state import (
 from agent_gantry_state.admin import ABSENT, health
 from agent_gantry_state.stores.memory import MemoryStore
 
+pytestmark = pytest.mark.once
+
 S1 = Namespace("session", "s1")
 ADA = Namespace("user", "ada")
 

@@ -19,6 +19,8 @@ from agent_gantry_state.admin.portable import NotPortableError, dumps, from_json
 from agent_gantry_state.errors import UnstorableValueError
 from agent_gantry_state.testing import HOSTILE_TEXTS, VALUES
 
+pytestmark = pytest.mark.once
+
 
 def nested(depth, wrap):
     value = 1

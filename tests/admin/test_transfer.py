@@ -22,6 +22,8 @@ from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.protocol import Commit
 from agent_gantry_state.testing import HOSTILE_TEXTS, VALUES
 
+pytestmark = pytest.mark.once
+
 S1 = Namespace("session", "s1")
 FIRST = '{"agent_gantry_state":"export","version":1}'
 

@@ -15,6 +15,7 @@ from faults.cancelling import PLACES, SCENARIOS, WAYS, Place, applies, run_on
 from faults.faulty import SERVERS, Bytewise, crowd, open_gantry, storm, storm_faults
 from faults.proxy import Fault, Proxy
 from soak import seeds
+from stores import test_killed_writers as killed_writers
 
 _OTHERS = {"redis-6": servers.redis_6, "valkey": servers.valkey, "pgbouncer": servers.pgbouncer}
 Report = Callable[[str, int], None]
@@ -67,6 +68,15 @@ def crowds(deadline: float, report: Report) -> None:
         report("crowds", 1)
         if time.monotonic() > deadline:
             return
+
+
+def kills(deadline: float, report: Report) -> None:
+    """Kill writers at random moments, on one store after the other."""
+    names = itertools.cycle((*killed_writers.STORES, "redis_6", "valkey"))
+    for seed, name in zip(seeds(deadline), names, strict=False):
+        with tempfile.TemporaryDirectory() as directory:
+            killed_writers.kill_writers(name, directory, random.Random(seed), 25)
+        report(f"writers killed on {name}", 25)
 
 
 def _every_byte(proxy: Proxy, direct, is_async: bool, first: bool, deadline: float, report: Report) -> None:

@@ -7,6 +7,8 @@ import random
 import pytest
 from faults import crashes
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def chance():

@@ -7,6 +7,8 @@ import random
 import pytest
 from faults import stored
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize("name", stored.PLACES)
 def test_damaged_bytes_are_told_and_never_read_as_another_value(name, tmp_path):

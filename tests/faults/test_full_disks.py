@@ -24,6 +24,8 @@ from agent_gantry_state.stores.protocol import Committed
 from agent_gantry_state.stores.sqlite import SQLiteStore
 from agent_gantry_state.testing import A, B, Talk, put
 
+pytestmark = pytest.mark.once
+
 KINDS = {"file": lambda place: FileStore(place / "state"), "sqlite": lambda place: SQLiteStore(place / "state.db")}
 
 

@@ -8,6 +8,8 @@ import random
 import pytest
 from faults import killing
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def chance():

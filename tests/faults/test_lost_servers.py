@@ -12,6 +12,8 @@ from servers import started
 from agent_gantry_state import Gantry, MemoryConflictError, MemoryErasedError
 from agent_gantry_state.testing import Clock
 
+pytestmark = pytest.mark.once
+
 
 def write(gantry, **values):
     with gantry.memory() as memory:

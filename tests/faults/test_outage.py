@@ -11,6 +11,8 @@ from faults.proxy import Fault, Proxy
 from agent_gantry_state import StateError, StoreUnavailableError
 from agent_gantry_state.stores import pool
 
+pytestmark = pytest.mark.once
+
 SILENT = Fault("hole", "request", 0, times=None)
 #: Seconds after an outage in which nobody may yet have tried again.
 RESUMED = pool.LONGEST_PAUSE + 0.5

@@ -21,6 +21,8 @@ from agent_gantry_state.stores.rows import sealed
 from agent_gantry_state.stores.whole import Image, write_image
 from agent_gantry_state.testing import VALUES
 
+pytestmark = pytest.mark.once
+
 NAMES = sorted(path.name for path in CORPUS.iterdir())
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from agent_gantry_state import Gantry, Identity, Namespace
 
 #: Texts of 100,000 characters are what it says is unlikely to be useful.
-pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
+pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("ignore:Generating overly large repr")]
 QUICK = settings(max_examples=40, deadline=None)
 
 

@@ -25,7 +25,7 @@ from agent_gantry_state import (
 )
 
 #: Texts of 100,000 characters are what it says is unlikely to be useful.
-pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
+pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("ignore:Generating overly large repr")]
 QUICK = settings(max_examples=30, deadline=None)
 
 

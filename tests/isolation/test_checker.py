@@ -14,6 +14,8 @@ from agent_gantry_state import Gantry, StoreTimeoutError
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.protocol import Committed, Load, Loaded, Moved
 
+pytestmark = pytest.mark.once
+
 SNAPSHOTS = ("merge", "conflict")
 STRICT = ("serializable", "exclusive")
 ALL = (*SNAPSHOTS, *STRICT)

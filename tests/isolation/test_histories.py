@@ -8,6 +8,8 @@ from isolation.checker import MODES
 from isolation.soaks import PLACES, place_of, shapes_for
 from isolation.workers import Workers, history
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def workers():

@@ -15,6 +15,8 @@ from agent_gantry_state import merge, rebase, unit_of_work
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.protocol import EMPTY, Committed
 
+pytestmark = pytest.mark.once
+
 FEW = ("append", "add", "put", "delete", "nest", "much")
 pairs = itertools.combinations_with_replacement
 

@@ -666,6 +666,9 @@ def broken(kind, verb, error):
     if kind == "async":
 
         class Store(AsyncStore):
+            # A commit that ends in such an error is tried again for as long as this.
+            commit_timeout = 0.2
+
             async def _wait(self, which):
                 if which == verb:
                     raise error
@@ -673,6 +676,7 @@ def broken(kind, verb, error):
         return Store()
 
     class Store(MemoryStore):
+        commit_timeout = 0.2
         inline = kind == "memory"
 
         def load(self, message, /):
@@ -825,7 +829,7 @@ def test_program_with_an_async_store_ends(end):
     )
     code = PROGRAM.format(methods=methods, end=end)
 
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=5)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
 
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 

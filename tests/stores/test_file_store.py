@@ -837,7 +837,7 @@ def test_killed_writer_leaves_nothing_torn_and_takes_nothing_back(path, options)
     url = f"file:///{path}{options}"
     chance = random.Random(7)
     acknowledged = 0
-    for _ in range(4):
+    for _ in range(2):
         # Several at once, for starting one takes longer than everything else here.
         writers = [python(WRITER, url) for _ in range(5)]
         for process in writers:

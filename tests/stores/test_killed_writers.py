@@ -25,8 +25,10 @@ import servers
 from agent_gantry_state import Gantry, StoreError
 from agent_gantry_state.stores.urls import open_store
 
-KILLS = int(os.environ.get("AGENT_GANTRY_STATE_KILLS", "100"))
-"""Of writers, on each store."""
+pytestmark = pytest.mark.once
+
+KILLS = 25
+"""Of writers, on each store; `python -m tests.soak --only kills` goes on killing."""
 SERVER_KILLS = 6
 PATIENCE = 60.0
 
@@ -179,15 +181,24 @@ def store(name, tmp_path):
             yield server.url
 
 
+STORES = ("file", "sqlite", "redis_8", "postgresql")
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="writers are forked")
-@pytest.mark.parametrize("name", ["file", "sqlite", "redis_8", "postgresql"])
+@pytest.mark.parametrize("name", STORES)
 def test_killed_writer_loses_nothing_acknowledged_and_tears_nothing(name, tmp_path):
     seed = random.randrange(2**32)
     print(f"seed: {seed}")
-    chance = random.Random(seed)
+    known, beyond = kill_writers(name, tmp_path, random.Random(seed), KILLS)
+    assert known >= KILLS // 2
+    print(f"{known} steps; {beyond} kills between a commit and its acknowledgement")
+
+
+def kill_writers(name, tmp_path, chance, kills):
+    """Kill one writer after the other; how far they came, and how many died between a commit and its acknowledgement."""
     with store(name, tmp_path) as url, writers(url) as process, Gantry(url, session="s1", user="ada") as gantry:
         known = beyond = 0
-        for kill in range(KILLS):
+        for kill in range(kills):
             # A third of them while they still connect or read.
             when = (chance.choice((0, 1, 1, 2, 3, 5)), chance.uniform(0, 0.008))
             said = killed(process, ("sync", "asyncio")[kill % 2], when)
@@ -196,8 +207,7 @@ def test_killed_writer_loses_nothing_acknowledged_and_tears_nothing(name, tmp_pa
             assert there in (known, known + 1) or (said is None and there >= known)
             beyond += there != known
             known = there
-        assert known > KILLS
-        print(f"{known} steps; {beyond} kills between a commit and its acknowledgement")
+    return known, beyond
 
 
 class Load:

@@ -17,6 +17,8 @@ import pytest
 
 from agent_gantry_state import Gantry, StateError
 
+pytestmark = pytest.mark.once
+
 SHARED = [
     "file",
     "sqlite",

@@ -46,7 +46,7 @@ from agent_gantry_state import (
 from agent_gantry_state.bridge import bridge_to
 from agent_gantry_state.stores import memcached as memcached_module
 from agent_gantry_state.stores.memcached import MemcachedStore
-from agent_gantry_state.stores.memcached_connection import Connection
+from agent_gantry_state.stores.memcached_alinks import AsyncConnection
 from agent_gantry_state.stores.memcached_item import NO_TOKENS, dropped_until, has_token, with_token
 from agent_gantry_state.stores.memcached_server import Server
 from agent_gantry_state.stores.memcached_wire import VALUES, Disconnected, Garbled, read
@@ -868,6 +868,43 @@ def test_event_loop_that_was_never_finished_leaves_nothing_open(opened, server):
     gc.collect()
 
 
+class Unwatching(asyncio.SelectorEventLoop):
+    """A loop that watches no sockets for others, as that of Windows."""
+
+    def add_reader(self, *args):
+        raise NotImplementedError
+
+    remove_reader = remove_writer = add_writer = add_reader
+
+
+@pytest.mark.parametrize("big", [10, 800_000])
+@pytest.mark.parametrize("kind", [asyncio.SelectorEventLoop, Unwatching])
+def test_memory_of_any_size_is_kept_by_callers_on_any_event_loop(opened, server, kind, big):
+    store = opened(server)
+    gantry = Gantry(store, session="s1")
+
+    @gantry.with_memory
+    async def keep(memory):
+        memory["big"] = "x" * big
+        memory.add("n", 1)
+
+    async def keep_several_times():
+        for _ in range(3):
+            await keep()
+        await asyncio.gather(*[keep() for _ in range(3)])
+        store._kept.clear()
+        async with gantry.memory() as memory:
+            kept = dict(memory)
+        await store.aclose()
+        return kept
+
+    loop = kind()
+    kept = loop.run_until_complete(keep_several_times())
+    loop.close()
+
+    assert kept == {"big": "x" * big, "n": 6}
+
+
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_no_caller_gets_a_reply_to_another_ones_question(opened, backend):
     namespaces = [Namespace("session", str(n)) for n in range(8)]
@@ -1025,14 +1062,14 @@ def test_memcached_frees_what_is_expired_and_not_sooner(opened, server, ttl, lea
 
 def test_key_expires_by_the_clock_of_the_server(opened, server):
     talk = talk_to(opened(server))
+    before = time.monotonic()
     talk.write(A, x=put(1, ttl=0.5), y=1)
-    written = time.monotonic()
     assert talk.content() == {"x": 1, "y": 1}
     while "x" in talk.content():
-        assert time.monotonic() < written + 5
+        assert time.monotonic() < before + 10
         time.sleep(0.02)
 
-    assert 0.5 <= time.monotonic() - written < 2
+    assert time.monotonic() - before >= 0.5
 
 
 def test_time_of_a_server_is_known_to_a_second_and_better_with_each_reading():
@@ -1182,7 +1219,7 @@ def test_connection_ends_at_the_deadline_of_the_request_that_is_under_way(first,
         ours, theirs = socket.socketpair()
         with ours, theirs:
             ours.setblocking(False)
-            connection = Connection(ours, asyncio.get_running_loop())
+            connection = AsyncConnection(ours)
             theirs.sendall(b"END\r\n")
             await ask(connection, first)
             assert connection.is_usable()
@@ -1191,6 +1228,54 @@ def test_connection_ends_at_the_deadline_of_the_request_that_is_under_way(first,
             assert waited >= second - 0.01
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("asked_before", [False, True])
+def test_what_comes_unasked_while_the_event_loop_runs_ends_the_connection(asked_before):
+    async def main():
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with theirs:
+            connection = AsyncConnection(ours)
+            if asked_before:
+                theirs.sendall(b"END\r\n")
+                await connection.atalk(b"gets k\r\n", (VALUES,), time.monotonic() + 30)
+            theirs.sendall(b"END\r\n")
+            with anyio.fail_after(30):
+                while not connection.lost:
+                    await asyncio.sleep(0)
+            assert not connection.is_usable()
+            assert ours.fileno() < 0
+
+    asyncio.run(main())
+
+
+def test_request_that_does_not_fit_into_the_socket_is_sent_whole():
+    payload, received = b"x" * 4_000_000, bytearray()
+
+    async def main():
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+
+        def take():
+            while len(received) < len(payload) and (piece := theirs.recv(1 << 20)):
+                received.extend(piece)
+            theirs.sendall(b"END\r\n")
+
+        with theirs:
+            connection = AsyncConnection(ours)
+            connection.busy = True
+            taking = threading.Thread(target=take)
+            asyncio.get_running_loop().call_later(0.01, taking.start)
+            try:
+                assert await connection.atalk(payload, (VALUES,), time.monotonic() + 10) == [{}]
+            finally:
+                connection.close()
+                taking.join()
+
+    asyncio.run(main())
+
+    assert received == payload
 
 
 # How it is named and opened.

@@ -16,6 +16,8 @@ from agent_gantry_state import MemoryConflictError, NotAtomicError, Scope, Sessi
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.testing import HOSTILE_TEXTS, VALUES
 
+pytestmark = pytest.mark.once
+
 SERVERS = ["redis-6.2", "redis-8.2", "valkey", "redis-cluster", "postgresql", "pgbouncer", "memcached"]
 APART = ["redis-cluster", "memcached"]
 TOGETHER = ["file", "sqlite", "redis-6.2", "redis-8.2", "valkey", "postgresql", "pgbouncer"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import gc
 import os
 import pathlib
@@ -25,6 +27,8 @@ import pytest
 from agent_gantry_state import (
     CorruptEntryError,
     Gantry,
+    MemoryConflictError,
+    MemoryTooLargeError,
     Namespace,
     Scope,
     StoreClosedError,
@@ -503,6 +507,108 @@ def test_what_is_kept_is_what_another_store_would_read(path, make):
             assert [getattr(snapshot, name) for name in fields] == [getattr(seen[2], name) for name in fields]
 
 
+BODIES = {
+    "text": lambda memory, n: memory.update(text=f"v{n}"),
+    "the same": lambda memory, n: memory.update(text="v0"),
+    "number": lambda memory, n: memory.update(number=n),
+    "container": lambda memory, n: memory["log"].append(n),
+    "several": lambda memory, n: (memory.update(text=f"v{n}", number=n), memory["log"].append(n)),
+    "new": lambda memory, n: memory.update({f"new{n}": n}),
+    "gone": lambda memory, n: memory.pop("number", None),
+    "long": lambda memory, n: memory.update(text=f"{n}" * 9_000),
+    "other kind": lambda memory, n: memory.update(text=[n], log=f"v{n}"),
+    "surrogate": lambda memory, n: memory.update({"\ud800": n}),
+}
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_what_tools_write_is_kept_as_a_fresh_reader_finds_it(path, body):
+    with Gantry(f"sqlite:///{path}", session="s1") as gantry:
+        store = gantry._wiring.settings.bridge.store
+
+        @gantry.with_memory
+        def tool(n, memory):
+            BODIES[body](memory, n)
+            return dict(memory)
+
+        with gantry.memory() as memory:
+            memory.update({"text": "v0", "number": 0, "log": [0], "\ud800": 0})
+        for n in range(3):
+            left = tool(n)
+        (namespace,) = store._kept._entries
+        mark, known, _ = store._kept.get(namespace)
+        with closing(SQLiteStore(path)) as other:
+            (fresh,) = other.load(Load((namespace,))).snapshots
+            stands = other._file.read(
+                lambda execute, _: execute(sqlite_store._MARK, (namespace.digest,)).fetchone(), None, 9e9
+            )
+
+    assert mark == stands
+    for name in ("values", "packed", "versions", "head", "owner", "born", "plain"):
+        assert getattr(known, name) == getattr(fresh, name)
+    assert [*known.values] == [*fresh.values] == [*left]
+    assert {key: known.value(key) for key in known.values} == left
+
+
+@pytest.mark.parametrize("theirs", ["other", "n"])
+def test_call_that_another_process_was_quicker_than_is_merged_or_refused(path, theirs):
+    with Gantry(f"sqlite:///{path}", session="s1") as gantry, Gantry(f"sqlite:///{path}", session="s1") as stranger:
+        with gantry.memory() as memory:
+            memory.update({"n": 0, "other": 0})
+
+        @stranger.with_memory
+        def overtake(memory):
+            memory[theirs] = 1
+
+        @gantry.with_memory
+        def tool(memory):
+            # Not inside this call.
+            contextvars.Context().run(overtake)
+            memory["n"] = 2
+
+        with pytest.raises(MemoryConflictError) if theirs == "n" else contextlib.nullcontext():
+            tool()
+
+        with stranger.memory() as memory:
+            assert memory == ({"n": 1, "other": 0} if theirs == "n" else {"n": 2, "other": 1})
+
+
+def test_call_whose_key_was_deleted_behind_what_is_kept_writes_it_as_any_other(path):
+    with Gantry(f"sqlite:///{path}", session="s1") as gantry:
+        store = gantry._wiring.settings.bridge.store
+        with gantry.memory() as memory:
+            memory.update({"n": 0, "other": 0})
+
+        @gantry.with_memory
+        def tool(memory):
+            store._file._handles.writer.execute("DELETE FROM entry WHERE key = ?", (b"n",))
+            memory.update({"other": 1, "n": 1})
+
+        tool()
+
+        store._kept.clear()
+        with gantry.memory() as memory:
+            assert memory == {"other": 1, "n": 1}
+
+
+def test_call_that_would_make_its_memory_too_large_is_refused(path):
+    with Gantry(f"sqlite:///{path}", session="s1", scopes={"session": Scope(max_bytes=3_000)}) as gantry:
+        with gantry.memory() as memory:
+            memory.update({f"k{n}": "" for n in range(10)})
+
+        @gantry.with_memory
+        def tool(n, memory):
+            memory[f"k{n}"] = "x" * 450
+
+        for n in range(6):
+            tool(n)
+        with pytest.raises(MemoryTooLargeError):
+            tool(6)
+
+        with gantry.memory() as memory:
+            assert sum(map(len, memory.values())) == 6 * 450
+
+
 def test_what_is_kept_goes_when_it_is_forgotten(store, talk):
     talk.write(B, x=1)
     talk.load(B)
@@ -599,7 +705,7 @@ def test_killed_writer_leaves_nothing_torn_and_takes_nothing_back(path):
     url = f"sqlite:///{path}"
     chance = random.Random(7)
     acknowledged = 0
-    for _ in range(4):
+    for _ in range(2):
         # Several at once, for starting one takes longer than everything else here.
         writers = [python(WRITER, url) for _ in range(5)]
         for process in writers:
