@@ -804,6 +804,40 @@ async def test_retry_after_a_commit_of_nested_calls_that_landed_gets_its_result(
     assert await remembered(gantry) == {"inner": 1, "n": 1}
 
 
+class BrokenStore(LateStore):
+    """Fails at its first commit, with an error of its own."""
+
+    async def commit(self, message, /):
+        self.commits += 1
+        if self.commits == 1:
+            raise RuntimeError("store")
+        return self.inner.commit(message)
+
+
+@pytest.mark.parametrize("make_async", [True, False])
+async def test_retry_of_a_call_whose_store_failed_runs_the_body_again(make_async):
+    gantry = AgentGantry(**unlimited(), store=BrokenStore(), session="local")
+    bridge = gantry._wiring.settings.bridge
+    ran = []
+
+    def body(memory):
+        ran.append(1)
+        memory["n"] = len(ran)
+        return len(ran)
+
+    async def async_body(memory):
+        return body(memory)
+
+    gantry.register(gantry.with_memory(async_body if make_async else body), name="note")
+
+    result = await gantry.execute(call("note"))
+
+    assert (result.status, result.result, result.attempt_number) == (ExecutionStatus.SUCCESS, 2, 2)
+    assert await remembered(gantry) == {"n": 2}
+    await gantry.close()
+    await bridge.aclose()
+
+
 def counted(runs):
     def decorator(fn):
         @functools.wraps(fn)
