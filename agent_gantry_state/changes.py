@@ -15,7 +15,7 @@ from agent_gantry_state.memory import EXPIRY, Changes, Extra, Inherited, Memory,
 from agent_gantry_state.merge import ABSENT
 from agent_gantry_state.stores.protocol import KEEP, SMALL_SIZE, UNSHARED, Put
 
-__all__ = ["changes_of", "is_due", "pack_at", "plain_changes", "refuse_key", "refuse_reserved", "touches"]
+__all__ = ["FEW", "changes_of", "is_due", "pack_at", "plain_changes", "refuse_key", "refuse_reserved", "touches"]
 
 #: A sliding time to live is restarted only when this part of it has gone.
 TOUCH_AFTER = 0.1
@@ -24,7 +24,7 @@ _CONTAINERS = frozenset({dict, list, set, tuple, frozenset})
 #: Those of which what is equal has the same bytes.
 _EQUAL_IS_SAME = _IMMUTABLE - {float}
 #: Letters that a str may have to be small, four bytes each.
-_FEW: Final = 100
+FEW: Final = 100
 _get = dict.get
 
 
@@ -59,12 +59,6 @@ def plain_changes(memory: Memory) -> tuple[dict[str, Any], dict[str, bytes]] | N
     if memory._extra is not None or memory._terms.ttl is not KEEP:
         return None
     values, encoded, touched = base.values, base.packed, memory._touched
-    if len(touched) == 1 and not encoded and len(memory) == len(values):
-        # What the loop below does, for the usual call: it assigned a short text to a key that was there.
-        (key,) = touched
-        value, old = _get(memory, key), values.get(key)
-        if type(value) is str and type(old) is str and type(key) is str and len(value) <= _FEW:
-            return ({} if value == old else {key: value}), _NONE
     plain: dict[str, Any] = {}
     packed = _NONE
     expected = known = len(values)
@@ -86,7 +80,7 @@ def plain_changes(memory: Memory) -> tuple[dict[str, Any], dict[str, bytes]] | N
         if kind not in _EQUAL_IS_SAME or (encoded and key in encoded):
             return None
         # A short str is small, whatever is in it, and to ask for its length costs less.
-        if (kind is not str or len(value) > _FEW) and value.__sizeof__() > SMALL_SIZE:
+        if (kind is not str or len(value) > FEW) and value.__sizeof__() > SMALL_SIZE:
             return None
         if kind is type(old) and value == old:
             continue

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import _thread
 import argparse
+import asyncio
 import gc
+import inspect
 import os
 import re
 import shutil
@@ -20,7 +22,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import cycle, repeat
+from itertools import chain, cycle, repeat
 from pathlib import Path
 from typing import Any
 
@@ -131,20 +133,42 @@ def driven(tool: Callable[[], Any]) -> Callable[[], None]:
     return call
 
 
+def executed() -> Iterator[tuple[str, Callable[[], Any]]]:
+    """What is executed by agent-gantry, if that is installed, with a memory and without."""
+    try:
+        from execute import executions
+    except ImportError:
+        return
+    yield from ((f"executed, {way}, {name}", call) for name, way, call in executions())
+
+
+def times(call: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> Callable[[int], None]:
+    """Makes a number of calls, those of a coroutine function on an event loop."""
+
+    async def on_loop(number: int) -> None:
+        for _ in repeat(None, number):
+            await call()
+
+    def make(number: int) -> None:
+        for _ in repeat(None, number):
+            call()
+
+    return (lambda number: loop.run_until_complete(on_loop(number))) if inspect.iscoroutinefunction(call) else make
+
+
 def child(names: list[str], labels: Path) -> None:
     with labels.open("w") as out:
-        for name, call in calls():
+        loop = asyncio.new_event_loop()
+        for name, call in chain(calls(), executed()):
             if names and not any(part in name for part in names):
                 continue
             out.write(f"{name}\n")
-            for _ in repeat(None, WARM):
-                call()
+            make = times(call, loop)
+            make(WARM)
             gc.collect()
             gc.disable()
-            times = repeat(None, CALLS)
             _thread.stack_size()
-            for _ in times:
-                call()
+            make(CALLS)
             _thread.stack_size()
             gc.enable()
 

@@ -9,14 +9,14 @@ over to them. It repeats in few lines what stands elsewhere: a frame is what it 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextvars import Token
 from functools import partial
 from math import inf
 from typing import Any
 
 from agent_gantry_state import codec
-from agent_gantry_state.changes import plain_changes
+from agent_gantry_state.changes import FEW, plain_changes
 from agent_gantry_state.codec import IMMUTABLE
 from agent_gantry_state.committing import new_version
 from agent_gantry_state.injection.call import (
@@ -36,34 +36,48 @@ from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.nesting import CURRENT, leave, unit_of
 from agent_gantry_state.scopes import ATTEMPT, ENTERED, refuse_orphan
 from agent_gantry_state.stores.memory import Slot
-from agent_gantry_state.stores.protocol import EMPTY, Load, Loaded, WouldBlock
+from agent_gantry_state.stores.protocol import EMPTY, KEEP, Load, Loaded, WouldBlock
 from agent_gantry_state.unit_of_work import NESTING, State, UnitOfWork, finish_far, finish_one, forked
 from agent_gantry_state.wiring import Settings
 
-__all__ = ["caller"]
+__all__ = ["acaller", "caller"]
 
 #: For a memory of which it is not known where it stands: a slot of no store.
 _NOWHERE = Slot(Namespace("nowhere", "nothing"), EMPTY, object())
+_get = dict.get
 _OPEN, _CLOSING, _LANDED, _FAILED = State.OPEN, State.CLOSING, State.LANDED, State.FAILED
 
 
 def caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
     """The function that a call of a tool, not bound to an instance, runs."""
-    if _is_common(plan):
-        return _short_acaller(plan, fn) if plan.is_async else _short_caller(plan, fn)
-    run = runner(plan)
     if plan.is_async:
-
-        async def awaited(*args: Any, **kwargs: Any) -> Any:
-            return await acall(plan, fn, 0, args, kwargs)
-
-        awaited.__qualname__ = plan.label
-        return awaited
+        return acaller(plan, fn)
+    if _is_common(plan):
+        return _short_caller(plan, fn)
+    run = runner(plan)
 
     def called(*args: Any, **kwargs: Any) -> Any:
         return run(plan, fn, 0, args, kwargs)
 
     return called
+
+
+def acaller(
+    plan: Plan,
+    fn: Callable[..., Any],
+    shift: int = 0,
+    body: Callable[..., Coroutine[Any, Any, Any]] | None = None,
+    landed: Callable[[Any], None] | None = None,
+) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """The function that calls a tool from an event loop; what it is given is that of `acall`."""
+    if _is_common(plan):
+        return _short_acaller(plan, fn, shift, body, landed)
+
+    async def awaited(*args: Any, **kwargs: Any) -> Any:
+        return await acall(plan, fn, shift, args, kwargs, body, landed)
+
+    awaited.__qualname__ = plan.label
+    return awaited
 
 
 def _is_common(plan: Plan) -> bool:
@@ -170,8 +184,16 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
-def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
+def _short_acaller(
+    plan: Plan,
+    fn: Callable[..., Any],
+    shift: int,
+    body: Callable[..., Coroutine[Any, Any, Any]] | None,
+    landed: Callable[[Any], None] | None,
+) -> Callable[..., Coroutine[Any, Any, Any]]:
     into, index, slides = _place(plan)
+    index -= shift
+    run = fn if body is None else partial(body, fn)
     begin, wiring, get_entered = _beginner(plan), plan.wiring, ENTERED.get
     place, terms, impersonal = plan.key, plan.declarations[0].terms, plan.is_impersonal
     owned, new, update, set_item = terms.owned, dict.__new__, dict.update, dict.__setitem__
@@ -180,7 +202,7 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
 
     async def called(*args: Any, **kwargs: Any) -> Any:
         if get_current() is not None or (kwargs and into in kwargs):
-            return await acall(plan, fn, 0, args, kwargs)
+            return await acall(plan, fn, shift, args, kwargs, body, landed)
         settings, entered = wiring.settings, get_entered()
         identity: Any = settings.identity if entered is None else entered.identity
         try:
@@ -204,21 +226,21 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
                 load = ask(settings, identity)
                 memory = take(load, await single.ask_whole(load), identity)
             if memory is None:
-                return await acall(plan, fn, 0, args, kwargs)
+                return await acall(plan, fn, shift, args, kwargs, body, landed)
         frame: list[Any] = [settings, identity, NESTING.process, memory, _OPEN]
         token = set_current(frame)
         try:
             if len(args) == index and not kwargs:
-                result = await fn(*args, memory)
+                result = await run(*args, memory)
             elif len(args) > index:
-                result = await fn(*args[:index], memory, *args[index:], **kwargs)
+                result = await run(*args[:index], memory, *args[index:], **kwargs)
             else:
                 kwargs[into] = memory
-                result = await fn(*args, **kwargs)
+                result = await run(*args, **kwargs)
         except BaseException as error:
             if (unit := _fail_short(frame, token)) is not None:
                 await aabandon(unit, error)
-            refuse_surplus(plan, error, 0, args)
+            refuse_surplus(plan, error, shift, args)
             raise
         try:
             reset(token)
@@ -227,12 +249,12 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
         base, frame[4] = memory._base, _CLOSING
         # A change needs a touched key, a container or another length; asking costs less than a unit of work.
         if frame[3] is not memory:
-            await _afinish_nesting(frame[3])
+            await _afinish_nesting(frame[3], None if landed is None else partial(landed, result))
             return result
         if memory._touched or base.packed or slides or len(memory) != len(base.values):
             try:
                 if settings.direct is None:
-                    await _afinish_single(frame, memory, max_bytes)
+                    await _afinish_single(frame, memory, max_bytes, None if landed is None else partial(landed, result))
                 else:
                     _finish_short(plan, frame, memory, max_bytes)
             except GeneratorExit:
@@ -247,6 +269,9 @@ def _short_acaller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
             frame[3] = None
         elif frame[3] is not None:
             frame[3].end(_LANDED)
+        if landed is not None:
+            # Nobody can have been cancelled since: nothing was waited for.
+            landed(result)
         return result
 
     # What Python names in its warning, where somebody has forgotten the await.
@@ -289,11 +314,11 @@ def _finish_nesting(unit: UnitOfWork) -> None:
         raise
 
 
-async def _afinish_nesting(unit: UnitOfWork) -> None:
+async def _afinish_nesting(unit: UnitOfWork, landed: Callable[[], None] | None) -> None:
     """`_finish_nesting`, for a caller on an event loop: a call inside may have used a store that has to be waited for."""
     try:
         refuse_orphan()
-        await unit.bridge.arun_uncut(unit.finish())
+        await unit.bridge.arun_uncut(unit.finish(landed))
     except BaseException as error:
         await aabandon(unit, error)
         raise
@@ -320,14 +345,20 @@ def _finish_single(frame: list[Any], memory: Memory, max_bytes: float) -> None:
         finish_one(memory, frame[1], bridge, bridge.perform)
 
 
-async def _afinish_single(frame: list[Any], memory: Memory, max_bytes: float) -> None:
+async def _afinish_single(frame: list[Any], memory: Memory, max_bytes: float, landed: Callable[[], None] | None) -> None:
     """`_finish_single`, for a caller on an event loop."""
     bridge = frame[0].bridge
     if frame[2] is not NESTING.process:
         raise forked()
     refuse_orphan()
     if bridge.resendable:
-        await bridge.arun_uncut(finish_far(memory, frame[1], bridge, partial(_end, frame)))
+
+        def ended(state: State) -> None:
+            _end(frame, state)
+            if landed is not None and state is _LANDED:
+                landed()
+
+        await bridge.arun_uncut(finish_far(memory, frame[1], bridge, ended))
         return
     if _assigned(bridge, memory, max_bytes):
         return
@@ -337,7 +368,7 @@ async def _afinish_single(frame: list[Any], memory: Memory, max_bytes: float) ->
         pass
     else:
         return
-    await _afinish_nesting(unit_of(frame))
+    await _afinish_nesting(unit_of(frame), landed)
 
 
 def _max_bytes(terms: Terms) -> float:
@@ -355,17 +386,30 @@ def _finish_short(plan: Plan, frame: list[Any], memory: Memory, max_bytes: float
     if store is None:
         _finish_single(frame, memory, max_bytes)
         return
-    changes, base = plain_changes(memory), memory._base
-    if changes is not None:
-        values, packed = changes
-        if not values:
-            return
-        # What a namespace begins with, and its owner, are written with its first key.
-        is_plain = base.head is not None and base.versions and (base.owner is not None or not memory._terms.owned)
-        # What `_slots` does.
-        slot = (plan.slots if plan.is_impersonal else identity.slots).get(plan.key)
-        if is_plain and slot is not None and store.assign(slot, base.head, values, packed, new_version(), max_bytes):
-            return
+    base, terms, touched = memory._base, memory._terms, memory._touched
+    slot = (plan.slots if plan.is_impersonal else identity.slots).get(plan.key)
+    if slot is not None and base.head is not None and base.versions and (base.owner is not None or not terms.owned):
+        # Else what a namespace begins with, and its owner, are written with its first key.
+        values = base.values
+        if (
+            len(touched) == 1
+            and not base.packed
+            and len(memory) == len(values)
+            and memory._extra is None
+            and terms.ttl is KEEP
+        ):
+            # What the rest does, for the usual call: it assigned a short text to a key that was there.
+            for key in touched:
+                value, old = _get(memory, key), values.get(key)
+                if type(value) is str and type(old) is str and type(key) is str and len(value) <= FEW:
+                    if value == old or store.put(slot, base, key, value, new_version(), max_bytes):
+                        return
+                    break
+        changes = plain_changes(memory)
+        if changes is not None:
+            written, packed = changes
+            if not written or store.assign(slot, base.head, written, packed, new_version(), max_bytes):
+                return
     finish_one(memory, identity, settings.bridge, store.commit)
 
 

@@ -13,13 +13,11 @@ work with 0.20.x.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import inspect
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any, Protocol, TypeVar, overload
 
@@ -28,8 +26,8 @@ from typing_extensions import ParamSpec, Self
 from agent_gantry_state.errors import DeclarationError, PartialCommitError, StateError, StateWarning
 from agent_gantry_state.events import Callback
 from agent_gantry_state.gantry import Stateful
-from agent_gantry_state.injection.call import acall
 from agent_gantry_state.injection.plan import Kind, Plan, stateful_parameters, takes_memory_itself
+from agent_gantry_state.injection.short import acaller
 from agent_gantry_state.injection.tool import BoundTool, Tool
 from agent_gantry_state.integrations.a2a import A2AIdentity
 from agent_gantry_state.integrations.incoming import Connection
@@ -60,21 +58,27 @@ class MemoryFailure(ArgumentReconstructionError):
     """A memory error inside agent-gantry's engine, which does not run a tool again after it."""
 
 
-class _Record:
-    """What became of the body of one `ToolCall`, over all its attempts."""
+class _Record(Attempt):
+    """One `ToolCall` over all the attempts of its body, and what became of them.
+
+    It is found as the attempt around the one that a twin makes: so no tool that is called by the body takes it for its own.
+    """
 
     __slots__ = ("error", "landed", "result")
 
-    def __init__(self) -> None:
-        self.landed = False
-        self.result: Any = None
+    def __init__(self, outer: Attempt | None) -> None:
+        self.abandoned = self.landed = False
+        self.outer = outer
         self.error: StateError | None = None
-
-    def land(self, result: Any) -> None:
-        self.landed, self.result = True, result
+        self.result: Any = None
 
 
-_RECORD: ContextVar[_Record | None] = ContextVar("agent_gantry_state_record", default=None)
+def _land(result: Any) -> None:
+    """Note in the record of the call whose attempt this is that everything is committed."""
+    attempt = ATTEMPT.get()
+    record = None if attempt is None else attempt.outer
+    if type(record) is _Record:
+        record.landed, record.result = True, result
 
 
 #: What was made here to run a handler.
@@ -84,21 +88,31 @@ _TWINS: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()
 class _Engine(ExecutionEngine):
     """Keeps a record of each call for its twin, and gives a memory error its own name in the result."""
 
+    @classmethod
+    def like(cls, engine: ExecutionEngine) -> _Engine:
+        """An engine with all that *engine* was made with."""
+        # One that is given another class, instead of being copied, is slower in all that it does (CPython looks up its
+        # attributes and methods anew each time).
+        made = cls.__new__(cls)
+        for name, value in vars(engine).items():
+            setattr(made, name, value)
+        return made
+
     async def execute(self, call: ToolCall) -> ToolResult:
-        record, attempt = _Record(), Attempt(ATTEMPT.get())
-        before = _RECORD.set(record), ATTEMPT.set(attempt)
+        record = _Record(ATTEMPT.get())
+        before = ATTEMPT.set(record)
         try:
-            result = await super().execute(call)
+            result = await ExecutionEngine.execute(self, call)
         except BaseException:
-            attempt.abandoned = True
+            record.abandoned = True
             raise
         finally:
-            _RECORD.reset(before[0])
-            ATTEMPT.reset(before[1])
-        # A handler of no memory's own may have left a thread behind that goes on calling tools.
-        attempt.abandoned = result.status is not ExecutionStatus.SUCCESS
-        if record.error is not None and result.status is ExecutionStatus.FAILURE:
-            return result.model_copy(update={"error_type": type(record.error).__name__})
+            ATTEMPT.reset(before)
+        if result.status is not ExecutionStatus.SUCCESS:
+            # A handler of no memory's own may have left a thread behind that goes on calling tools.
+            record.abandoned = True
+            if record.error is not None and result.status is ExecutionStatus.FAILURE:
+                return result.model_copy(update={"error_type": type(record.error).__name__})
         return result
 
 
@@ -131,17 +145,24 @@ def _twin(handler: Callable[..., Any]) -> Callable[..., Any]:
         return handler
     if not isinstance(handler, (Tool, BoundTool)):
         return handler if _tool_inside(handler) is None else _guarded(handler)
-    plan, fn, shift = handler.plan, handler.__wrapped__, handler.shift
-    body = _body(plan)
+    plan = handler.plan
+    call = acaller(plan, handler.__wrapped__, handler.shift, _body(plan), _land)
 
     async def twin(*args: Any, **kwargs: Any) -> Any:
-        record = _RECORD.get()
-        if record is not None and record.landed:
-            return record.result
-        if record is not None and record.error is not None:
-            raise MemoryFailure(str(record.error)) from record.error
-        with _attempt(record):
-            return await acall(plan, fn, shift, args, kwargs, body, None if record is None else record.land)
+        attempt = Attempt(around := ATTEMPT.get())
+        if type(around) is _Record:
+            if around.landed:
+                return around.result
+            if around.error is not None:
+                raise MemoryFailure(str(around.error)) from around.error
+        token = ATTEMPT.set(attempt)
+        try:
+            return await call(*args, **kwargs)
+        except BaseException as error:
+            _judge(error, attempt)
+            raise
+        finally:
+            ATTEMPT.reset(token)
 
     return _dressed(twin, handler, plan.label)
 
@@ -177,43 +198,42 @@ def _guarded(handler: Callable[..., Any]) -> Callable[..., Any]:
     Its thread cannot be kept from running on, but what it does to memories then is refused.
     """
 
+    run = handler if inspect.iscoroutinefunction(handler) else functools.partial(_in_thread, handler)
+
     async def guarded(*args: Any, **kwargs: Any) -> Any:
-        with _attempt(_RECORD.get()):
-            run = handler if inspect.iscoroutinefunction(handler) else functools.partial(_in_thread, handler)
+        attempt = Attempt(ATTEMPT.get())
+        token = ATTEMPT.set(attempt)
+        try:
             result = await run(*args, **kwargs)
             if isinstance(result, GeneratorType):
                 return await asyncio.to_thread(list, result)
             return [item async for item in result] if isinstance(result, AsyncGeneratorType) else result
+        except BaseException as error:
+            _judge(error, attempt)
+            raise
+        finally:
+            ATTEMPT.reset(token)
 
     return _dressed(guarded, handler, type(handler).__name__)
 
 
-@contextlib.contextmanager
-def _attempt(record: _Record | None) -> Iterator[None]:
-    """Run a body for agent-gantry: fence off what its threads do once it is given up, and make memory errors final."""
-    attempt = Attempt(ATTEMPT.get())
-    before = ATTEMPT.set(attempt)
-    # The body may call other tools; their twins must not take this call's record for theirs.
-    recorded = _RECORD.set(None)
-    try:
-        yield
-    except Exception as error:
-        memory_error = _memory_error(error)
-        if memory_error is None:
-            raise
+def _judge(error: BaseException, attempt: Attempt) -> None:
+    """Fence off what the threads of an attempt do that was given up, and make a memory error final.
+
+    Raises:
+        MemoryFailure: *error* is one.
+    """
+    record = attempt.outer if type(attempt.outer) is _Record else None
+    if isinstance(error, asyncio.CancelledError):
+        attempt.abandoned = True
+        # What landed of it must not be done again, though nobody was there any more to be told.
+        failure = error.__context__
+        if record is not None and isinstance(failure, PartialCommitError):
+            record.error = failure
+    elif isinstance(error, Exception) and (memory_error := _memory_error(error)) is not None:
         if record is not None:
             record.error = memory_error
         raise MemoryFailure(str(memory_error)) from error
-    except asyncio.CancelledError as cancelled:
-        attempt.abandoned = True
-        # What landed of it must not be done again, though nobody was there any more to be told.
-        failure = cancelled.__context__
-        if record is not None and isinstance(failure, PartialCommitError):
-            record.error = failure
-        raise
-    finally:
-        _RECORD.reset(recorded)
-        ATTEMPT.reset(before)
 
 
 def _memory_error(error: BaseException) -> StateError | None:
@@ -303,12 +323,12 @@ class AgentGantry(Stateful, _upstream.AgentGantry):
     ) -> None:
         self._wire(store, app, session, user, resolvers, scopes, on_commit, on_conflict, partial_commits)
         super().__init__(*args, **kwargs)
-        # agent-gantry makes its registry and engine itself. Giving them our subclass afterwards keeps whatever it made
-        # them with, which a copy of its constructor calls would not.
+        # agent-gantry makes its registry and engine itself. Making ours of them afterwards keeps whatever it made them
+        # with, which a copy of its constructor calls would not.
         if type(self._registry) is ToolRegistry:
             self._registry.__class__ = _Registry
         if type(self._executor) is ExecutionEngine:
-            self._executor.__class__ = _Engine
+            self._executor = _Engine.like(self._executor)
 
     @overload  # type: ignore[override]
     def register(self, func: Tool[P, R], *, stateful: bool = False, **kwargs: Any) -> Tool[P, R]: ...

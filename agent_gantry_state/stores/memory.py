@@ -42,7 +42,7 @@ from agent_gantry_state.stores.urls import StoreURL
 from agent_gantry_state.stores.whole import applied, chosen, is_moved
 
 __all__ = ["MemoryStore", "Slot", "from_url"]
-_peek = Slots.__getitem__
+_peek, _new = Slots.__getitem__, object.__new__
 
 #: Seconds for which a commit that landed is remembered, so that it can be sent again.
 TOKEN_SECONDS = 60.0
@@ -70,6 +70,7 @@ class MemoryStore(Clocked):
         if max_namespaces < 1:
             raise ValueError(f"MemoryStore: max_namespaces must be at least 1, not {max_namespaces}")
         self._lock = threading.RLock()
+        self._acquire, self._release = self._lock.acquire, self._lock.release
         #: Stands for this store in its slots.
         self.home = object()
         super().__init__(clock)
@@ -226,6 +227,51 @@ class MemoryStore(Clocked):
                 versions[key] = version
             slot.snapshot = there.following(there.values | values, encoded, versions, version, size)
         return True
+
+    def put(self, slot: Slot, base: Snapshot, key: str, value: str, version: bytes, max_bytes: float) -> bool:
+        """`assign` for a short text in the place of another, in a namespace without containers and compartments.
+
+        Args:
+            slot: Where it stands.
+            base: As it was loaded.
+            key: Where the text goes.
+            value: The text.
+            version: The new head, and the version of the key.
+            max_bytes: How large the namespace may be.
+
+        Returns:
+            Whether it did; if not, nothing was done.
+        """
+        try:
+            # Half of what `with` costs. In here, for a signal may come as soon as it is acquired.
+            self._acquire()
+            there = slot.snapshot
+            # One that was dropped, by an eviction or as the store was closed, has another head: none.
+            if not there.plain or (there is not base and there.head != base.head):
+                return False
+            size = there.size + SMALL_BYTES
+            if size > max_bytes:
+                there.measure()
+                size = there.size + SMALL_BYTES
+                if size > max_bytes:
+                    return False
+            values, versions = there.values.copy(), there.versions.copy()
+            values[key], versions[key] = value, version
+            # What `following` does.
+            after: Snapshot = _new(Snapshot)
+            after.values, after.packed, after.versions, after.head = values, there.packed, versions, version
+            after.owner, after.expires_at, after.slides = there.owner, there.expires_at, there.slides
+            after.touched, after.born, after.first_expiry, after.until = there.touched, there.born, math.inf, None
+            after.reserved, after.plain = False, True
+            after.size, after.full, after.placed, after.lived = size, None, None, None
+            slot.snapshot = after
+            return True
+        finally:
+            try:  # noqa: SIM105 - a `with` is what this does without
+                self._release()
+            except RuntimeError:
+                # A signal came while it was waited for, and so it is not ours.
+                pass
 
     def forget(self, message: Forget, /) -> None:
         """Answer a `Forget`."""

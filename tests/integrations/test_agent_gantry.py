@@ -25,6 +25,7 @@ from agent_gantry import ToolCall
 from agent_gantry.core.executor import ArgumentReconstructionError, ExecutionEngine
 from agent_gantry.core.registry import ToolRegistry
 from agent_gantry.integrations.frameworks.base import ToolExecutionError, spec_from_tool
+from agent_gantry.observability.console import NoopTelemetryAdapter
 from agent_gantry.schema.execution import BatchToolCall, ExecutionStatus
 from executions import call, definition, remembered, run, unlimited
 
@@ -677,6 +678,166 @@ async def test_retry_after_a_commit_that_landed_gets_its_result(late, make_async
     assert await remembered(gantry) == {"n": 1}
 
 
+class Spoilt(NoopTelemetryAdapter):
+    """Raises when it is first told that a tool was well, after which the engine runs that again."""
+
+    def __init__(self):
+        self.told = 0
+
+    async def record_health_change(self, tool_name, old_health, new_health):
+        self.told += 1
+        if self.told == 1:
+            raise RuntimeError("telemetry")
+
+
+def appending(gantry, ran, make_async):
+    def body(text, memory):
+        ran.append(text)
+        memory.setdefault("log", []).append(text)
+        return f"result {len(ran)}"
+
+    async def async_body(text, memory):
+        return body(text, memory)
+
+    gantry.register(gantry.with_memory(async_body if make_async else body), name="append")
+
+
+@pytest.mark.parametrize("make_async", [True, False])
+@pytest.mark.parametrize("inside", [False, True], ids=["alone", "calls-another"])
+async def test_retry_of_a_call_that_landed_in_this_process_gets_its_result(make_async, inside):
+    async with AgentGantry(**unlimited(), telemetry=Spoilt(), session="local") as gantry:
+        ran = []
+        appending(gantry, ran, make_async)
+        if inside:
+
+            @gantry.with_memory
+            def inner(memory: dict) -> None:
+                memory.add("inner", 1)
+
+            @gantry.register(name="append")
+            @gantry.with_memory
+            def outer(text: str, memory: dict) -> str:
+                """Have another one called."""
+                inner()
+                ran.append(text)
+                memory.setdefault("log", []).append(text)
+                return f"result {len(ran)}"
+
+        result = await gantry.execute(call("append", text="a"))
+
+        assert (result.status, result.result, result.attempt_number) == (ExecutionStatus.SUCCESS, "result 1", 2)
+        assert ran == ["a"]
+        assert await remembered(gantry) == {**({"inner": 1} if inside else {}), "log": ["a"]}
+
+
+@pytest.mark.parametrize("make_async", [True, False])
+async def test_retry_of_a_call_that_only_read_gets_its_result(make_async):
+    async with AgentGantry(**unlimited(), telemetry=Spoilt(), session="local") as gantry:
+        ran = []
+
+        def body(memory):
+            ran.append(1)
+            return len(ran)
+
+        async def async_body(memory):
+            return body(memory)
+
+        gantry.register(gantry.with_memory(async_body if make_async else body), name="look")
+
+        assert await run(gantry, "look") == 1
+        assert ran == [1]
+
+
+@pytest.mark.parametrize("make_async", [True, False])
+async def test_retry_of_a_call_whose_commit_failed_runs_the_body_again(make_async):
+    ran, broken = [], []
+
+    def clock():
+        if len(ran) == 1 and not broken:
+            broken.append(1)
+            raise RuntimeError("clock")
+        return 1000.0
+
+    store = MemoryStore(clock=clock)
+    async with AgentGantry(**unlimited(), store=store, session="local") as gantry:
+
+        def body(memory):
+            ran.append(1)
+            memory["n"] = len(ran)
+            return len(ran)
+
+        async def async_body(memory):
+            return body(memory)
+
+        gantry.register(gantry.with_memory(ttl=60)(async_body if make_async else body), name="note")
+
+        result = await gantry.execute(call("note"))
+
+        assert (result.status, result.result, result.attempt_number) == (ExecutionStatus.SUCCESS, 2, 2)
+        assert await remembered(gantry) == {"n": 2}
+
+
+@pytest.mark.parametrize("make_async", [True, False])
+async def test_retry_after_a_commit_of_nested_calls_that_landed_gets_its_result(late, make_async):
+    gantry, store = late
+    ran = []
+
+    @gantry.with_memory
+    def inner(memory: dict) -> None:
+        memory.add("inner", 1)
+
+    def body(memory):
+        inner()
+        ran.append(1)
+        return f"result {memory.add('n', 1)}"
+
+    async def async_body(memory):
+        return body(memory)
+
+    gantry.register(gantry.with_memory(async_body if make_async else body), name="count")
+    await gantry.ensure_synced()
+
+    result = await executed_past_its_time(gantry, store)
+
+    assert (result.status, result.result) == (ExecutionStatus.SUCCESS, "result 1")
+    assert (ran, store.commits) == ([1], 1)
+    assert await remembered(gantry) == {"inner": 1, "n": 1}
+
+
+class BrokenStore(LateStore):
+    """Fails at its first commit, with an error of its own."""
+
+    async def commit(self, message, /):
+        self.commits += 1
+        if self.commits == 1:
+            raise RuntimeError("store")
+        return self.inner.commit(message)
+
+
+@pytest.mark.parametrize("make_async", [True, False])
+async def test_retry_of_a_call_whose_store_failed_runs_the_body_again(make_async):
+    gantry = AgentGantry(**unlimited(), store=BrokenStore(), session="local")
+    bridge = gantry._wiring.settings.bridge
+    ran = []
+
+    def body(memory):
+        ran.append(1)
+        memory["n"] = len(ran)
+        return len(ran)
+
+    async def async_body(memory):
+        return body(memory)
+
+    gantry.register(gantry.with_memory(async_body if make_async else body), name="note")
+
+    result = await gantry.execute(call("note"))
+
+    assert (result.status, result.result, result.attempt_number) == (ExecutionStatus.SUCCESS, 2, 2)
+    assert await remembered(gantry) == {"n": 2}
+    await gantry.close()
+    await bridge.aclose()
+
+
 def counted(runs):
     def decorator(fn):
         @functools.wraps(fn)
@@ -1031,6 +1192,39 @@ async def test_bound_methods_are_tools(gantry):
     assert await run(gantry, "note_sync", text="b") == ["> a", "> b"]
     for name in ("note", "note_sync"):
         assert list(definition(gantry, name).parameters_schema["properties"]) == ["text"]
+
+
+@pytest.mark.parametrize("make_async", [True, False])
+async def test_handler_of_a_bound_method_takes_arguments_by_position(gantry, make_async):
+    class Notes:
+        def sync_note(self, memory: dict, text: str, more: str) -> list:
+            """Note a text."""
+            memory.setdefault("notes", []).append(text + more)
+            return memory["notes"]
+
+        async def async_note(self, memory: dict, text: str, more: str) -> list:
+            """Note a text."""
+            return self.sync_note(memory, text, more)
+
+        tool = gantry.with_memory(async_note if make_async else sync_note)
+
+    gantry.register(Notes().tool, name="note")
+    handler = gantry._registry.get_handler("default.note")
+
+    assert await handler("a", "b") == ["ab"]
+    assert await handler("c", more="d") == ["ab", "cd"]
+    assert await handler(text="e", more="f") == ["ab", "cd", "ef"]
+
+
+@pytest.mark.parametrize("make_async", [True, False])
+async def test_handler_leaves_the_context_as_it_was(gantry, make_async):
+    appending(gantry, [], make_async)
+    handler = gantry._registry.get_handler("default.append")
+    before = dict(contextvars.copy_context())
+
+    await handler(text="a")
+
+    assert dict(contextvars.copy_context()) == before
 
 
 async def test_sync_tool_that_was_registered_stays_sync_and_callable(gantry):
@@ -1403,6 +1597,35 @@ async def test_wrapped_sync_tool_that_outlives_its_timeout_stores_nothing(gantry
         assert await asyncio.to_thread(ended.acquire, timeout=10)
     # A call of its own after the threads that were given up have ended, on the same pool of threads.
     await asyncio.gather(*(asyncio.to_thread(int) for _ in range(64)))
+
+    assert await remembered(gantry) == {}
+
+
+async def test_wrapped_sync_tool_that_outlives_an_attempt_stores_nothing_though_the_next_one_succeeds(gantry):
+    release, ended, tried = threading.Event(), threading.Event(), []
+
+    @gantry.with_memory
+    def note(text: str, memory: dict) -> None:
+        memory.setdefault("notes", []).append(text)
+
+    @gantry.register
+    @logged
+    @gantry.with_memory(scope="global")
+    def slow(memory: dict) -> str:
+        """Take too long, but only once."""
+        tried.append(1)
+        if len(tried) == 1:
+            release.wait(10)
+            try:
+                with gantry.independent():
+                    note("late")
+            finally:
+                ended.set()
+        return "done"
+
+    assert await run(gantry, "slow", timeout_ms=200, retry_count=1) == "done"
+    release.set()
+    assert await asyncio.to_thread(ended.wait, 10)
 
     assert await remembered(gantry) == {}
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import warnings
 
 import pytest
 
-from agent_gantry_state import EvictionWarning, Gantry, Namespace, Scope, StoreURLError
+from agent_gantry_state import EvictionWarning, Gantry, MemoryTooLargeError, Namespace, Scope, StoreURLError
 from agent_gantry_state.bridge import bridge_to
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.protocol import Committed, Lease, List, Load
@@ -282,3 +284,160 @@ def test_commit_to_several_namespaces_that_is_interrupted_changes_none(there):
 
     assert outcomes[0] is False
     assert outcomes[-1] is True
+
+
+def texts(store):
+    """A tool that puts a short text in the place of another, which is the shortest way of a write."""
+    gantry = Gantry(store, session="s")
+
+    @gantry.with_memory
+    def note(text, memory):
+        memory["text"] = text
+
+    note("first")
+    # From now on it knows where the namespace stands.
+    note("first")
+    return gantry, note
+
+
+def in_a_thread(fn, *args):
+    thread = threading.Thread(target=fn, args=args, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def remembered(gantry):
+    with gantry.memory(session="s") as memory:
+        return dict(memory)
+
+
+def test_signal_as_soon_as_a_write_has_the_lock_leaves_it_to_others(store, monkeypatch):
+    gantry, note = texts(store)
+    acquire = store._lock.acquire
+
+    def interrupted():
+        acquire()
+        raise Interruption
+
+    monkeypatch.setattr(store, "_acquire", interrupted)
+    with pytest.raises(Interruption):
+        note("second")
+    monkeypatch.undo()
+
+    assert remembered(gantry) == {"text": "first"}
+    in_a_thread(note, "third")
+    assert remembered(gantry) == {"text": "third"}
+
+
+def test_signal_to_a_write_that_waits_for_the_lock_is_what_comes_of_it(store):
+    gantry, note = texts(store)
+    held, go_on, main = threading.Event(), threading.Event(), threading.get_ident()
+
+    def holding():
+        with store._lock:
+            held.set()
+            assert go_on.wait(10)
+
+    def interrupt(*_):
+        raise Interruption
+
+    holder = threading.Thread(target=holding)
+    holder.start()
+    assert held.wait(10)
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    sender = threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGUSR1))
+    sender.start()
+    try:
+        with pytest.raises(Interruption) as raised:
+            note("second")
+    finally:
+        sender.join()
+        signal.signal(signal.SIGUSR1, before)
+        go_on.set()
+        holder.join()
+
+    assert raised.value.__context__ is None
+    in_a_thread(note, "third")
+    assert remembered(gantry) == {"text": "third"}
+
+
+def test_short_text_meets_the_limit_where_it_stands(store):
+    gantry = Gantry(store, session="s", scopes={"session": Scope(max_bytes=300)})
+
+    @gantry.with_memory
+    def note(text, memory):
+        memory["text"] = text
+
+    for number in range(20):
+        note(f"{number:100}")
+
+    with pytest.raises(MemoryTooLargeError):
+        note("\U0001f40b" * 100)
+    assert remembered(gantry) == {"text": f"{19:100}"}
+
+
+def test_short_text_is_put_in_the_place_of_what_was_loaded_only(store):
+    gantry, note = texts(store)
+
+    @gantry.with_memory(merge={"text": lambda base, ours, theirs: f"{base} {ours} {theirs}"})
+    def merged(memory):
+        in_a_thread(note, "theirs")
+        memory["text"] = "ours"
+
+    merged()
+
+    assert set(remembered(gantry)["text"].split()) == {"first", "ours", "theirs"}
+
+
+@pytest.mark.parametrize("how", ["decorator", "set", "expire"])
+def test_short_text_with_a_time_to_live_is_gone_after_it(store, clock, how):
+    gantry, _ = texts(store)
+
+    @gantry.with_memory(ttl=10 if how == "decorator" else None)
+    def expiring(text, memory):
+        if how == "set":
+            memory.set("text", text, ttl=10)
+        else:
+            memory["text"] = text
+        if how == "expire":
+            memory.expire("text", 10)
+
+    expiring("second")
+    assert remembered(gantry) == {"text": "second"}
+    clock.now += 11
+
+    assert remembered(gantry) == {}
+
+
+def test_short_text_beside_a_key_that_expires_leaves_it_its_time(store, clock):
+    gantry, note = texts(store)
+    with gantry.memory(session="s") as memory:
+        memory.set("code", "1234", ttl=10)
+
+    note("second")
+    assert remembered(gantry) == {"text": "second", "code": "1234"}
+    clock.now += 11
+
+    assert remembered(gantry) == {"text": "second"}
+
+
+def test_short_text_in_what_is_nobodys_makes_it_its_writers(store):
+    def note(memory):
+        memory["text"] = memory.get("text", "") + "x"
+
+    for gantry in (Gantry(store), Gantry(store, scopes={"team": Scope(owned=True)})):
+        with gantry.session("s", user="ada", team="t"):
+            gantry.with_memory(scope="team")(note)()
+
+    assert store.snapshot(next(iter(store._slots))).owner == "ada"
+
+
+def test_equal_text_is_no_write(store):
+    gantry, note = texts(store)
+    head = store.snapshot(next(iter(store._slots))).head
+
+    note("first")
+
+    assert store.snapshot(next(iter(store._slots))).head == head
+    assert remembered(gantry) == {"text": "first"}
