@@ -327,7 +327,7 @@ async def _afinish_nesting(unit: UnitOfWork, landed: Callable[[], None] | None) 
 def _assigned(bridge: Any, memory: Memory, max_bytes: float) -> bool:
     """Whether a store on this machine has committed a call as it was loaded, which wrote no more than plain values."""
     base = memory._base
-    if bridge.attempt_values is None or not base.plain or base.head is None or (base.owner is None and memory._terms.owned):
+    if bridge.attempt_values is None or not (base.plain and base.versions) or (base.owner is None and memory._terms.owned):
         return False
     changes = plain_changes(memory)
     if changes is None:
