@@ -8,6 +8,8 @@ from support import commit, committed
 from agent_gantry_state import Gantry, MemoryConflictError, SyncSession, UnstorableValueError, merge
 from agent_gantry_state.errors import DeclarationError
 
+pytestmark = pytest.mark.once
+
 BASE = {"lang": "en", "seen": ["start"], "n": 0}
 
 

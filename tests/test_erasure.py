@@ -18,6 +18,8 @@ from agent_gantry_state import (
 )
 from agent_gantry_state.stores.protocol import List
 
+pytestmark = pytest.mark.once
+
 START = {"n": 1, "files": ["a"], "plan": {"step": 1}, "gone": True}
 WHO = {"user": "ada", "conversation": "c1", "tenant": "t1"}
 

@@ -8,6 +8,8 @@ import pytest
 from agent_gantry_state import DeclarationError, MemoryConflictError, Session, SyncSession, UndeclaredKeyError, merge
 from agent_gantry_state.stores.protocol import Load
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def gantry(new_gantry):

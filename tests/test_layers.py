@@ -23,6 +23,8 @@ from agent_gantry_state import (
 from agent_gantry_state.pytest_plugin import Clock
 from agent_gantry_state.stores.memory import MemoryStore
 
+pytestmark = pytest.mark.once
+
 LAYERS = ("session", "user", "global")
 
 

@@ -17,6 +17,8 @@ from agent_gantry_state.memory import Memory
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.protocol import EMPTY, SMALL_BYTES, SMALL_SIZE, UNSHARED, Put, Snapshot
 
+pytestmark = pytest.mark.once
+
 LIMIT = 2000
 
 

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from agent_gantry_state import codec, merge
 from agent_gantry_state.merge import ABSENT, Conflict, three_way
 
+pytestmark = pytest.mark.once
+
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 scalars = st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from([0.0, -0.0, 1.0]) | st.text("ab", max_size=2)

@@ -24,6 +24,8 @@ from agent_gantry_state import (
 )
 from agent_gantry_state.stores.protocol import List
 
+pytestmark = pytest.mark.once
+
 NOBODY, ADA, BOB = {}, {"user": "ada-4711"}, {"user": "bob-0815"}
 SESSION = "session-of-somebody"
 

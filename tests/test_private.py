@@ -31,6 +31,8 @@ from agent_gantry_state.compartments import has_reserved, is_reserved, known_as,
 from agent_gantry_state.pytest_plugin import Clock
 from agent_gantry_state.stores.memory import MemoryStore
 
+pytestmark = pytest.mark.once
+
 NUL_KEY = "\0" + "1:aprivate"
 
 

@@ -7,6 +7,8 @@ from support import committed
 
 from agent_gantry_state import DeclarationError, ReadOnlyMemoryError, SyncExecutionContext
 
+pytestmark = pytest.mark.once
+
 START = {"lang": "en", "seen": ["start"]}
 
 

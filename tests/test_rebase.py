@@ -14,6 +14,8 @@ from agent_gantry_state.memory import Terms, open_memory
 from agent_gantry_state.rebase import Rebase, conflict, erased, is_erased
 from agent_gantry_state.stores.protocol import EMPTY, KEEP, UNSHARED, Change, Snapshot
 
+pytestmark = pytest.mark.once
+
 NAMESPACE = Namespace("session", "s1", "app")
 
 

@@ -38,6 +38,8 @@ from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.protocol import Commit, Lease, Load, Release
 from agent_gantry_state.stores.sqlite import SQLiteStore
 
+pytestmark = pytest.mark.once
+
 WHO = {"session": "s1", "user": "ada"}
 
 

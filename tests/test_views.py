@@ -14,6 +14,8 @@ from agent_gantry_state.compartments import prefix_of
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.views import View
 
+pytestmark = pytest.mark.once
+
 LAYERS = ("session", "user", "global")
 
 

@@ -15,6 +15,8 @@ from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.postgresql import PostgreSQLStore
 from agent_gantry_state.stores.urls import open_store
 
+pytestmark = pytest.mark.once
+
 #: By name, the store of sessions and that of users.
 PAIRS = {
     "redis and postgresql": lambda tmp_path: (servers.redis_8().url, servers.postgresql().url),

@@ -13,6 +13,8 @@ from agent_gantry_state.stores.protocol import EMPTY, KEEP, Change, Put, Snapsho
 from agent_gantry_state.stores.whole import Image, applied, chosen, is_moved, read_image, write_image
 from agent_gantry_state.testing import HOSTILE_TEXTS, VALUES, put
 
+pytestmark = pytest.mark.once
+
 A = Namespace("session", "a", "app")
 
 texts = st.text(st.characters(), max_size=8) | st.sampled_from(HOSTILE_TEXTS)
