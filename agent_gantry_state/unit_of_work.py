@@ -159,6 +159,7 @@ class UnitOfWork:
             unit._process = process
         assert memory._namespace is not None  # noqa: S101 - it was opened with one
         unit.held[memory._namespace] = Held(memory, want, None, unit._views)
+        unit.reruns = memory._terms.reruns
         return unit
 
     def watched(self, observers: Observers | None, tool: str | None) -> UnitOfWork:

@@ -102,7 +102,8 @@ def calls() -> Iterator[tuple[str, Callable[[], Any]]]:
             return body(memory)
 
         yield f"async {name}", driven(ours.with_memory(abody))
-        yield f"general path {name}", gantry().with_memory(on_conflict="retry")(body)
+        yield f"may run again {name}", gantry().with_memory(on_conflict="retry")(body)
+        yield f"general path {name}", gantry().with_memory(isolation="serializable")(body)
         yield f"keys= {name}", gantry().with_memory(keys=("k3", "log"))(body)
         yield f"layers of two {name}", gantry().with_memory(scope=("session", "user"))(body)
         beside = gantry()

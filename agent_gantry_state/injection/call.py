@@ -30,6 +30,7 @@ __all__ = [
     "acall",
     "agenerate",
     "call",
+    "conflicted",
     "finish_later",
     "generate",
     "refuse_surplus",
@@ -42,7 +43,9 @@ GENERATORS = frozenset({GeneratorType, AsyncGeneratorType})
 _LONGEST_PAUSE, _FIRST_PAUSE = 0.25, 0.005
 
 
-def call(plan: Plan, fn: Callable[..., Any], shift: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def call(
+    plan: Plan, fn: Callable[..., Any], shift: int, args: tuple[Any, ...], kwargs: dict[str, Any], attempt: int = 0
+) -> Any:
     """Call a sync tool.
 
     Args:
@@ -51,9 +54,9 @@ def call(plan: Plan, fn: Callable[..., Any], shift: int, args: tuple[Any, ...], 
         shift: 1 if *fn* is a bound method, else 0.
         args: What the caller passed by position.
         kwargs: What the caller passed by name.
+        attempt: How often the body has run before.
     """
     plan.refuse(kwargs)
-    attempt = 0
     while True:
         settings = plan.wiring.settings
         opened = plan.open(settings, settings.entered())
@@ -266,7 +269,7 @@ def _committed(plan: Plan, unit: UnitOfWork, attempt: int) -> bool:
     except MemoryConflictError:
         if attempt > plan.retries:
             raise
-        _count_rerun(unit)
+        _count_rerun(unit.bridge)
         return False
     return True
 
@@ -279,14 +282,20 @@ async def _acommitted(plan: Plan, unit: UnitOfWork, attempt: int, finish: Steps[
     except MemoryConflictError:
         if attempt > plan.retries:
             raise
-        _count_rerun(unit)
+        _count_rerun(unit.bridge)
         return False
     return True
 
 
-def _count_rerun(unit: UnitOfWork) -> None:
-    if unit.bridge.counters is not None:
-        unit.bridge.counters.rerun()
+def _count_rerun(bridge: Any) -> None:
+    if bridge.counters is not None:
+        bridge.counters.rerun()
+
+
+def conflicted(bridge: Any) -> Steps[None]:
+    """Wait until the body of a call runs again whose first commit was refused."""
+    _count_rerun(bridge)
+    yield from _pause(1)
 
 
 def abandon(unit: UnitOfWork) -> None:

@@ -19,12 +19,14 @@ from agent_gantry_state import codec
 from agent_gantry_state.changes import FEW, plain_changes
 from agent_gantry_state.codec import IMMUTABLE
 from agent_gantry_state.committing import new_version
+from agent_gantry_state.errors import MemoryConflictError
 from agent_gantry_state.injection.call import (
     GENERATORS,
     aabandon,
     abandon,
     acall,
     call,
+    conflicted,
     finish_later,
     refuse_surplus,
     runner,
@@ -81,7 +83,7 @@ def acaller(
 
 
 def _is_common(plan: Plan) -> bool:
-    if len(plan.declarations) != 1 or plan.retries or plan.is_generator or plan.is_async_generator:
+    if len(plan.declarations) != 1 or plan.is_generator or plan.is_async_generator:
         return False
     declaration = plan.declarations[0]
     terms = declaration.terms
@@ -164,22 +166,30 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
                     raise
         base, frame[4] = memory._base, _CLOSING
         # A change needs a touched key, a container or another length; asking costs less than a unit of work.
-        if frame[3] is not memory:
-            _finish_nesting(frame[3])
-            return result
-        if memory._touched or base.packed or slides or len(memory) != len(base.values):
-            try:
-                _finish_short(plan, frame, memory, max_bytes)
-            except BaseException:
-                _end(frame, _FAILED)
+        try:
+            if frame[3] is not memory:
+                _finish_nesting(frame[3])
+                return result
+            if memory._touched or base.packed or slides or len(memory) != len(base.values):
+                try:
+                    _finish_short(plan, frame, memory, max_bytes)
+                except BaseException:
+                    _end(frame, _FAILED)
+                    raise
+        except MemoryConflictError:
+            if not plan.retries:
                 raise
-        # What `_end` does.
-        frame[4] = _LANDED
-        if frame[3] is memory:
-            frame[3] = None
-        elif frame[3] is not None:
-            frame[3].end(_LANDED)
-        return result
+        else:
+            # What `_end` does.
+            frame[4] = _LANDED
+            if frame[3] is memory:
+                frame[3] = None
+            elif frame[3] is not None:
+                frame[3].end(_LANDED)
+            return result
+        kwargs.pop(into, None)
+        settings.bridge.run(conflicted(settings.bridge))
+        return call(plan, fn, 0, args, kwargs, 1)
 
     return called
 
@@ -248,31 +258,39 @@ def _short_acaller(
             leave(token)
         base, frame[4] = memory._base, _CLOSING
         # A change needs a touched key, a container or another length; asking costs less than a unit of work.
-        if frame[3] is not memory:
-            await _afinish_nesting(frame[3], None if landed is None else partial(landed, result))
+        try:
+            if frame[3] is not memory:
+                await _afinish_nesting(frame[3], None if landed is None else partial(landed, result))
+                return result
+            if memory._touched or base.packed or slides or len(memory) != len(base.values):
+                try:
+                    if settings.direct is None:
+                        await _afinish_single(frame, memory, max_bytes, None if landed is None else partial(landed, result))
+                    else:
+                        _finish_short(plan, frame, memory, max_bytes)
+                except GeneratorExit:
+                    # The commit goes on without this coroutine, and says itself what becomes of it.
+                    raise
+                except BaseException:
+                    _end(frame, _FAILED)
+                    raise
+        except MemoryConflictError:
+            if not plan.retries:
+                raise
+        else:
+            # What `_end` does.
+            frame[4] = _LANDED
+            if frame[3] is memory:
+                frame[3] = None
+            elif frame[3] is not None:
+                frame[3].end(_LANDED)
+            if landed is not None:
+                # Nobody can have been cancelled since: nothing was waited for.
+                landed(result)
             return result
-        if memory._touched or base.packed or slides or len(memory) != len(base.values):
-            try:
-                if settings.direct is None:
-                    await _afinish_single(frame, memory, max_bytes, None if landed is None else partial(landed, result))
-                else:
-                    _finish_short(plan, frame, memory, max_bytes)
-            except GeneratorExit:
-                # The commit goes on without this coroutine, and says itself what becomes of it.
-                raise
-            except BaseException:
-                _end(frame, _FAILED)
-                raise
-        # What `_end` does.
-        frame[4] = _LANDED
-        if frame[3] is memory:
-            frame[3] = None
-        elif frame[3] is not None:
-            frame[3].end(_LANDED)
-        if landed is not None:
-            # Nobody can have been cancelled since: nothing was waited for.
-            landed(result)
-        return result
+        kwargs.pop(into, None)
+        await settings.bridge.arun(conflicted(settings.bridge))
+        return await acall(plan, fn, shift, args, kwargs, body, landed, 1)
 
     # What Python names in its warning, where somebody has forgotten the await.
     called.__qualname__ = plan.label

@@ -1349,18 +1349,27 @@ async def test_async_retry_runs_again_and_stops_after_retries(gantry):
     assert len(more) == 3
 
 
-def test_retry_gives_each_run_the_same_arguments(gantry):
+@pytest.mark.parametrize(("args", "kwargs"), [((1, 2), {"c": 3}), ((), {"a": 1, "b": 2, "c": 3})], ids=["position", "name"])
+@pytest.mark.parametrize("make_async", [False, True])
+def test_retry_gives_each_run_the_same_arguments(gantry, make_async, args, kwargs):
     seen = []
 
-    @gantry.with_memory(merge={"n": merge.conflict}, on_conflict="retry")
-    def tool(a, memory, b, **more):
+    def body(a, memory, b, **more):
         seen.append((a, b, dict(more)))
         more.clear()
         if len(seen) == 1:
             interfere(gantry, n=1)
         memory["n"] = a
 
-    tool(1, 2, c=3)
+    async def async_body(a, memory, b, **more):
+        body(a, memory, b, **more)
+
+    tool = gantry.with_memory(merge={"n": merge.conflict}, on_conflict="retry")(async_body if make_async else body)
+
+    if make_async:
+        anyio.run(lambda: tool(*args, **kwargs))
+    else:
+        tool(*args, **kwargs)
 
     assert seen == [(1, 2, {"c": 3})] * 2
 
@@ -1371,7 +1380,7 @@ FAILURES = [ValueError("x"), KeyboardInterrupt(), SystemExit(3), GeneratorExit()
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
 @pytest.mark.parametrize("general", [False, True])
 def test_exception_of_the_body_passes_through_and_nothing_is_written(gantry, failure, general):
-    @gantry.with_memory(on_conflict="retry" if general else "raise")
+    @gantry.with_memory(isolation="serializable" if general else "snapshot")
     def tool(memory):
         runs.append(1)
         memory["n"] = 1
@@ -1420,7 +1429,7 @@ async def test_exception_of_an_async_body_passes_through_and_nothing_is_written(
 
 @pytest.mark.parametrize("general", [False, True])
 def test_keyboard_interrupt_in_an_async_body_changes_nothing(gantry, general):
-    @gantry.with_memory(on_conflict="retry" if general else "raise")
+    @gantry.with_memory(isolation="serializable" if general else "snapshot")
     async def tool(memory):
         memory["n"] = 1
         raise KeyboardInterrupt
@@ -1437,7 +1446,7 @@ def test_keyboard_interrupt_in_an_async_body_changes_nothing(gantry, general):
 async def test_cancelled_tool_changes_nothing(gantry, general):
     started = anyio.Event()
 
-    @gantry.with_memory(on_conflict="retry" if general else "raise")
+    @gantry.with_memory(isolation="serializable" if general else "snapshot")
     async def tool(memory):
         memory["n"] = 1
         started.set()

@@ -731,6 +731,30 @@ async def test_retry_of_a_call_that_landed_in_this_process_gets_its_result(make_
 
 
 @pytest.mark.parametrize("make_async", [True, False])
+async def test_retry_of_a_call_that_landed_when_it_ran_again_gets_its_result(make_async):
+    async with AgentGantry(**unlimited(), telemetry=Spoilt(), session="local") as gantry:
+        ran = []
+
+        def body(memory):
+            ran.append(1)
+            if len(ran) == 1:
+                with gantry.independent(), gantry.memory() as quicker:
+                    quicker["n"] = "theirs"
+            memory["n"] = len(ran)
+            return len(ran)
+
+        async def async_body(memory):
+            return body(memory)
+
+        gantry.register(gantry.with_memory(on_conflict="retry")(async_body if make_async else body), name="note")
+
+        result = await gantry.execute(call("note"))
+
+        assert (result.status, result.result, result.attempt_number) == (ExecutionStatus.SUCCESS, 2, 2)
+        assert await remembered(gantry) == {"n": 2}
+
+
+@pytest.mark.parametrize("make_async", [True, False])
 async def test_retry_of_a_call_that_only_read_gets_its_result(make_async):
     async with AgentGantry(**unlimited(), telemetry=Spoilt(), session="local") as gantry:
         ran = []

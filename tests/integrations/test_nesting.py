@@ -26,14 +26,9 @@ class Boom(Exception):
 @pytest.fixture(params=["short", "general", "plain"])
 async def gantry(request):
     store = Blocking() if request.param == "plain" else "memory://"
-    async with AgentGantry(**unlimited(), session="local", user="ada", store=store) as gantry:
-        if request.param == "general":
-            plain = gantry.with_memory
-            gantry.with_memory = lambda fn=None, **options: (  # what does not fit the short way
-                plain(**{"on_conflict": "retry", "retries": 0, **options})
-                if fn is None
-                else plain(on_conflict="retry", retries=0)(fn)
-            )
+    # A resolver of its own keeps a gantry off the short path.
+    resolvers = [lambda _: None] if request.param == "general" else []
+    async with AgentGantry(**unlimited(), session="local", user="ada", store=store, resolvers=resolvers) as gantry:
         yield gantry
     assert nesting.CURRENT.get() is None
 
