@@ -14,7 +14,7 @@ import asyncio
 import gc
 import statistics
 from collections.abc import Awaitable, Callable, Iterator
-from itertools import cycle, repeat
+from itertools import repeat
 from time import perf_counter_ns
 from typing import Any
 
@@ -23,26 +23,12 @@ from agent_gantry import ToolCall
 from agent_gantry.core.security import SecurityPolicy
 from agent_gantry.schema.config import AgentGantryConfig, ExecutionConfig, RateLimitConfig
 from agent_gantry.schema.execution import ExecutionStatus
+from instructions import append, read, write
 
 from agent_gantry_state import AgentGantry
 
-VALUES = cycle([f"value {i}" for i in range(1000)])
 SEED = {f"k{i}": f"v{i}" for i in range(10)}
 UPSTREAM, WITHOUT, WITH = "agent-gantry", "no memory", "memory"
-
-
-def read(memory: dict[str, Any]) -> Any:
-    return memory["k3"]
-
-
-def write(memory: dict[str, Any]) -> None:
-    memory["k3"] = next(VALUES)
-
-
-def append(memory: dict[str, Any]) -> None:
-    log = memory.setdefault("log", [])
-    log.append(next(VALUES))
-    del log[:-10]
 
 
 def unlimited() -> dict[str, Any]:
