@@ -15,12 +15,23 @@ from agent_gantry_state.memory import EXPIRY, Changes, Extra, Inherited, Memory,
 from agent_gantry_state.merge import ABSENT
 from agent_gantry_state.stores.protocol import KEEP, SMALL_SIZE, UNSHARED, Put
 
-__all__ = ["FEW", "changes_of", "is_due", "pack_at", "plain_changes", "refuse_key", "refuse_reserved", "touches"]
+__all__ = [
+    "CONTAINERS",
+    "FEW",
+    "changes_of",
+    "is_due",
+    "pack_at",
+    "plain_changes",
+    "refuse_key",
+    "refuse_reserved",
+    "touches",
+]
 
 #: A sliding time to live is restarted only when this part of it has gone.
 TOUCH_AFTER = 0.1
 _IMMUTABLE = codec.IMMUTABLE
-_CONTAINERS = frozenset({dict, list, set, tuple, frozenset})
+#: What is encoded as a whole.
+CONTAINERS: Final = frozenset({dict, list, set, tuple, frozenset})
 #: Those of which what is equal has the same bytes.
 _EQUAL_IS_SAME = _IMMUTABLE - {float}
 #: Letters that a str may have to be small, four bytes each.
@@ -71,7 +82,7 @@ def plain_changes(memory: Memory) -> tuple[dict[str, Any], dict[str, bytes]] | N
                 return None
             expected += 1
         kind = type(value)
-        if kind in _CONTAINERS:
+        if kind in CONTAINERS:
             after = pack_at(value, key)
             if after != encoded.get(key):
                 packed = packed or {}
@@ -90,7 +101,7 @@ def plain_changes(memory: Memory) -> tuple[dict[str, Any], dict[str, bytes]] | N
             if key in touched:
                 continue
             value = _get(memory, key, ABSENT)
-            if type(value) not in _CONTAINERS:
+            if type(value) not in CONTAINERS:
                 return None
             after = pack_at(value, key)
             if after != before:
@@ -146,7 +157,7 @@ def changes_of(memory: Memory) -> Changes | None:
         if value is ABSENT:
             deletes.append(key)
             expected -= 1
-        elif type(value) in _CONTAINERS:
+        elif type(value) in CONTAINERS:
             # What `_put` does, for a container that was not assigned: `extra` knows touched keys only.
             after = pack_at(value, key)
             if after != before:

@@ -16,7 +16,7 @@ from math import inf
 from typing import Any
 
 from agent_gantry_state import codec
-from agent_gantry_state.changes import FEW, plain_changes
+from agent_gantry_state.changes import CONTAINERS, FEW, pack_at, plain_changes
 from agent_gantry_state.codec import IMMUTABLE
 from agent_gantry_state.committing import new_version, spare_version
 from agent_gantry_state.errors import MemoryConflictError
@@ -407,43 +407,57 @@ def _max_bytes(terms: Terms) -> float:
 
 
 def _finish_short(plan: Plan, frame: list[Any], memory: Memory, max_bytes: float, slot: Slot) -> None:
-    settings, identity, process, _, _ = frame
-    if process is not NESTING.process:
+    if frame[2] is not NESTING.process:
         raise forked()
     if ATTEMPT.get() is not None:
         refuse_orphan()
-    store = settings.direct
+    store = frame[0].direct
     if store is None:
         _finish_single(frame, memory, max_bytes)
         return
     if slot is _NOWHERE:
         # It was not known where the memory stands when the call began.
-        slot = (plan.slots if plan.is_impersonal else identity.slots).get(plan.key, slot)
+        slot = (plan.slots if plan.is_impersonal else frame[1].slots).get(plan.key, slot)
     base, touched = memory._base, memory._touched
     if base.head is not None and (base.first or base.later) and (base.owner is not None or not memory._terms.owned):
-        # Else what a namespace begins with, and its owner, are written with its first key.
-        values = base.values
-        if len(touched) == 1 and not base.packed and len(memory) == len(values) and memory._extra is None:
-            # What the rest does, for the usual call: it assigned a short text to a key that was there.
+        # Else what a namespace begins with, and its owner, are written with its first key. What the rest does stands here
+        # once more for the two usual calls.
+        values, packed = base.values, base.packed
+        if not packed and len(touched) == 1 and len(memory) == len(values) and memory._extra is None:
+            # One assigned a short text to a key that was there.
             for key in touched:
                 try:
                     value, old = memory[key], values[key]
                 except KeyError:
                     break
-                if old is not None and type(value) is str and type(key) is str and len(value) <= FEW:
+                if type(value) is str and type(key) is str and len(value) <= FEW:
                     try:
                         version = spare_version()
                     except IndexError:
                         version = new_version()
-                    if value == old or store.put(slot, base, key, value, version, max_bytes):
+                    if value == old or store.put(slot, base, key, value, None, version, max_bytes):
                         return
                 break
+        elif (
+            len(packed) == 1
+            and len(memory) == len(values)
+            and memory._extra is None
+            and max_bytes > 0
+            and type(base) is Snapshot
+        ):
+            # The other one changed the only container.
+            for key, before in packed.items():
+                value = memory.get(key)
+                if type(value) in CONTAINERS and (not touched or (len(touched) == 1 and key in touched)):
+                    body = pack_at(value, key)
+                    if body == before or store.put(slot, base, key, None, body, new_version(), max_bytes):
+                        return
         changes = plain_changes(memory)
         if changes is not None:
             written, packed = changes
             if not written or store.assign(slot, base.head, written, packed, new_version(), max_bytes):
                 return
-    finish_one(memory, identity, settings.bridge, store.commit)
+    finish_one(memory, frame[1], frame[0].bridge, store.commit)
 
 
 def _slots(plan: Plan, identity: Any) -> dict[Any, Any]:
