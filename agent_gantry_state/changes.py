@@ -15,12 +15,23 @@ from agent_gantry_state.memory import EXPIRY, Changes, Extra, Inherited, Memory,
 from agent_gantry_state.merge import ABSENT
 from agent_gantry_state.stores.protocol import KEEP, SMALL_SIZE, UNSHARED, Put
 
-__all__ = ["FEW", "changes_of", "is_due", "pack_at", "plain_changes", "refuse_key", "refuse_reserved", "touches"]
+__all__ = [
+    "CONTAINERS",
+    "FEW",
+    "changes_of",
+    "is_due",
+    "pack_at",
+    "plain_changes",
+    "refuse_key",
+    "refuse_reserved",
+    "touches",
+]
 
 #: A sliding time to live is restarted only when this part of it has gone.
 TOUCH_AFTER = 0.1
 _IMMUTABLE = codec.IMMUTABLE
-_CONTAINERS = frozenset({dict, list, set, tuple, frozenset})
+#: What is encoded as a whole.
+CONTAINERS: Final = frozenset({dict, list, set, tuple, frozenset})
 #: Those of which what is equal has the same bytes.
 _EQUAL_IS_SAME = _IMMUTABLE - {float}
 #: Letters that a str may have to be small, four bytes each.
@@ -71,7 +82,7 @@ def plain_changes(memory: Memory) -> tuple[dict[str, Any], dict[str, bytes]] | N
                 return None
             expected += 1
         kind = type(value)
-        if kind in _CONTAINERS:
+        if kind in CONTAINERS:
             after = pack_at(value, key)
             if after != encoded.get(key):
                 packed = packed or {}
@@ -90,7 +101,7 @@ def plain_changes(memory: Memory) -> tuple[dict[str, Any], dict[str, bytes]] | N
             if key in touched:
                 continue
             value = _get(memory, key, ABSENT)
-            if type(value) not in _CONTAINERS:
+            if type(value) not in CONTAINERS:
                 return None
             after = pack_at(value, key)
             if after != before:
@@ -146,7 +157,7 @@ def changes_of(memory: Memory) -> Changes | None:
         if value is ABSENT:
             deletes.append(key)
             expected -= 1
-        elif type(value) in _CONTAINERS:
+        elif type(value) in CONTAINERS:
             # What `_put` does, for a container that was not assigned: `extra` knows touched keys only.
             after = pack_at(value, key)
             if after != before:
@@ -156,7 +167,7 @@ def changes_of(memory: Memory) -> Changes | None:
     if len(memory) != expected:
         _find_hidden(memory, puts, deletes)
         fresh = len(puts)
-    if values and not base.versions and (puts or deletes) and (base.head is None or base.full is not None):
+    if values and not (base.first or base.later) and (puts or deletes) and (base.head is None or base.full is not None):
         _write_default(memory, puts, deletes)
         fresh = len(puts)
     if fresh > 1:
@@ -168,7 +179,7 @@ def _write_default(memory: Memory, puts: dict[str, Put], deletes: list[str]) -> 
     """What the memory began with where there was no namespace is written with the first change of it."""
     base, terms = memory._base, memory._terms
     for key, value in base.values.items():
-        if key not in puts and key not in deletes and base.versions.get(key) is None:
+        if key not in puts and key not in deletes and base.version(key) is None:
             packed = base.packed.get(key)
             puts[key] = Put(value if packed is None else UNSHARED, packed, terms.ttl, terms.slides)
 
@@ -264,8 +275,8 @@ def pack_at(value: Any, key: str) -> bytes:
 def _ordered(memory: Memory, puts: dict[str, Put]) -> dict[str, Put]:
     """Put new keys in the order that they have in the memory; they stand at its end."""
     # By their versions: what a memory begins with is new, though it was there to be seen.
-    base = memory._base.versions
-    new = {key for key, put in puts.items() if put.last or key not in base}
+    base = memory._base
+    new = {key for key, put in puts.items() if put.last or base.version(key) is None}
     if len(new) < 2:
         return puts
     tail: list[str] = []
