@@ -152,7 +152,8 @@ class MemcachedStore(RemoteStore):
         prefix: Stands before every key, to keep apart programs that share a server: at most 100 printable ASCII letters.
         client: A `pymemcache.PooledClient` of yours, for one server, instead of *servers*. It stays open. Callers on event
             loops use it in a thread.
-        max_connections: To each server, for this process's threads together and for each event loop.
+        max_connections: To each server, for this process's threads together and for each event loop. The callers on a loop
+            share one, as long as nothing large is under way on it.
         connect_timeout: Seconds that a new connection may take.
         load_timeout: Seconds that everything but a commit may take.
         commit_timeout: Seconds that a commit or an erasure may take, with all its resends.

@@ -88,7 +88,7 @@ class Link(Protocol):
 class AsyncLink(Protocol):
     """A client for the callers on one asyncio event loop."""
 
-    async def ask(self, request: Any, deadline: float, /) -> Any:
+    def ask(self, request: Any, deadline: float, /) -> Awaitable[Any]:
         """As `Link.ask`. A request that is cancelled leaves no connection behind that could be used again."""
         ...
 

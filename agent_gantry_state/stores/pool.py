@@ -17,7 +17,7 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from agent_gantry_state.errors import StoreError, StoreUnavailableError
 
-__all__ = ["LONGEST_PAUSE", "SILENT_REQUESTS", "AsyncPool", "Pool"]
+__all__ = ["LONGEST_PAUSE", "SILENT_REQUESTS", "AsyncPool", "Pool", "Silence"]
 
 #: Seconds for which a connection that nobody uses is kept.
 IDLE_SECONDS: Final = 600.0
@@ -58,7 +58,7 @@ A = TypeVar("A", bound=AsyncConnection)
 T = TypeVar("T")
 
 
-class _Silence:
+class Silence:
     """Whether a server has stopped answering. Any thread may ask."""
 
     __slots__ = ("_again", "_lock", "count")
@@ -112,7 +112,7 @@ class Pool(Generic[C]):
         self._freed = threading.Condition()
         self._open = self._waiting = 0
         self._closed = False
-        self._silence = _Silence()
+        self._silence = Silence()
 
     def use(self, work: Callable[[C], T], deadline: float) -> T:
         """What *work* makes of a connection that is nobody else's.
@@ -237,7 +237,7 @@ class AsyncPool(Generic[A]):
         self._connecting = 0
         self._waiters: deque[asyncio.Future[bool]] = deque()
         self._closed = False
-        self._silence = _Silence()
+        self._silence = Silence()
 
     @property
     def is_alone(self) -> bool:
