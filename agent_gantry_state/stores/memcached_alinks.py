@@ -43,6 +43,12 @@ class AsyncMemcachedLink:
             return request.await_()  # type: ignore[no-any-return]
         return self._shared[request.server].ask(request, deadline)
 
+    def start(self, request: Any, deadline: float, /) -> Awaitable[Any]:
+        """`ask` for who does not give up, whatever cancels whoever has asked."""
+        if type(request) is not Request:
+            return request.await_()  # type: ignore[no-any-return]
+        return self._shared[request.server].start(request, deadline)
+
     async def close(self) -> None:
         """Close every connection that nobody uses; the others are closed after use."""
         for shared in self._shared.values():
@@ -87,6 +93,12 @@ class _Shared:
         except (asyncio.CancelledError, GeneratorExit):
             connection.abandon(answer)
             raise
+
+    def start(self, request: Request, deadline: float) -> Awaitable[Replies]:
+        """`ask` for who does not give up: no coroutine, if a connection is there."""
+        if self._silence.count >= SILENT_REQUESTS or (connection := self._free()) is None:
+            return self.ask(request, deadline)
+        return connection.ask(request, deadline)
 
     def _free(self) -> SharedConnection | None:
         """A connection that would answer soon; None if there is none."""
