@@ -36,14 +36,7 @@ _HAS_POLL: Final = hasattr(select, "poll")
 
 def outlived(request: Request, life: object) -> Replies:
     """The reply to commands that name a change of another life of the server, in which nothing has that number."""
-    return Replies([b"EXISTS"] * len(request.kinds), life)
-
-
-def replied(request: Request, answers: list[Any], life: object, began: float) -> Replies:
-    """What was answered to a request that was sent at *began* or later. What it tells of the time is noted."""
-    if request.kinds[0] is STATS:
-        request.server.learn(answers.pop(0), began, time.monotonic())
-    return Replies(answers, life)
+    return [b"EXISTS"] * len(request.kinds), life
 
 
 class Connection:
@@ -59,6 +52,7 @@ class Connection:
         self.sock = sock
         #: The process that opened it.
         self.pid = os.getpid()
+        #: When it was used last, on the monotonic clock.
         self.used = 0.0
         self.life: object = None
         self._poll: Any = None
@@ -79,6 +73,13 @@ class Connection:
         """Close it."""
         with contextlib.suppress(OSError):
             self.sock.close()
+
+
+def replied(request: Request, answers: list[Any], life: object, began: float) -> Replies:
+    """What was answered to a request that was sent at *began* or later. What it tells of the time is noted."""
+    if request.kinds[0] is STATS:
+        request.server.learn(answers.pop(0), began, time.monotonic())
+    return answers, life
 
 
 def left(deadline: float) -> float:

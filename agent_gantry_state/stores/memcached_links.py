@@ -55,13 +55,14 @@ class BlockingConnection(Connection):
         Raises:
             TimeoutError: Not all of them have come by *deadline*.
         """
-        sock, buffer = self.sock, bytearray()
+        sock = self.sock
         sock.settimeout(left(deadline))
         self.sent = True
         sock.sendall(payload)
         if len(payload) > CHUNK:
             # What fits into a socket is sent at once; this may have taken its time.
             sock.settimeout(left(deadline))
+        buffer = bytearray()
         while (answers := read(kinds, buffer, sock.recv(CHUNK))) is None:
             sock.settimeout(left(deadline))
         return answers
@@ -93,10 +94,9 @@ class MemcachedLink:
 
     def ask(self, request: Any, deadline: float, /) -> Any:
         """Answer a `Request`, or wait."""
-        if not isinstance(request, Request):
-            assert isinstance(request, Wait)  # noqa: S101
+        if type(request) is not Request:
             return request.wait()
-        return self._pools[request.server].use(lambda connection: asked(connection, request, deadline), deadline)
+        return self._pools[request.server].use(asked, deadline, request, deadline)
 
     def close(self) -> None:
         """Close every connection that nobody uses; the others are closed after use."""
@@ -126,16 +126,15 @@ def _greeted(connection: BlockingConnection, server: Server, credentials: Creden
 
 def asked(connection: BlockingConnection, request: Request, deadline: float) -> Replies:
     """The replies to a request on a connection that is nobody else's."""
-    if request.life not in (None, connection.life):
+    if request.life is not None and request.life != connection.life:
         return outlived(request, connection.life)
-    began = time.monotonic()
     connection.sent, connection.busy = False, True
     try:
         answers = connection.talk(request.payload, request.kinds, deadline)
     except FAILURES as error:
         raise failed(error, request.server, deadline, sent=connection.sent) from None
     connection.busy = False
-    return replied(request, answers, connection.life, began)
+    return replied(request, answers, connection.life, connection.used)
 
 
 def _open(server: Server, until: float) -> socket.socket:
@@ -185,6 +184,7 @@ class BorrowingLink:
             raise too_many(self._server) from None
         try:
             connection = self._of(client, deadline)
+            connection.used = time.monotonic()
             replies = asked(connection, request, deadline)
             connection.sock.settimeout(client.timeout)
         except BaseException:

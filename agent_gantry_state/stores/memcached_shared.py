@@ -125,23 +125,25 @@ class SharedConnection(Connection):
     def ask(self, request: Request, deadline: float) -> asyncio.Future[Replies]:
         """Have a request answered. What waits for it may be cancelled; a request that was not sent then is not."""
         answer: asyncio.Future[Replies] = self._loop.create_future()
-        began = time.monotonic()
-        asked = _Asked(request, deadline, began, answer)
         if request.life is not None and request.life != self.life:
             answer.set_result(outlived(request, self.life))
-        elif deadline <= began:
-            self._fail(asked, TimeoutError(), sent=False)
+            return answer
+        self.used = began = time.monotonic()
+        asked = _Asked(request, deadline, began, answer)
+        if deadline < self._timer_at:
+            if deadline <= began:
+                self._fail(asked, TimeoutError(), sent=False)
+                return answer
+            self._start_timer(deadline, began)
+        queue = self._queue
+        queue.append(asked)
+        if self._is_flushing:
+            pass
+        elif self._many or self._under_way or len(queue) > 1:
+            self._is_flushing = True
+            self._loop.call_soon(self._flush)
         else:
-            self.used = began
-            if deadline < self._timer_at:
-                self._start_timer(deadline, began)
-            self._queue.append(asked)
-            if self._many or self._under_way or len(self._queue) > 1:
-                if not self._is_flushing:
-                    self._is_flushing = True
-                    self._loop.call_soon(self._flush)
-            else:
-                self._send_queue()
+            self._send_queue()
         return answer
 
     def abandon(self, answer: asyncio.Future[Replies]) -> None:

@@ -39,6 +39,10 @@ __all__ = [
 
 #: A kind of reply reads from a place in the bytes that have come: what it holds and where it ends, None if more is to come.
 Kind = Callable[[Any, int], tuple[Any, int] | None]
+#: A value that the server holds, and the number of its last change.
+Item = tuple[bytes, bytes]
+#: The replies to a request, and the life of the server in which they were given.
+Replies = tuple[list[Any], object]
 #: What is said on a connection: it yields commands and, as a tuple, the kinds of their replies, and is sent the replies.
 Talk = Generator[Any, list[Any], Any]
 
@@ -94,20 +98,6 @@ class ItemTooLargeError(StoreError):
     """The server keeps no item that large."""
 
 
-class Item(NamedTuple):
-    """A value that the server holds, and the number of its last change."""
-
-    data: bytes
-    unique: bytes
-
-
-class Replies(NamedTuple):
-    """The replies to a request, and the life of the server in which they were given."""
-
-    answers: list[Any]
-    life: object
-
-
 class Request(NamedTuple):
     """Commands for one server, sent together.
 
@@ -154,7 +144,7 @@ def _values(data: bytes | bytearray, at: int) -> tuple[dict[bytes, Item], int] |
             return None
         if not data.startswith(b"\r\n", end):
             raise Garbled
-        found[key] = Item(bytes(data[at:end]), unique)
+        found[key] = bytes(data[at:end]), unique
         at = end + 2
     return found, at + 5
 
@@ -176,22 +166,22 @@ def _stats(data: bytes | bytearray, at: int) -> tuple[dict[bytes, bytes], int] |
 LINE: Final[Kind] = _line
 VALUES: Final[Kind] = _values
 STATS: Final[Kind] = _stats
+_LINE, _VALUES, _STATS_AND_VALUES = (LINE,), (VALUES,), (STATS, VALUES)
 
 
 def gets(server: Server, keys: Iterable[bytes]) -> Request:
     """Ask for items; for the time too, where it was not asked for lately."""
-    payload = b"gets " + b" ".join(keys) + b"\r\n"
+    payload = b"gets %b\r\n" % b" ".join(keys)
     if server.is_due():
-        return Request(server, _STATS + payload, (STATS, VALUES))
-    return Request(server, payload, (VALUES,))
+        return Request(server, _STATS + payload, _STATS_AND_VALUES)
+    return Request(server, payload, _VALUES)
 
 
 def stores(server: Server, key: bytes, data: bytes, exptime: int, unique: bytes | None, life: object) -> Request:
     """Replace the item that has the number *unique*; None: make one where there is none."""
-    verb = b"add" if unique is None else b"cas"
-    number = b"" if unique is None else b" " + unique
-    head = b"%b %b 0 %d %d%b\r\n" % (verb, key, exptime, len(data), number)
-    return Request(server, b"".join((head, data, b"\r\n")), (LINE,), None if unique is None else life)
+    if unique is None:
+        return Request(server, b"add %b 0 %d %d\r\n%b\r\n" % (key, exptime, len(data), data), _LINE)
+    return Request(server, b"cas %b 0 %d %d %b\r\n%b\r\n" % (key, exptime, len(data), unique, data), _LINE, life)
 
 
 def deletes(server: Server, keys: Sequence[bytes]) -> Request:

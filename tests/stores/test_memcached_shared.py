@@ -17,7 +17,7 @@ from agent_gantry_state.bridge import bridge_to
 from agent_gantry_state.stores.memcached import MemcachedStore
 from agent_gantry_state.stores.memcached_server import Server
 from agent_gantry_state.stores.memcached_shared import SharedConnection
-from agent_gantry_state.stores.memcached_wire import LINE, VALUES, Replies, Request, stores
+from agent_gantry_state.stores.memcached_wire import LINE, VALUES, Request, stores
 from agent_gantry_state.stores.pool import Silence
 from agent_gantry_state.stores.protocol import Change, Commit, Load
 from agent_gantry_state.testing import A, Talk, put
@@ -57,8 +57,8 @@ class Shared:
 
 
 def data(replies):
-    assert type(replies) is Replies
-    return replies.answers[0][b"k"].data
+    ((found,), _) = replies
+    return found[b"k"][0]
 
 
 @pytest.fixture(params=[asyncio.SelectorEventLoop, Unwatching])
@@ -325,7 +325,7 @@ def test_reply_that_is_none_leaves_no_reply_to_those_behind(on_loop, words):
         await asyncio.sleep(0.01)
         it.server.sendall(b"END\r\n" + words + b"\r\nVALUE k 0 1 7\r\n3\r\nEND\r\n")
         first, *others = await asyncio.gather(*asked, return_exceptions=True)
-        assert first.answers == [{}]
+        assert first == ([{}], None)
         assert [type(each) for each in others] == [StoreError, StoreUnavailableError]
         assert it.connection.is_lost
 
@@ -339,7 +339,7 @@ def test_refusal_of_one_request_is_no_matter_of_the_others(on_loop):
         it.server.sendall(b"END\r\nSERVER_ERROR out of memory storing object\r\n")
         it.reply(b"3")
         first, refused, third = await asyncio.gather(*asked, return_exceptions=True)
-        assert first.answers == [{}]
+        assert first == ([{}], None)
         assert "no room" in str(refused)
         assert data(third) == b"3"
         assert not it.connection.is_lost
@@ -351,7 +351,7 @@ def test_change_of_another_life_is_not_sent(on_loop):
     async def test(it):
         it.connection.life = ("pid", 1)
         answer = it.connection.ask(stores(SERVER, b"k", b"1", 0, b"7", ("pid", 0)), time.monotonic() + 30)
-        assert (await answer).answers == [b"EXISTS"]
+        assert (await answer)[0] == [b"EXISTS"]
         it.ask(b"gets b")
         assert await it.received() == b"gets b\r\n"
 
