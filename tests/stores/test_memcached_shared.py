@@ -17,7 +17,7 @@ from agent_gantry_state.bridge import bridge_to
 from agent_gantry_state.stores.memcached import MemcachedStore
 from agent_gantry_state.stores.memcached_server import Server
 from agent_gantry_state.stores.memcached_shared import SharedConnection
-from agent_gantry_state.stores.memcached_wire import LINE, VALUES, Request, stores
+from agent_gantry_state.stores.memcached_wire import LINE, VALUES, Request, gets, stores
 from agent_gantry_state.stores.pool import Silence
 from agent_gantry_state.stores.protocol import Change, Commit, Load
 from agent_gantry_state.testing import A, Talk, put
@@ -70,8 +70,7 @@ def on_loop(request):
             it = Shared()
             with it.server:
                 try:
-                    async with asyncio.timeout(20) if hasattr(asyncio, "timeout") else contextlib.AsyncExitStack():
-                        await test(it)
+                    await asyncio.wait_for(test(it), 20)
                 finally:
                     it.connection.close()
             while it.connection._tasks:
@@ -354,6 +353,22 @@ def test_change_of_another_life_is_not_sent(on_loop):
         assert (await answer)[0] == [b"EXISTS"]
         it.ask(b"gets b")
         assert await it.received() == b"gets b\r\n"
+
+    on_loop(test)
+
+
+def test_time_of_the_server_is_counted_from_when_its_request_was_sent(on_loop):
+    async def test(it):
+        server = Server("clock")
+        asked = it.connection.ask(gets(server, [b"k"]), time.monotonic() + 30)
+        await asyncio.sleep(0.05)
+        later = it.ask()
+        it.server.sendall(b"STAT pid 1\r\nSTAT time 1000\r\nSTAT uptime 1\r\nEND\r\nEND\r\nEND\r\n")
+        assert (await asked)[0] == [{}]
+        await later
+        least, most, _ = server._ahead
+        # The second in which it said so, and how long that was under way.
+        assert most - least >= 1.05
 
     on_loop(test)
 
