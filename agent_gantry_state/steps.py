@@ -57,13 +57,13 @@ def started(steps: Steps[T]) -> tuple[Request | None, T | None]:
         return None, stop.value
 
 
-def run(steps: Steps[T], perform: Callable[..., Any], *also: Any) -> T:
-    """Run *steps*, with *perform* doing what they ask for; it is given *also* each time."""
+def run(steps: Steps[T], perform: Callable[[Any], Any]) -> T:
+    """Run *steps*, with *perform* doing what they ask for."""
     try:
         request = next(steps)
         while True:
             try:
-                answer = perform(request, *also)
+                answer = perform(request)
             except BaseException as error:  # noqa: BLE001 - raised inside the steps
                 request = steps.throw(error)
             else:
@@ -72,15 +72,13 @@ def run(steps: Steps[T], perform: Callable[..., Any], *also: Any) -> T:
         return stop.value  # type: ignore[no-any-return]
 
 
-async def arun(
-    steps: Steps[T], perform: Callable[..., Awaitable[Any]], first: Request | None = None, also: tuple[Any, ...] = ()
-) -> T:
-    """`run`, for a caller on an event loop; *first* is what the steps asked for, if they were started."""
+async def arun(steps: Steps[T], perform: Callable[[Any], Awaitable[Any]], first: Request | None = None) -> T:
+    """Run *steps*, with *perform* doing what they ask for; *first* is what they asked for, if they were started."""
     try:
         request = next(steps) if first is None else first
         while True:
             try:
-                answer = await perform(request, *also)
+                answer = await perform(request)
             except BaseException as error:  # noqa: BLE001 - raised inside the steps
                 request = steps.throw(error)
             else:

@@ -300,7 +300,7 @@ class RemoteStore:
         deadline = time.monotonic() + message.timeout
         link = self._link or self._open()
         try:
-            return _steps.run(self._answer(message, deadline), link.ask, deadline)
+            return _steps.run(self._answer(message, deadline), lambda request: link.ask(request, deadline))
         finally:
             if self._closed:
                 # It may have been closed before this connected.
@@ -335,7 +335,7 @@ class RemoteStore:
         if link is None:
             return await hop(self._answered, message)
         try:
-            return await _steps.arun(self._answer(message, deadline), link.ask, also=(deadline,))
+            return await _steps.arun(self._answer(message, deadline), lambda request: link.ask(request, deadline))
         finally:
             if self._closed:
                 await _ashut(link)

@@ -238,7 +238,7 @@ class AsyncPool(Generic[A]):
         self._closed = False
         self._silence = Silence()
 
-    async def use(self, work: Callable[[A], Awaitable[T]], deadline: float) -> T:
+    async def use(self, work: Callable[..., Awaitable[T]], deadline: float, *also: Any) -> T:
         """As `Pool.use`."""
         if self._silence.count >= SILENT_REQUESTS:
             try:
@@ -250,7 +250,7 @@ class AsyncPool(Generic[A]):
         connection = await self._take(deadline)
         began = time.monotonic()
         try:
-            result = await work(connection)
+            result = await work(connection, *also)
         except BaseException as error:
             # What is no error of ours is mostly a cancellation.
             again = isinstance(error, StoreError) and connection.is_usable()
