@@ -13,10 +13,10 @@ from typing import Any
 
 from agent_gantry_state import steps as _steps
 from agent_gantry_state.errors import StoreError, StoreUnavailableError
-from agent_gantry_state.stores.memcached_connection import CHUNK, FAILURES, failed, new_socket
+from agent_gantry_state.stores.memcached_connection import CHUNK, FAILURES, failed, new_socket, too_many
 from agent_gantry_state.stores.memcached_server import Server
 from agent_gantry_state.stores.memcached_shared import SharedConnection
-from agent_gantry_state.stores.memcached_wire import Credentials, Kind, Replies, Request, greeting, read
+from agent_gantry_state.stores.memcached_wire import Credentials, Disconnected, Kind, Replies, Request, greeting, read
 from agent_gantry_state.stores.network import within
 from agent_gantry_state.stores.pool import IDLE_SECONDS, SILENT_REQUESTS, Silence
 
@@ -119,9 +119,10 @@ class _Shared:
                 await asyncio.sleep(0)
                 raise
         while (connection := self._free()) is None:
-            if self._open and len(self._open) + self._connecting >= self._limit:
+            is_full = len(self._open) + len(self._retired) + self._connecting >= self._limit
+            if is_full and self._open:
                 return self._least()
-            if self._open or not self._connecting:
+            if not is_full and (self._open or not self._connecting):
                 return await self._connect(deadline)
             await self._turn(deadline)
         return connection
@@ -146,8 +147,10 @@ class _Shared:
                 return self._least()
             raise
         self._connecting -= 1
-        self._open.append(connection)
         self._wake(None)
+        if connection.is_lost:
+            raise failed(Disconnected(), self._server, deadline, sent=False)
+        self._open.append(connection)
         return connection
 
     async def _connected(self, until: float) -> SharedConnection:
@@ -169,10 +172,12 @@ class _Shared:
         return connection
 
     async def _turn(self, deadline: float) -> None:
-        """Wait until the connection that is being made is there, or is not to be had."""
+        """Wait until the connection that is being made is there, or is not to be had, or until there may be another one."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[StoreError | None] = loop.create_future()
-        late = failed(TimeoutError(), self._server, deadline, connected=False)
+        late: StoreError = too_many(self._server)
+        if self._connecting:
+            late = failed(TimeoutError(), self._server, deadline, connected=False)
         timer = loop.call_later(max(deadline - time.monotonic(), 0.0), _answer, waiter, late)
         self._waiters.append(waiter)
         try:
@@ -195,6 +200,7 @@ class _Shared:
             self._open.remove(connection)
         if connection.is_lost:
             self._retired.discard(connection)
+            self._wake(None)
         else:
             self._retired.add(connection)
 

@@ -130,10 +130,10 @@ class SharedConnection(Connection):
             return answer
         self.used = began = time.monotonic()
         asked = _Asked(request, deadline, began, answer)
+        if deadline <= began:
+            self._fail(asked, TimeoutError(), sent=False)
+            return answer
         if deadline < self._timer_at:
-            if deadline <= began:
-                self._fail(asked, TimeoutError(), sent=False)
-                return answer
             self._start_timer(deadline, began)
         queue = self._queue
         queue.append(asked)
@@ -162,7 +162,9 @@ class SharedConnection(Connection):
 
     def _flush(self) -> None:
         self._is_flushing = False
-        if self._rest is None and not self.is_lost:
+        if self.is_lost:
+            self._lose(Disconnected())
+        elif self._rest is None:
             self._send_queue()
 
     def _send_queue(self) -> None:
@@ -308,8 +310,6 @@ class SharedConnection(Connection):
     def _look(self) -> None:
         """What the timer does. Nobody stops it when the connection is closed, as that may be done by another thread."""
         self._timer, self._timer_at = None, math.inf
-        if self.is_lost or self.pid != os.getpid():
-            return
         now, first = time.monotonic(), math.inf
         is_late = False
         for requests, sent in ((self._under_way, True), (self._queue, False)):
@@ -331,9 +331,8 @@ class SharedConnection(Connection):
 
     def _lose(self, error: Exception) -> None:
         """Tell everybody that it has ended, or that what came on it is to be believed no more."""
-        if self.is_lost:
-            return
-        self.close()
+        if not self.is_lost:
+            self.close()
         for asked in self._under_way:
             self._fail(asked, error)
             if isinstance(error, (Refused, Garbled)):
@@ -370,6 +369,9 @@ class SharedConnection(Connection):
     def close(self) -> None:
         """Close it, on its event loop or after that was closed."""
         self.is_lost = True
+        if self.pid != os.getpid():
+            # It is a parent's, which goes on using it, and so is what watches it.
+            return
         if self._is_watched and not self._loop.is_closed():
             self._loop.remove_reader(self.sock)
             if self._rest is not None:
@@ -384,10 +386,7 @@ class SharedConnection(Connection):
 
     def drop(self) -> None:
         """End it from any thread, without the help of its event loop."""
-        if self.pid != os.getpid():
-            # It is a parent's, which goes on using it.
-            return
-        if self._loop.is_closed() or not (self._is_watched or self._tasks):
+        if self.pid != os.getpid() or self._loop.is_closed() or not (self._is_watched or self._tasks):
             self.close()
             return
         # The loop, should it run again, closes it: closed here, its number would go to another socket that the loop then

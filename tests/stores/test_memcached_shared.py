@@ -554,8 +554,112 @@ def test_failure_to_connect_is_told_to_all_who_wait_for_it():
     assert len(accepted) == 1
 
 
-async def ask_once(store):
+class Greeting:
+    """Greets who connects as a memcached does, and then does as it is told."""
+
+    def __init__(self, *, close, once=False):
+        self.listener = socket.create_server((HOST, 0))
+        self.name = f"{HOST}:{self.listener.getsockname()[1]}"
+        self.clients = []
+        self._thread = threading.Thread(target=self._serve, args=(close, once))
+        self._thread.start()
+
+    def _serve(self, close, once):
+        stats = b"STAT pid 1\r\nSTAT time 1000\r\nSTAT uptime 1\r\nEND\r\n"
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.listener.accept()
+                self.clients.append(client)
+                while not client.recv(1000).endswith(b"settings\r\n"):
+                    pass
+                client.sendall(stats + b"END\r\n")
+                if close:
+                    client.close()
+                if once:
+                    self.listener.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self._thread.join()
+        for client in self.clients:
+            client.close()
+
+
+def test_connection_that_ends_as_soon_as_it_is_greeted_keeps_nobody_waiting():
+    async def main(name):
+        store = MemcachedStore(name)
+        for _ in range(3):
+            for message in (Load((A,)), Commit(b"t" * 16, b"v" * 8, (Change(A, None, {"x": put(1)}, (), {"x": None}),))):
+                with pytest.raises(StoreUnavailableError):
+                    await asyncio.wait_for(store.answer(message), 3)
+        await store.aclose()
+
+    with Greeting(close=True) as server:
+        asyncio.run(main(server.name))
+
+
+def test_where_no_other_connection_can_be_made_the_one_there_is_takes_all():
+    async def main(server):
+        store = MemcachedStore(server.name, load_timeout=1.0)
+        asked = [asyncio.ensure_future(ask_once(store, b"x" * 8_000_000))]
+        await asyncio.sleep(0)
+        while not (shared := links(store))._open:
+            await asyncio.sleep(0.01)
+        while server.listener.fileno() >= 0:
+            await asyncio.sleep(0.01)
+        asked.append(asyncio.ensure_future(ask_once(store)))
+        while shared._connecting or shared._open[0].load() < 2:
+            await asyncio.sleep(0.01)
+        for each in asked:
+            each.cancel()
+        await asyncio.wait(asked)
+        await store.aclose()
+
+    with Greeting(close=False, once=True) as server:
+        asyncio.run(asyncio.wait_for(main(server), 20))
+
+
+def test_connections_that_still_have_to_answer_count():
+    async def main(server):
+        store = MemcachedStore(server.name, max_connections=2)
+        for number in range(2):
+            given_up, waiting = [asyncio.ensure_future(ask_once(store, seconds=30.0)) for _ in range(2)]
+            await asyncio.sleep(0)
+            while len((shared := links(store))._open) != 1 or shared._open[0].load() < 2:
+                await asyncio.sleep(0.01)
+            given_up.cancel()
+            await asyncio.wait([given_up])
+            assert len(shared._retired) == number + 1
+        with pytest.raises(StoreTimeoutError, match="max_connections"):
+            await ask_once(store, seconds=0.1)
+        later = asyncio.ensure_future(ask_once(store, seconds=30.0))
+        await asyncio.sleep(0.05)
+        assert len(server.clients) == 2
+        server.clients[0].close()
+        while len(server.clients) < 3:
+            await asyncio.sleep(0.01)
+        for each in (later, waiting):
+            each.cancel()
+        await asyncio.wait([later, waiting])
+        await store.aclose()
+
+    with Greeting(close=False) as server:
+        asyncio.run(asyncio.wait_for(main(server), 20))
+
+
+def links(store):
+    """What the callers on this loop share."""
+    (shared,) = store._alinks[asyncio.get_running_loop()].link._shared.values()
+    return shared
+
+
+async def ask_once(store, words=b"gets k", seconds=5.0):
     """Ask the store's link, for the store itself would try twice."""
     on_loop = store._alinks.get(asyncio.get_running_loop()) or await store._aopen()
     (server,) = store._servers.values()
-    return await on_loop.link.ask(Request(server, b"gets k\r\n", (VALUES,)), time.monotonic() + 5)
+    return await on_loop.link.ask(Request(server, words + b"\r\n", (VALUES,)), time.monotonic() + seconds)
