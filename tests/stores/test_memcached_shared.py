@@ -346,6 +346,22 @@ def test_refusal_of_one_request_is_no_matter_of_the_others(on_loop):
     on_loop(test)
 
 
+@pytest.mark.parametrize("asked_before", [1, 3])
+def test_who_asks_on_a_connection_that_has_just_ended_is_told(on_loop, asked_before):
+    async def test(it):
+        before = [it.ask() for _ in range(asked_before)]
+        await asyncio.sleep(0.01)
+        it.reply(*[b"1"] * asked_before)
+        await asyncio.gather(*before)
+        it.connection.close()
+        for _ in range(2):
+            with pytest.raises(StoreUnavailableError) as caught:
+                await asyncio.wait_for(it.ask(), 5)
+            assert caught.value.committed is False
+
+    on_loop(test)
+
+
 def test_change_of_another_life_is_not_sent(on_loop):
     async def test(it):
         it.connection.life = ("pid", 1)
@@ -597,6 +613,8 @@ def test_connection_that_ends_as_soon_as_it_is_greeted_keeps_nobody_waiting():
             for message in (Load((A,)), Commit(b"t" * 16, b"v" * 8, (Change(A, None, {"x": put(1)}, (), {"x": None}),))):
                 with pytest.raises(StoreUnavailableError):
                     await asyncio.wait_for(store.answer(message), 3)
+                await asyncio.sleep(0.01)
+                assert not links(store)._open
         await store.aclose()
 
     with Greeting(close=True) as server:
