@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -568,6 +569,35 @@ def test_failure_to_connect_is_told_to_all_who_wait_for_it():
     assert [type(each) for each in told] == [StoreUnavailableError] * 4
     assert len({id(each) for each in told}) == 4
     assert len(accepted) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork there")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_child_that_goes_on_in_the_loop_ends_its_calls_and_not_those_of_its_parent():
+    async def main(server):
+        store = MemcachedStore(f"{HOST}:{server.port}")
+        await store.answer(Load((A,)))
+        with stopped(server):
+            asked, waiting = [asyncio.ensure_future(ask_once(store, seconds=each)) for each in (0.5, 5.0)]
+            await asyncio.sleep(0.05)
+            child = os.fork()
+            if not child:
+                waiting.cancel()
+                try:
+                    await asked
+                except StoreTimeoutError:
+                    os._exit(0)
+                finally:
+                    os._exit(1)
+            _, status = await asyncio.to_thread(os.waitpid, child, 0)
+            assert os.waitstatus_to_exitcode(status) == 0
+        with pytest.raises(StoreTimeoutError):
+            await asked
+        assert (await waiting)[0] == [{}]
+        await store.aclose()
+
+    with started("memcached") as server:
+        asyncio.run(main(server))
 
 
 class Greeting:
