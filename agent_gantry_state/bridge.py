@@ -313,8 +313,8 @@ class Network(Thread):
         return await super().aperform(request)
 
     async def arun_uncut(self, steps: Steps[T]) -> T:
-        begin = getattr(self.store, "begin", None)
-        errand = None if begin is None or not in_asyncio() else begin(steps)
+        errand_for = getattr(self.store, "errand_for", None)
+        errand = None if errand_for is None or not in_asyncio() else errand_for(steps)
         if errand is None:
             return await super().arun_uncut(steps)
         cancelled = await _to_end(errand.is_over, errand.woken)

@@ -86,7 +86,11 @@ class Link(Protocol):
 
 
 class AsyncLink(Protocol):
-    """A client for the callers on one asyncio event loop."""
+    """A client for the callers on one asyncio event loop.
+
+    One whose requests live without their callers may have `start` as well: `ask` for who does not give up. A commit then needs
+    no task.
+    """
 
     def ask(self, request: Any, deadline: float, /) -> Awaitable[Any]:
         """As `Link.ask`. A request that is cancelled leaves no connection behind that could be used again."""
@@ -340,7 +344,7 @@ class RemoteStore:
             if self._closed:
                 await _ashut(link)
 
-    def begin(self, steps: Steps[T]) -> Errand[T] | None:
+    def errand_for(self, steps: Steps[T]) -> Errand[T] | None:
         """Have *steps* go on by themselves; None if the clients of this event loop cannot, and nothing was begun."""
         on_loop = self._alinks.get(asyncio.get_running_loop())
         start = None if on_loop is None else getattr(on_loop.link, "start", None)
