@@ -88,8 +88,8 @@ class Link(Protocol):
 class AsyncLink(Protocol):
     """A client for the callers on one asyncio event loop.
 
-    One whose requests live without their callers may have `start` as well: `ask` for who does not give up. A commit then needs
-    no task.
+    One whose requests live without their callers may have `start` as well: `ask` for who does not give up. A commit then
+    needs no task.
     """
 
     def ask(self, request: Any, deadline: float, /) -> Awaitable[Any]:
