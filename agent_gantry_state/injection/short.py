@@ -130,8 +130,9 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
             memory._terms, memory._now, memory._touched = terms, 0.0, {}
         elif (memory := begin(settings, identity)) is None:
             if (single := settings.single) is not None:
-                load = ask(settings, identity)
-                memory = take(load, single.perform(load), identity)
+                memory = ask(settings, identity)
+                if type(memory) is Load:
+                    memory = take(memory, single.perform(memory), identity)
             if memory is None:
                 return call(plan, fn, 0, args, kwargs)
         frame: list[Any] = [settings, identity, NESTING.process, memory, _OPEN]
@@ -233,8 +234,9 @@ def _short_acaller(
             memory._terms, memory._now, memory._touched = terms, 0.0, {}
         elif (memory := begin(settings, identity)) is None:
             if (single := settings.single) is not None:
-                load = ask(settings, identity)
-                memory = take(load, await single.ask_whole(load), identity)
+                memory = ask(settings, identity)
+                if type(memory) is Load:
+                    memory = take(memory, await single.ask_whole(memory), identity)
             if memory is None:
                 return await acall(plan, fn, shift, args, kwargs, body, landed)
         frame: list[Any] = [settings, identity, NESTING.process, memory, _OPEN]
@@ -468,13 +470,22 @@ def _beginner(plan: Plan) -> Callable[[Settings, Any], Memory | None]:
     return begin
 
 
-def _asker(plan: Plan) -> tuple[Callable[[Settings, Any], Load], Callable[[Load, Loaded, Any], Memory | None]]:
-    """What to ask a store that has to be asked, and what to make of its answer: None if this is not for the short way."""
-    terms, scope, impersonal = plan.declarations[0].terms, plan.declarations[0].scope, plan.is_impersonal
+def _asker(plan: Plan) -> tuple[Callable[[Settings, Any], Load | Memory], Callable[[Load, Loaded, Any], Memory | None]]:
+    """What to ask a store that has to be asked, and what to make of its answer: None if this is not for the short way.
 
-    def ask(settings: Settings, identity: Any) -> Load:
+    Nothing has to be asked if the store has the answer at hand.
+    """
+    terms, scope, impersonal = plan.declarations[0].terms, plan.declarations[0].scope, plan.is_impersonal
+    slides, owned = terms.slides, terms.owned
+
+    def ask(settings: Settings, identity: Any) -> Load | Memory:
         namespace = plan.locate(scope, settings, None if impersonal else identity)
-        return Load((namespace,), None, settings.bridge.load_timeout)
+        bridge: Any = settings.bridge
+        if bridge.attempt_whole is not None and not slides:
+            snapshot = bridge.attempt_whole(namespace)
+            if snapshot is not None and not (owned and snapshot.owner is not None and snapshot.owner != identity.owner):
+                return open_memory(namespace, snapshot, 0.0, terms)
+        return Load((namespace,), None, bridge.load_timeout)
 
     def take(load: Load, loaded: Loaded, identity: Any) -> Memory | None:
         (snapshot,) = loaded.snapshots

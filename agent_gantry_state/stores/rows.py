@@ -21,6 +21,7 @@ __all__ = ["corrupt", "namespace_of", "owned_by", "place", "sealed", "to_bytes",
 
 _FORMAT: Final = codec.FORMAT[0]
 _SUM_BYTES: Final = 4
+_pack = struct.Struct(">I").pack
 
 
 def place(namespace: Namespace) -> tuple[bytes, bytes]:
@@ -85,13 +86,14 @@ def to_owner(stored: bytes | None, where: str) -> str | None:
     return to_text(text, where)
 
 
-def sealed(key: bytes, record: bytes) -> bytes:
+def sealed(key: bytes | bytearray, record: bytes) -> bytes:
     """A record as it is stored, under a key's bytes."""
-    return _sum(record, zlib.crc32(key)) + record
+    # What `_sum` does.
+    return _pack(zlib.crc32(record, zlib.crc32(key))) + record
 
 
 def _sum(data: bytes, start: int = 0) -> bytes:
-    return zlib.crc32(data, start).to_bytes(_SUM_BYTES, "big")
+    return _pack(zlib.crc32(data, start))
 
 
 def namespace_of(address: bytes, where: str) -> Namespace:

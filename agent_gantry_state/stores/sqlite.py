@@ -13,6 +13,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, Literal, TypeGuard
@@ -105,7 +106,9 @@ _POSITION = itemgetter(2)
 #: For errors.
 _WHERE: Final = "the SQLite database"
 
-# Of the namespace whose head is still the one that was loaded, and in which nothing is expired.
+# Of the namespace whose head is still the one that was loaded; for puts to keys that are there, where none expires.
+_SWAP_HEAD = "UPDATE entry SET version = ? WHERE digest = ? AND key = 0 AND version = ?"
+# The same, for other changes; nothing in it is expired.
 _TAKE_HEAD = """
     UPDATE entry SET version = ?, position = position + ?
     WHERE digest = ? AND key = 0 AND version = ? AND (expires_at IS NULL OR expires_at > ?)"""
@@ -174,9 +177,47 @@ _LIST = """
 _OF = {"app": " AND app = ?", "scope": " AND scope = ?", "owner": " AND owner = ?"}
 _IN_ORDER = " ORDER BY digest LIMIT ?"
 
+#: How bytes are given to the driver: for all types but this, str, int and float it looks for an adapter first, which takes
+#: longer than anything else that it does with them.
+_blob = bytearray
+#: Longer names are not kept: a cache of them would be without bound.
+_SHORT: Final = 128
+
+
+_NO_ERA: Final = -1
+#: Bytes by which a namespace may grow before it is counted anew.
+_UNCOUNTED: Final = 1024
+
 _COMMITTED = Committed()
 #: The same, where nothing had happened to the namespace since it was loaded.
 _IN_PLACE = Committed()
+
+
+def _name(key: str) -> bytearray:
+    """A key as it is stored."""
+    return _blob(to_bytes(key))
+
+
+_short_name = lru_cache(maxsize=4096)(_name)
+
+
+class _Known:
+    """What this process knows of a namespace.
+
+    Attributes:
+        digest: Under which it is filed.
+        state: Its mark, its snapshot as it was then, with what has expired since, and the era of the file in which that was
+            so, `_NO_ERA` if that is not known; exchanged as one.
+        size: About how large it is.
+        counted: What of that is counted where it is kept.
+    """
+
+    __slots__ = ("counted", "digest", "size", "state")
+
+    def __init__(self, digest: bytes | bytearray, state: tuple[Mark, Snapshot, int], size: int) -> None:
+        self.digest = _blob(digest)
+        self.state = state
+        self.size = self.counted = size
 
 
 class SQLiteStore(Clocked):
@@ -220,8 +261,7 @@ class SQLiteStore(Clocked):
         self._glance, self._read, self._write = self._file.glance, self._file.read, self._file.write
         super().__init__(clock)
         self._commits = 0
-        #: By namespace its mark, its snapshot as it was then, with what has expired since, and about how large it is.
-        self._kept: Kept[Namespace, tuple[Mark, Snapshot, int]] = Kept()
+        self._kept: Kept[Namespace, _Known] = Kept()
         self._answers = {
             Load: self._load,
             Commit: self._commit,
@@ -280,6 +320,19 @@ class SQLiteStore(Clocked):
         self._file.close()
         self._kept.clear()
 
+    def attempt_whole(self, namespace: Namespace) -> Snapshot | None:
+        """A namespace of which none of the keys expires, if this process knows how it stands without reading it."""
+        known = self._kept.get(namespace)
+        if known is None:
+            return None
+        (_, _, first, _), snapshot, era = known.state
+        if first is not None:
+            return None
+        try:
+            return snapshot if self._glance(_era, None, None) == era else None
+        except WouldBlock:
+            return None
+
     def attempt_values(
         self,
         namespace: Namespace,
@@ -302,46 +355,52 @@ class SQLiteStore(Clocked):
         Returns:
             Whether it did; if not, nothing was done: it is not as it was loaded, or somebody else writes.
         """
-        kept = self._kept.get(namespace)
-        if kept is None or kept[1] is not base:
+        known = self._kept.get(namespace)
+        if known is None:
             return False
-        (head, last, first, touched), _, taken = kept
-        versions = base.versions
-        if first is not None or not versions.keys() >= values.keys():
+        (head, last, first, touched), snapshot, _ = known.state
+        if snapshot is not base or first is not None or not base.values.keys() >= values.keys():
             return False
         encoded, more = base.packed, SMALL_BYTES * len(values)
         if packed:
-            for key, body in packed.items():
-                more += len(body) - len(encoded.get(key, b""))
+            more += sum([len(body) - len(encoded.get(key, b"")) for key, body in packed.items()])
             encoded = encoded | packed
         if base.size + more > max_bytes:
             base.measure()
             if base.size + more > max_bytes:
                 return False
-        rows = []
+        new, grown, rows = _blob(version), 0, []
         for key, value in values.items():
-            name, body = to_bytes(key), packed[key] if key in packed else codec.pack(value)
-            taken += len(body) + KEY_BYTES
-            rows.append((version, sealed(name, codec.FORMAT + body), place(namespace)[0], name))
+            body = packed[key] if key in packed else codec.pack(value)
+            name = _short_name(key) if len(key) <= _SHORT else _name(key)
+            grown += len(body)
+            rows.append((new, _blob(sealed(name, codec.FORMAT + body)), known.digest, name))
+        versions = {**base.versions, **dict.fromkeys(values, version)}
+        after = base.following(base.values | values, encoded, versions, version, base.size + more)
+        message = _blob(head), rows, namespace, known, ((new, last, None, touched), after), grown
         try:
-            if not self._write(self._assigned, (head, rows), None):
-                return False
+            return self._write(self._assigned, message, None, self._go_on)
         except WouldBlock:
             return False
-        after = base.following(
-            base.values | values, encoded, {**versions, **dict.fromkeys(values, version)}, version, base.size + more
-        )
-        self._kept.keep(namespace, ((version, last + len(rows), None, touched), after, taken), taken)
+
+    def _go_on(self, message: Any, _: bool) -> bool:
+        """Know what was assigned."""
+        known: _Known
+        _, _, namespace, known, (mark, after), grown = message
+        if known is not self._kept.get(namespace):
+            return False
+        known.state = mark, after, self._file.era
+        known.size += grown
+        if known.size > known.counted + _UNCOUNTED:
+            known.counted = known.size
+            self._kept.keep(namespace, known, known.size)
         return True
 
     def _load(self, message: Load, deadline: float | None) -> Loaded:
         return self._glance(self._loaded, message, deadline)
 
     def _commit(self, message: Commit, deadline: float | None) -> Committed | Moved:
-        answer = self._write(self._committed, message, deadline)
-        if answer is _IN_PLACE:
-            self._follow(message.changes[0], message.version)
-        return answer
+        return self._write(self._committed, message, deadline, self._follow)
 
     def _forget(self, message: Forget, deadline: float | None) -> None:
         self._write(_forgotten, message, deadline)
@@ -359,17 +418,17 @@ class SQLiteStore(Clocked):
 
     # What is done with the file, by somebody who has a handle to it.
 
-    def _loaded(self, execute: Execute, message: Load) -> Loaded:
+    def _loaded(self, execute: Execute, message: Load, era: int = _NO_ERA) -> Loaded:
         namespaces, keys = message.namespaces, message.keys
         if len(namespaces) == 1 and (keys is None or keys[0] is None):
             # A statement by itself is of one moment.
-            snapshot = self._snapshot(execute, namespaces[0])
+            snapshot = self._snapshot(execute, namespaces[0], era)
             return Loaded((snapshot.live(now := self.now()),), now)
         execute("BEGIN")
         # Before the first read, so that nothing in it is younger than the moment that is answered.
         now = self.now()
         snapshots = [
-            self._snapshot(execute, namespace).live(now)
+            self._snapshot(execute, namespace, era).live(now)
             if wanted is None
             else _chosen(execute, namespace, wanted, message.names, now)
             for namespace, wanted in zip(namespaces, keys or [None] * len(namespaces), strict=True)
@@ -377,12 +436,18 @@ class SQLiteStore(Clocked):
         execute("COMMIT")
         return Loaded(tuple(snapshots), now)
 
-    def _snapshot(self, execute: Execute, namespace: Namespace) -> Snapshot:
+    def _snapshot(self, execute: Execute, namespace: Namespace, era: int) -> Snapshot:
         """The namespace with all its keys, also those that are expired."""
+        known = self._kept.get(namespace)
+        if known is not None:
+            mark, snapshot, known_in = known.state
+            if known_in == era != _NO_ERA:
+                return snapshot
+            if execute(_MARK, (known.digest,)).fetchone() == mark:
+                if era != _NO_ERA:
+                    known.state = mark, snapshot, era
+                return snapshot
         digest, address = place(namespace)
-        kept = self._kept.get(namespace)
-        if kept is not None and execute(_MARK, (digest,)).fetchone() == kept[0]:
-            return kept[1]
         rows = execute(_LOAD, (digest,)).fetchall()
         if not rows:
             self._kept.drop(namespace)
@@ -391,25 +456,30 @@ class SQLiteStore(Clocked):
         entries.sort(key=_POSITION)
         snapshot = _made(header, entries, address, None)
         size = sum([len(row[0]) + len(row[5]) for row in entries]) + KEY_BYTES * len(entries)
-        self._kept.keep(namespace, (header[1:5], snapshot, size), size)
+        self._kept.keep(namespace, _Known(digest, (header[1:5], snapshot, era), size), size)
         return snapshot
 
-    def _follow(self, change: Change, version: bytes) -> None:
-        """Keep what a namespace is after a change that landed, so that it need not be read again."""
+    def _follow(self, message: Commit, answer: Committed | Moved) -> bool:
+        """Keep what a namespace is after a change that landed, so that it need not be read again; whether that is done."""
+        if answer is not _IN_PLACE:
+            return False
+        change, version = message.changes[0], message.version
         namespace, puts = change.namespace, change.puts
-        kept = self._kept.get(namespace)
-        if kept is None:
-            return
-        (head, last, first, touched), snapshot, size = kept
+        known = self._kept.get(namespace)
+        if known is None:
+            return True
+        ((head, last, first, touched), snapshot, _), size = known.state, known.size
         if head != change.head or first is not None or change.touch:
-            return
+            return False
         for put in puts.values():
             if put.ttl is not KEEP and _is_time(put.ttl):
                 # When the first of them expires is not told without reading.
-                return
+                return False
             size += len(put.packed) + KEY_BYTES
         mark = version, last + len(puts), None, touched
-        self._kept.keep(namespace, (mark, applied(change, snapshot, version, self.now), size), size)
+        state = mark, applied(change, snapshot, version, self.now), self._file.era
+        self._kept.keep(namespace, _Known(known.digest, state, size), size)
+        return True
 
     def _committed(self, execute: Execute, message: Commit) -> tuple[Committed | Moved, int]:
         now, token, changes = self.now(), message.token, message.changes
@@ -431,26 +501,31 @@ class SQLiteStore(Clocked):
             execute(_KEEP_TOKEN, (token, now + TOKEN_SECONDS))
             pages += 2
         if pages:
-            pages += self._swept(execute, now)
+            pages += self._swept(execute)
         return answer, pages
 
     def _assigned(self, execute: Execute, message: Any) -> tuple[bool, int]:
-        head, rows = message
-        now, pages = self.now(), 1
+        head, rows, *_ = message
         version, _, digest, _ = rows[0]
-        if not execute(_TAKE_HEAD, (version, len(rows), digest, head, now)).rowcount:
+        if not execute(_SWAP_HEAD, (version, digest, head)).rowcount:
             return False, 0
+        pages = 1
         for row in rows:
             if not execute(_REPLACE[False], row).rowcount:
                 # The transaction is taken back.
                 return False, 0
             pages += len(row[1]) >> 12
-        return True, pages + self._swept(execute, now)
+        return True, pages + self._swept(execute)
 
-    def _swept(self, execute: Execute, now: float) -> int:
+    def _swept(self, execute: Execute) -> int:
         """Count a commit, after some of which what is expired goes; the pages that takes."""
         self._commits += 1
-        return _sweep(execute, now) if self._commits % _SWEEP_EVERY == 1 else 0
+        if self._commits % _SWEEP_EVERY != 1:
+            return 0
+        pages = _sweep(execute, self.now())
+        if pages:
+            self._file.era += 1
+        return pages
 
     def _listed(self, execute: Execute, message: List) -> Page:
         now = self.now()
@@ -489,6 +564,10 @@ def _released(execute: Execute, message: Release) -> tuple[None, int]:
 
 
 # Reading.
+
+
+def _era(_: Execute, __: Any, era: int = _NO_ERA) -> int | None:
+    return None if era == _NO_ERA else era
 
 
 def _chosen(execute: Execute, namespace: Namespace, wanted: Sequence[str], names: bool, now: float) -> Snapshot:

@@ -57,10 +57,12 @@ _CODES = {
 class _Handle:
     """A connection and the one cursor that is used on it."""
 
-    __slots__ = ("connection", "execute")
+    __slots__ = ("connection", "execute", "seen")
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
+        #: Of the handle that writes, what tells when another one has written.
+        self.seen: int | None = None
         self.execute: Execute = connection.cursor().execute
 
     def rollback(self) -> None:
@@ -135,6 +137,9 @@ class SQLiteFile:
         self._frozen = False
         self._closed = False
         self._torn = False
+        #: Goes up when the database may have changed in a way that nobody was told of. Only for whoever has the lock of the
+        #: handle that writes.
+        self.era = 0
         #: Pages written to the log since it was last brought home, and how many there may be.
         self._logged = 0
         self._log_bound: float = LOG_PAGES if path is not None else math.inf
@@ -153,17 +158,22 @@ class SQLiteFile:
         self._suspended = False
         self._held: list[threading.Lock] = []
 
-    def glance(self, work: Callable[[Execute, Any], T], message: Any, deadline: float | None) -> T:
+    def glance(self, work: Callable[..., T], message: Any, deadline: float | None) -> T:
         """`read`, for what is done in a moment: with the handle that writes, if it is free.
 
-        Every other handle has to fetch anew what that one has just written.
+        Every other handle has to fetch anew what that one has just written. And only this one can tell at once whether
+        somebody else has written: then *work* gets the `era` as well. What was read in the same one still stands there.
         """
-        if self.path is None or not self._handle_lock.acquire(False):
+        if not self._handle_lock.acquire(False):
             return self.read(work, message, deadline)
         try:
             handle = self._handles.writer
             if handle is not None:
-                return work(handle.execute, message)
+                seen = handle.execute("PRAGMA data_version").fetchone()[0]
+                if seen != handle.seen:
+                    handle.seen = seen
+                    self.era += 1
+                return work(handle.execute, message, self.era)
         except sqlite3.Error as error:
             self._drop_writer()
             if not _is_busy(error):
@@ -210,13 +220,21 @@ class SQLiteFile:
                 self._give(handle)
                 return answer
 
-    def write(self, work: Callable[[Execute, Any], tuple[T, int]], message: Any, deadline: float | None) -> T:
+    def write(
+        self,
+        work: Callable[[Execute, Any], tuple[T, int]],
+        message: Any,
+        deadline: float | None,
+        landed: Callable[[Any, T], bool] | None = None,
+    ) -> T:
         """Do *work* in a transaction of its own, while nobody else writes.
 
         Args:
             work: As in `read`. Gives the answer and how many pages it wrote; if none, the transaction is taken back.
             message: As in `read`.
             deadline: As in `read`.
+            landed: Gets *message* and the answer once that is committed, before anybody looks. Says whether whoever goes by
+                the `era` knows all that was written; else a new one begins.
 
         Raises:
             WouldBlock: It would have to wait and may not.
@@ -237,14 +255,19 @@ class SQLiteFile:
                     if deadline is None:
                         raise WouldBlock
                     self._bring_home(handle)
-                return self._transaction(handle, work, message, deadline)
+                return self._transaction(handle, work, message, deadline, landed)
             finally:
                 self._handle_lock.release()
         finally:
             self._write_lock.release()
 
     def _transaction(
-        self, handle: _Handle, work: Callable[[Execute, Any], tuple[T, int]], message: Any, deadline: float | None
+        self,
+        handle: _Handle,
+        work: Callable[[Execute, Any], tuple[T, int]],
+        message: Any,
+        deadline: float | None,
+        landed: Callable[[Any, T], bool] | None,
     ) -> T:
         """Needs the lock."""
         execute = handle.execute
@@ -261,12 +284,15 @@ class SQLiteFile:
                 committed = None
                 execute("COMMIT")
                 self._logged += pages
+                if landed is None or not landed(message, answer):
+                    self.era += 1
             else:
                 execute("ROLLBACK")
         except sqlite3.Error as error:
             self._drop_writer()
             raise self._translated(error, committed) from error
         except (StateError, WouldBlock):
+            self.era += 1
             handle.rollback()
             raise
         except BaseException:
@@ -325,6 +351,7 @@ class SQLiteFile:
 
     def _drop_writer(self) -> None:
         """Needs the lock. One that is closed in a transaction takes it back."""
+        self.era += 1
         handle = self._handles.writer
         if handle is None:
             return

@@ -470,12 +470,54 @@ def test_memory_that_nobody_changed_is_not_read_again(store, talk):
     seen.clear()
     again = talk.load(A)
 
-    assert seen == [sqlite_store._MARK]
+    assert seen == ["PRAGMA data_version"]
     assert again[0] is before[0]
     talk.write(A, k1="new", box=[2])
     seen.clear()
     assert talk.content(A) == {**{f"k{index}": index for index in range(100)}, "k1": "new", "box": [2]}
-    assert seen == [sqlite_store._MARK]
+    assert seen == ["PRAGMA data_version"]
+
+
+def test_memory_is_not_read_again_when_another_one_was_changed_by_somebody_else(store, talk, make):
+    talk.write(A, x=1)
+    talk.load(A)
+    Talk(bridge_to(make())).write(B, x=2)
+    seen = statements_of(store)
+
+    assert talk.content(A) == {"x": 1}
+    assert seen == ["PRAGMA data_version", sqlite_store._MARK]
+    seen.clear()
+    assert talk.content(A) == {"x": 1}
+    assert seen == ["PRAGMA data_version"]
+
+
+@pytest.mark.parametrize("change", ["touch", "ttl", "sweep"])
+def test_what_a_store_has_changed_itself_and_not_followed_is_read_again(store, talk, change):
+    clock = Clock()
+    store.clock = clock
+    talk.write(B, y=1)
+    talk.commit(A, {"x": put(1, ttl=5.0, slides=change == "touch")}, touch=True)
+    before = talk.load(A)[0]
+    assert talk.load(A)[0] is before
+
+    if change == "touch":
+        clock.now += 4.0
+        talk.commit(A, touch=True)
+        clock.now += 4.0
+        expected = {"x": 1}
+    elif change == "ttl":
+        talk.write(A, x=put(2, ttl=None))
+        clock.now += 9.0
+        expected = {"x": 2}
+    else:
+        clock.now += 9.0
+        store._commits = 0
+        talk.write(B, y=2)
+        # By this clock it would still be there.
+        store.clock = Clock()
+        expected = {}
+
+    assert talk.content(A) == expected
 
 
 def test_what_is_kept_is_what_another_store_would_read(path, make):
@@ -507,6 +549,32 @@ def test_what_is_kept_is_what_another_store_would_read(path, make):
             assert [getattr(snapshot, name) for name in fields] == [getattr(seen[2], name) for name in fields]
 
 
+def test_what_is_read_anew_while_a_call_commits_is_not_taken_for_what_it_wrote(path):
+    with Gantry(f"sqlite:///{path}", session="s1") as gantry:
+        store = gantry._wiring.settings.bridge.store
+        with gantry.memory() as memory:
+            memory["x"] = 1
+
+        @gantry.with_memory
+        def tool(memory):
+            memory["x"] += 1
+
+        tool()
+        (namespace,) = store._kept._entries
+        plain = store._write
+
+        def write(*arguments):
+            # As another thread may, when there is too much to keep all of it.
+            store._kept.drop(namespace)
+            store.load(Load((namespace,)))
+            return plain(*arguments)
+
+        store._write = write
+        tool()
+
+        assert store.load(Load((namespace,))).snapshots[0].values == {"x": 3}
+
+
 BODIES = {
     "text": lambda memory, n: memory.update(text=f"v{n}"),
     "the same": lambda memory, n: memory.update(text="v0"),
@@ -536,7 +604,7 @@ def test_what_tools_write_is_kept_as_a_fresh_reader_finds_it(path, body):
         for n in range(3):
             left = tool(n)
         (namespace,) = store._kept._entries
-        mark, known, _ = store._kept.get(namespace)
+        mark, known, _ = store._kept.get(namespace).state
         with closing(SQLiteStore(path)) as other:
             (fresh,) = other.load(Load((namespace,))).snapshots
             stands = other._file.read(
