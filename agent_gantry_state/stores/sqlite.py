@@ -448,7 +448,7 @@ class SQLiteStore(Clocked):
                     known.state = mark, snapshot, era
                 return snapshot
         digest, address = place(namespace)
-        rows = execute(_LOAD, (digest,)).fetchall()
+        rows = execute(_LOAD, (_blob(digest),)).fetchall()
         if not rows:
             self._kept.drop(namespace)
             return EMPTY
@@ -572,7 +572,8 @@ def _era(_: Execute, __: Any, era: int = _NO_ERA) -> int | None:
 
 def _chosen(execute: Execute, namespace: Namespace, wanted: Sequence[str], names: bool, now: float) -> Snapshot:
     """The namespace with those of its keys that are wanted and not expired."""
-    digest, address = place(namespace)
+    there, address = place(namespace)
+    digest = _blob(there)
     header = execute(_HEADER, (digest,)).fetchone()
     if header is None:
         return EMPTY
@@ -590,7 +591,7 @@ def _chosen(execute: Execute, namespace: Namespace, wanted: Sequence[str], names
             versions = {to_text(row[0], _WHERE): row[1] for row in left}
     rows = []
     for key in dict.fromkeys(wanted):
-        row = execute(_ENTRY, (digest, to_bytes(key))).fetchone()
+        row = execute(_ENTRY, (digest, _name(key))).fetchone()
         if row is not None and _is_live(row, touched, now):
             rows.append(row)
     rows.sort(key=_POSITION)
@@ -652,32 +653,32 @@ def _overwrite(execute: Execute, change: Change, version: bytes, now: float) -> 
                 return 0
             timed = True
             first = min(first, now + put.ttl)
-    digest, left = place(change.namespace)[0], len(puts)
+    digest, new, left = _blob(place(change.namespace)[0]), _blob(version), len(puts)
     parameters: tuple[Any, ...]
     if timed:
         due = None if first == math.inf else first
-        parameters = (version, left, due, first, now if touch else -math.inf, digest, head, now, now)
+        parameters = (new, left, due, first, now if touch else -math.inf, digest, _blob(head), now, now)
         taken = execute(_TAKE_HEAD_AND_TIME, parameters)
     else:
-        taken = execute(_TAKE_HEAD, (version, left, digest, head, now))
+        taken = execute(_TAKE_HEAD, (new, left, digest, _blob(head), now))
     if not taken.rowcount:
         return 0
     # Mostly the namespace and its keys are on one.
     pages = 1
     for key in change.deletes:
-        execute(_DELETE, (digest, to_bytes(key)))
+        execute(_DELETE, (digest, _name(key)))
     seen = change.checks
     for key, put in puts.items():
         left -= 1
-        name = to_bytes(key)
-        record = sealed(name, put.record)
+        name = _name(key)
+        record = _blob(sealed(name, put.record))
         pages += len(record) >> 12
         expiry: tuple[Any, ...] = () if put.ttl is KEEP else _expiry(put, now)
         if not put.last and seen.get(key) is not None:
-            parameters = (version, record, *expiry, digest, name) if expiry else (version, record, digest, name)
+            parameters = (new, record, *expiry, digest, name) if expiry else (new, record, digest, name)
             if execute(_REPLACE[bool(expiry)], parameters).rowcount:
                 continue
-        execute(_PUT[True, put.last, bool(expiry)], (digest, name, version, record, *(expiry or (None, None)), digest, left))
+        execute(_PUT[True, put.last, bool(expiry)], (digest, name, new, record, *(expiry or (None, None)), digest, left))
     return pages
 
 
