@@ -148,9 +148,8 @@ class SQLiteFile:
         weakref.finalize(self, _Handles.close_at_end, self._handles)
 
     def _new_locks(self) -> None:
-        #: Held by whoever writes or waits to, and by whoever uses the handle that writes; taken in this order.
-        self._write_lock = threading.Lock()
-        self._handle_lock = self._handles.lock = threading.Lock()
+        #: Held by whoever uses the handle that writes, also while another process keeps him from writing.
+        self._lock = self._handles.lock = threading.Lock()
         self._read_lock = threading.Lock()
         self._returned = threading.Condition(self._read_lock)
         #: How many readers wait for a handle, and how many open one.
@@ -164,7 +163,7 @@ class SQLiteFile:
         Every other handle has to fetch anew what that one has just written. And only this one can tell at once whether
         somebody else has written: then *work* gets the `era` as well. What was read in the same one still stands there.
         """
-        if not self._handle_lock.acquire(False):
+        if not self._lock.acquire(False):
             return self.read(work, message, deadline)
         try:
             handle = self._handles.writer
@@ -182,7 +181,7 @@ class SQLiteFile:
             self._drop_writer()
             raise
         finally:
-            self._handle_lock.release()
+            self._lock.release()
         return self.read(work, message, deadline)
 
     def read(self, work: Callable[[Execute, Any], T], message: Any, deadline: float | None) -> T:
@@ -240,26 +239,21 @@ class SQLiteFile:
             WouldBlock: It would have to wait and may not.
             StoreError: The database cannot be written to. `committed` is None if the commit itself failed.
         """
-        if not self._write_lock.acquire(False):
-            self._wait_for(self._write_lock, deadline)
+        if not self._lock.acquire(False):
+            self._wait_for_lock(deadline)
         try:
-            if not self._handle_lock.acquire(False):
-                self._wait_for(self._handle_lock, deadline)
-            try:
-                handle = self._handles.writer
-                if handle is None:
-                    handle = self._open_writer(deadline)
-                if deadline is None and self.full:
+            handle = self._handles.writer
+            if handle is None:
+                handle = self._open_writer(deadline)
+            if deadline is None and self.full:
+                raise WouldBlock
+            if self._logged >= self._log_bound:
+                if deadline is None:
                     raise WouldBlock
-                if self._logged >= self._log_bound:
-                    if deadline is None:
-                        raise WouldBlock
-                    self._bring_home(handle)
-                return self._transaction(handle, work, message, deadline, landed)
-            finally:
-                self._handle_lock.release()
+                self._bring_home(handle)
+            return self._transaction(handle, work, message, deadline, landed)
         finally:
-            self._write_lock.release()
+            self._lock.release()
 
     def _transaction(
         self,
@@ -316,8 +310,8 @@ class SQLiteFile:
                 return
 
     def _alone(self, work: Callable[[Execute, Any], T], message: Any, deadline: float | None) -> T:
-        if not self._handle_lock.acquire(False):
-            self._wait_for(self._handle_lock, deadline)
+        if not self._lock.acquire(False):
+            self._wait_for_lock(deadline)
         try:
             handle = self._handles.writer or self._open_writer(deadline)
             try:
@@ -328,12 +322,12 @@ class SQLiteFile:
         except sqlite3.Error as error:
             raise self._translated(error, False) from error
         finally:
-            self._handle_lock.release()
+            self._lock.release()
 
-    def _wait_for(self, lock: threading.Lock, deadline: float | None) -> None:
+    def _wait_for_lock(self, deadline: float | None) -> None:
         if deadline is None:
             raise WouldBlock
-        if not lock.acquire(timeout=max(deadline - time.monotonic(), 0)):
+        if not self._lock.acquire(timeout=max(deadline - time.monotonic(), 0)):
             raise StoreTimeoutError(
                 "the SQLite database is busy: other calls of this program were writing to it all the time that this one "
                 "may wait; nothing was written, and calling again may succeed",
@@ -437,7 +431,7 @@ class SQLiteFile:
         self._closed = True
         with self._returned:
             self._returned.notify_all()
-        with self._write_lock, self._handle_lock:
+        with self._lock:
             self._handles.close()
 
     # Opening.
@@ -576,12 +570,12 @@ class SQLiteFile:
     def suspend(self) -> None:
         """Close what is open, and let nobody open anything until `resume`."""
         end = time.monotonic() + FORK_SECONDS
-        locks = (self._write_lock, self._handle_lock, self._read_lock)
+        locks = (self._lock, self._read_lock)
         self._held = [lock for lock in locks if lock.acquire(timeout=max(end - time.monotonic(), 0))]
         if self.path is None:
             # One in memory has no locks and no log; a child goes on with a copy.
             return
-        if self._handle_lock in self._held and self._handles.writer is not None:
+        if self._lock in self._held and self._handles.writer is not None:
             self._handles.writer.close()
             self._handles.writer = None
         if self._read_lock in self._held:
@@ -603,7 +597,7 @@ class SQLiteFile:
     def start_over(self) -> None:
         """What a child does after a fork."""
         handles = self._handles
-        self._torn = len(self._held) < 3 or bool(handles.readers or self._opening)
+        self._torn = len(self._held) < 2 or bool(handles.readers or self._opening)
         if self._torn:
             # Some are in use. They are never used here and never closed, so that the parent is left in peace.
             _keep_for_ever([handles.writer, *handles.readers])

@@ -828,7 +828,7 @@ def test_attempt_blocks_for_nobody(path, store, talk):
 
     with locked(path), pytest.raises(WouldBlock):
         store.attempt(message)
-    with store._file._write_lock, pytest.raises(WouldBlock):
+    with store._file._lock, pytest.raises(WouldBlock):
         store.attempt(message)
 
     assert store.attempt(Load((A,))).snapshots[0].values == {"x": 1}
@@ -838,7 +838,7 @@ def test_attempt_blocks_for_nobody(path, store, talk):
 def test_readers_do_not_wait_for_a_writer(path, store, talk):
     talk.write(A, x=1)
 
-    with locked(path), store._file._write_lock:
+    with locked(path), store._file._lock:
         assert store.load(Load((A,), timeout=0.0)).snapshots[0].values == {"x": 1}
         assert store.attempt(Load((A, B))).snapshots[0].values == {"x": 1}
         assert len(store.list(List(timeout=0.0)).listed) == 1
@@ -1239,10 +1239,10 @@ def test_child_of_a_fork_in_the_middle_of_a_wait_says_so_and_leaves_its_parent_a
         other.execute("BEGIN IMMEDIATE")
         waiting = threading.Thread(target=note, args=(2,))
         waiting.start()
-        lock = gantry._wiring.settings.bridge.store._file._write_lock
-        # Not the moment of its first attempt, which does not wait.
-        while not all(lock.locked() or time.sleep(0.01) for _ in range(1000)):
-            pass
+        lock = gantry._wiring.settings.bridge.store._file._lock
+        # Not the moment of its first attempt, which does not wait; it has to go on, to be seen in another one.
+        while not all(lock.locked() and time.sleep(0.0005) is None for _ in range(50)):
+            time.sleep(0.01)
         child = os.fork()
         if not child:
             try:
