@@ -63,7 +63,7 @@ LAYOUT: Final = 1
 #: Seconds for which a commit that landed is remembered, so that it can be sent again.
 TOKEN_SECONDS: Final = 60.0
 #: After this many commits, up to `_SWEPT` of what is expired goes.
-_SWEEP_EVERY, _SWEPT = 32, 64
+_SWEEP_EVERY, _SWEPT = 64, 128
 
 # The row of a namespace itself is the one whose key is the number 0; those of its keys are bytes, and sort behind it. Its
 # `version` is the head, its `position` the greatest one given out, its `slides` the time of the last touch, its `record`
@@ -359,7 +359,7 @@ class SQLiteStore(Clocked):
         if known is None:
             return False
         (head, last, first, touched), snapshot, _ = known.state
-        if snapshot is not base or first is not None or not base.values.keys() >= values.keys():
+        if snapshot is not base or first is not None:
             return False
         encoded, more = base.packed, SMALL_BYTES * len(values)
         if packed:
@@ -369,14 +369,16 @@ class SQLiteStore(Clocked):
             base.measure()
             if base.size + more > max_bytes:
                 return False
-        new, grown, rows = _blob(version), 0, []
+        there, new, grown, rows = base.values, _blob(version), 0, []
         for key, value in values.items():
+            if key not in there:
+                return False
             body = packed[key] if key in packed else codec.pack(value)
             name = _short_name(key) if len(key) <= _SHORT else _name(key)
             grown += len(body)
             rows.append((new, _blob(sealed(name, codec.FORMAT + body)), known.digest, name))
         versions = {**base.versions, **dict.fromkeys(values, version)}
-        after = base.following(base.values | values, encoded, versions, version, base.size + more)
+        after = base.following(there | values, encoded, versions, version, base.size + more)
         message = _blob(head), rows, namespace, known, ((new, last, None, touched), after), grown
         try:
             return self._write(self._assigned, message, None, self._go_on)
@@ -505,7 +507,7 @@ class SQLiteStore(Clocked):
         return answer, pages
 
     def _assigned(self, execute: Execute, message: Any) -> tuple[bool, int]:
-        head, rows, *_ = message
+        head, rows, _, _, _, _ = message
         version, _, digest, _ = rows[0]
         if not execute(_SWAP_HEAD, (version, digest, head)).rowcount:
             return False, 0
