@@ -106,9 +106,7 @@ _POSITION = itemgetter(2)
 #: For errors.
 _WHERE: Final = "the SQLite database"
 
-# Of the namespace whose head is still the one that was loaded; for puts to keys that are there, where none expires.
-_SWAP_HEAD = "UPDATE entry SET version = ? WHERE digest = ? AND key = 0 AND version = ?"
-# The same, for other changes; nothing in it is expired.
+# Of the namespace whose head is still the one that was loaded, and in which nothing is expired.
 _TAKE_HEAD = """
     UPDATE entry SET version = ?, position = position + ?
     WHERE digest = ? AND key = 0 AND version = ? AND (expires_at IS NULL OR expires_at > ?)"""
@@ -152,6 +150,21 @@ _REPLACE = {
     False: "UPDATE entry SET version = ?, record = ? WHERE digest = ? AND key = ?",
     True: "UPDATE entry SET version = ?, record = ?, expires_at = ?, slides = ? WHERE digest = ? AND key = ?",
 }
+
+# Puts a record in the place of another, in a namespace in which nothing expires, and gives that a new head. If it has not
+# the old one any more, or there is no such key, nothing is done. A statement by itself, for there is much to each.
+_ASSIGNED: Final = (
+    "CREATE TEMP VIEW assignment AS SELECT version, record, version AS head, digest, key FROM entry",
+    """CREATE TEMP TRIGGER assigned INSTEAD OF INSERT ON assignment BEGIN
+        UPDATE entry SET version = NEW.version WHERE digest = NEW.digest AND key = 0 AND version = NEW.head;
+        UPDATE entry SET version = NEW.version, record = NEW.record
+            WHERE changes() AND digest = NEW.digest AND key = NEW.key;
+        SELECT RAISE(ABORT, 'moved') WHERE NOT changes();
+    END""",
+)
+_ASSIGN, _MORE = "INSERT INTO assignment VALUES (?, ?, ?, ?, ?)", ", (?, ?, ?, ?, ?)"
+#: So many of them in one statement; with more there is nothing to be saved.
+_AT_ONCE: Final = 16
 
 # The time at which a key expires, as `Snapshot.deadline` has it; ? is when its namespace was last touched.
 _PRUNE = "DELETE FROM entry WHERE digest = ? AND key > 0 AND coalesce(? + slides, expires_at) <= ?"
@@ -257,7 +270,7 @@ class SQLiteStore(Clocked):
         if not path or "\0" in path:
             raise ValueError("SQLiteStore: path must be that of a file")
         where = None if path == ":memory:" else Path(os.path.abspath(path))  # noqa: PTH100 - with its symbolic links
-        self._file = SQLiteFile(where, synchronous == "full", LAYOUT, _SCHEMA)
+        self._file = SQLiteFile(where, synchronous == "full", LAYOUT, _SCHEMA, _ASSIGNED)
         self._glance, self._read, self._write = self._file.glance, self._file.read, self._file.write
         super().__init__(clock)
         self._commits = 0
@@ -355,13 +368,14 @@ class SQLiteStore(Clocked):
         Returns:
             Whether it did; if not, nothing was done: it is not as it was loaded, or somebody else writes.
         """
-        known = self._kept.get(namespace)
-        if known is None:
+        known, count = self._kept.get(namespace), len(values)
+        # When it is time to look for what is expired, the next commit does that in its transaction.
+        if known is None or count > _AT_ONCE or not self._commits % _SWEEP_EVERY:
             return False
         (head, last, first, touched), snapshot, _ = known.state
         if snapshot is not base or first is not None:
             return False
-        encoded, more = base.packed, SMALL_BYTES * len(values)
+        encoded, more = base.packed, SMALL_BYTES * count
         if packed:
             more += sum([len(body) - len(encoded.get(key, b"")) for key, body in packed.items()])
             encoded = encoded | packed
@@ -369,30 +383,32 @@ class SQLiteStore(Clocked):
             base.measure()
             if base.size + more > max_bytes:
                 return False
-        there, new, grown, rows = base.values, _blob(version), 0, []
+        there, new, size = base.values, _blob(version), 0
+        parameters: list[Any] = []
+        seen: bytes | bytearray = _blob(head)
         for key, value in values.items():
             if key not in there:
                 return False
-            body = packed[key] if key in packed else codec.pack(value)
+            record = codec.FORMAT + (packed[key] if key in packed else codec.pack(value))
             name = _short_name(key) if len(key) <= _SHORT else _name(key)
-            grown += len(body)
-            rows.append((new, _blob(sealed(name, codec.FORMAT + body)), known.digest, name))
+            parameters += (new, _blob(sealed(name, record)), seen, known.digest, name)
+            seen = new
+            size += len(record)
         versions = {**base.versions, **dict.fromkeys(values, version)}
         after = base.following(there | values, encoded, versions, version, base.size + more)
-        message = _blob(head), rows, namespace, known, ((new, last, None, touched), after), grown
-        try:
-            return self._write(self._assigned, message, None, self._go_on)
-        except WouldBlock:
-            return False
+        statement = _ASSIGN if count == 1 else _ASSIGN + _MORE * (count - 1)
+        message = namespace, known, ((new, last, None, touched), after), size
+        return self._file.attempt(statement, parameters, 1 + (size >> 12), self._go_on, message)
 
-    def _go_on(self, message: Any, _: bool) -> bool:
+    def _go_on(self, message: Any) -> bool:
         """Know what was assigned."""
         known: _Known
-        _, _, namespace, known, (mark, after), grown = message
+        namespace, known, (mark, after), size = message
+        self._commits += 1
         if known is not self._kept.get(namespace):
             return False
         known.state = mark, after, self._file.era
-        known.size += grown
+        known.size += size
         if known.size > known.counted + _UNCOUNTED:
             known.counted = known.size
             self._kept.keep(namespace, known, known.size)
@@ -505,19 +521,6 @@ class SQLiteStore(Clocked):
         if pages:
             pages += self._swept(execute)
         return answer, pages
-
-    def _assigned(self, execute: Execute, message: Any) -> tuple[bool, int]:
-        head, rows, _, _, _, _ = message
-        version, _, digest, _ = rows[0]
-        if not execute(_SWAP_HEAD, (version, digest, head)).rowcount:
-            return False, 0
-        pages = 1
-        for row in rows:
-            if not execute(_REPLACE[False], row).rowcount:
-                # The transaction is taken back.
-                return False, 0
-            pages += len(row[1]) >> 12
-        return True, pages + self._swept(execute)
 
     def _swept(self, execute: Execute) -> int:
         """Count a commit, after some of which what is expired goes; the pages that takes."""

@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -115,12 +115,15 @@ class SQLiteFile:
         full: Whether each commit waits until the disk has it.
         layout: The number of the layout that `schema` makes; a database with a greater one is refused.
         schema: The statements that make a new database.
+        helpers: The statements that make what the handle that writes has for itself, in no file.
 
     Raises:
         StoreUnavailableError: Python's SQLite is too old.
     """
 
-    def __init__(self, path: Path | None, full: bool, layout: int, schema: tuple[str, ...]) -> None:
+    def __init__(
+        self, path: Path | None, full: bool, layout: int, schema: tuple[str, ...], helpers: tuple[str, ...] = ()
+    ) -> None:
         if sqlite3.sqlite_version_info < OLDEST:
             raise StoreUnavailableError(
                 f"the SQLite store needs SQLite {'.'.join(map(str, OLDEST))} or newer, and the sqlite3 module of this "
@@ -131,6 +134,7 @@ class SQLiteFile:
         self.full = full and path is not None
         self._layout = layout
         self._schema = schema
+        self._helpers = helpers
         self._handles = _Handles()
         self._idle = self._handles.idle
         self._known = False
@@ -255,6 +259,49 @@ class SQLiteFile:
         finally:
             self._lock.release()
 
+    def attempt(
+        self, statement: str, parameters: Sequence[Any], pages: int, landed: Callable[[Any], bool], message: Any
+    ) -> bool:
+        """Execute a statement that is a transaction by itself, waiting for nobody.
+
+        Args:
+            statement: Raises an `IntegrityError` if it is not to be done.
+            parameters: Its.
+            pages: How many it writes, roughly.
+            landed: As in `write`, with *message* alone.
+            message: Passed on.
+
+        Returns:
+            Whether it landed; if not, nothing was done.
+
+        Raises:
+            StoreError: What became of it is not known.
+        """
+        if not self._lock.acquire(False):
+            return False
+        try:
+            handle = self._handles.writer
+            if handle is None or self.full or self._logged >= self._log_bound:
+                return False
+            handle.execute(statement, parameters)
+            self._logged += pages
+            if not landed(message):
+                self.era += 1
+        except sqlite3.IntegrityError:
+            return False
+        except sqlite3.Error as error:
+            if _code(error) in _NOTHING_WRITTEN:
+                return False
+            self._drop_writer()
+            raise self._translated(error, None) from error
+        except BaseException:
+            self._drop_writer()
+            raise
+        else:
+            return True
+        finally:
+            self._lock.release()
+
     def _transaction(
         self,
         handle: _Handle,
@@ -340,7 +387,7 @@ class SQLiteFile:
             raise _closed()
         if deadline is None and self.path is not None:
             raise WouldBlock
-        self._handles.writer = handle = self._open(deadline or time.monotonic() + 1.0)
+        self._handles.writer = handle = self._open(deadline or time.monotonic() + 1.0, self._helpers)
         return handle
 
     def _drop_writer(self) -> None:
@@ -436,7 +483,7 @@ class SQLiteFile:
 
     # Opening.
 
-    def _open(self, deadline: float) -> _Handle:
+    def _open(self, deadline: float, helpers: tuple[str, ...] = ()) -> _Handle:
         if self._torn:
             raise StoreError(
                 "this process was forked while another thread of its parent waited for the SQLite database, and cannot use "
@@ -448,7 +495,7 @@ class SQLiteFile:
         try:
             while True:
                 try:
-                    return self._connect()
+                    return self._connect(helpers)
                 except sqlite3.Error as error:
                     if not _is_busy(error):
                         raise self._translated(error, False) from error
@@ -456,16 +503,18 @@ class SQLiteFile:
         finally:
             _opening.release()
 
-    def _connect(self) -> _Handle:
-        if self.path is None:
-            handle = _Handle(_connection(":memory:"))
-            self._make(handle)
-            return handle
-        if not self._known:
+    def _connect(self, helpers: tuple[str, ...]) -> _Handle:
+        if self.path is not None and not self._known:
             self._find(self.path)
-        handle = _Handle(_connection(self._uri(_FROZEN if self._frozen else "mode=rw")))
+        where = ":memory:" if self.path is None else self._uri(_FROZEN if self._frozen else "mode=rw")
+        handle = _Handle(_connection(where))
         try:
-            self._set_up(handle)
+            if self.path is None:
+                self._make(handle)
+            else:
+                self._set_up(handle)
+            for statement in helpers:
+                handle.execute(statement)
         except BaseException:
             handle.close()
             raise
@@ -689,6 +738,10 @@ def _wait(pause: float, deadline: float | None, error: sqlite3.Error) -> float:
 def _code(error: sqlite3.Error) -> int:
     code = getattr(error, "sqlite_errorcode", None)
     return _CODES.get(str(error), 0) if code is None else code & 0xFF
+
+
+#: With these a statement ends before anything of it is written.
+_NOTHING_WRITTEN: Final = (_BUSY, _LOCKED, _READONLY, _CORRUPT, _CANTOPEN, _NOTADB)
 
 
 def _is_busy(error: sqlite3.Error) -> bool:

@@ -916,6 +916,9 @@ async def test_cancelled_caller_does_not_cut_a_commit_that_waits(path):
             assert memory["n"] == 2
 
 
+COMMITS = ("COMMIT", sqlite_store._ASSIGN)
+
+
 def threads_of(monkeypatch):
     """Notes in which threads transactions end."""
     where = []
@@ -926,7 +929,7 @@ def threads_of(monkeypatch):
         execute = self.execute
 
         def noting(statement, *rest):
-            if statement.startswith(("COMMIT", "PRAGMA wal_checkpoint", "PRAGMA journal_mode")):
+            if statement.startswith((*COMMITS, "PRAGMA wal_checkpoint", "PRAGMA journal_mode")):
                 where.append((statement, threading.get_ident()))
             return execute(statement, *rest)
 
@@ -948,7 +951,7 @@ async def test_no_wait_for_the_disk_happens_on_the_loops_thread(path, monkeypatc
         for n in range(5):
             await note(n)
 
-    assert len([statement for statement, _ in where if statement == "COMMIT"]) >= 5
+    assert len([statement for statement, _ in where if statement.startswith(COMMITS)]) >= 5
     assert threading.get_ident() not in {thread for _, thread in where}
 
 
@@ -965,8 +968,8 @@ async def test_usual_commit_needs_no_other_thread_but_bringing_the_log_home_does
             await note(n)
 
     here = threading.get_ident()
-    assert [thread for statement, thread in where if statement == "COMMIT"].count(here) > 600
-    pragmas = [thread for statement, thread in where if statement != "COMMIT"]
+    assert [thread for statement, thread in where if statement.startswith(COMMITS)].count(here) > 600
+    pragmas = [thread for statement, thread in where if not statement.startswith(COMMITS)]
     assert any(statement.startswith("PRAGMA wal_checkpoint") for statement, _ in where)
     assert here not in pragmas
 
@@ -1353,6 +1356,102 @@ def test_failure_of_the_commit_itself_leaves_its_outcome_open(store, talk, monke
     assert caught.value.committed is None
     assert talk.content() == {"x": 1}
     assert store.commit(message) == Committed()
+
+
+@pytest.mark.parametrize(("words", "committed"), [("disk I/O error", None), ("attempt to write a readonly database", False)])
+def test_failure_of_a_commit_in_one_statement_says_what_is_known_of_it(path, words, committed):
+    with Gantry(f"sqlite:///{path}", session="s1") as gantry:
+        store = gantry._wiring.settings.bridge.store
+
+        @gantry.with_memory
+        def tool(n, memory):
+            memory["x"] = n
+
+        for n in range(3):
+            tool(n)
+        handle = store._file._handles.writer
+        execute = handle.execute
+
+        def failing(statement, *rest):
+            if statement == sqlite_store._ASSIGN or (committed is False and statement == "BEGIN IMMEDIATE"):
+                if committed is None:
+                    execute(statement, *rest)
+                raise sqlite3.OperationalError(words)
+            return execute(statement, *rest)
+
+        handle.execute = failing
+        with pytest.raises(StoreError) as caught:
+            tool(3)
+
+        assert caught.value.committed is committed
+        with gantry.memory() as memory:
+            assert memory == {"x": 2 if committed is False else 3}
+        tool(4)
+        with gantry.memory() as memory:
+            assert memory == {"x": 4}
+
+
+@pytest.mark.parametrize(("key", "commit"), [("x", sqlite_store._ASSIGN), ("new", "COMMIT")])
+def test_interrupt_right_behind_a_commit_leaves_nothing_untrue(path, key, commit):
+    with Gantry(f"sqlite:///{path}", session="s1") as gantry:
+        store = gantry._wiring.settings.bridge.store
+
+        @gantry.with_memory
+        def tool(key, n, memory):
+            memory[key] = n
+
+        for n in range(3):
+            tool("x", n)
+        handle = store._file._handles.writer
+        execute = handle.execute
+
+        def interrupted(statement, *rest):
+            cursor = execute(statement, *rest)
+            if statement == commit:
+                raise KeyboardInterrupt
+            return cursor
+
+        handle.execute = interrupted
+
+        with pytest.raises(KeyboardInterrupt):
+            tool(key, 3)
+
+        with gantry.memory() as memory:
+            assert memory == {"x": 2, key: 3}
+
+
+@pytest.mark.parametrize("gone", "abc")
+def test_keys_written_at_once_land_together_or_not_at_all(path, gone):
+    with Gantry(f"sqlite:///{path}", session="s1") as gantry:
+        store = gantry._wiring.settings.bridge.store
+
+        @gantry.with_memory
+        def tool(n, memory):
+            memory.update(dict.fromkeys("abc", n))
+            if n == 4:
+                execute("DELETE FROM entry WHERE key = ?", (gone.encode(),))
+
+        for n in range(3):
+            tool(n)
+        handle, seen = store._file._handles.writer, []
+        execute = handle.execute
+
+        def noting(statement, *rest):
+            seen.append(statement)
+            try:
+                return execute(statement, *rest)
+            except sqlite3.IntegrityError:
+                seen.extend(raw(path, "SELECT key FROM entry WHERE version = (SELECT version FROM entry WHERE key = 0)"))
+                raise
+
+        handle.execute = noting
+
+        tool(3)
+        assert seen == ["PRAGMA data_version", sqlite_store._ASSIGN + 2 * sqlite_store._MORE]
+        tool(4)
+        assert seen[4:7] == [(0,), *[(key.encode(),) for key in "abc" if key != gone]]
+        with gantry.memory() as memory:
+            assert memory == dict.fromkeys("abc", 4)
 
 
 def test_layout_has_not_changed_without_its_number(path, talk):
