@@ -1,9 +1,9 @@
 """Memories in one SQLite file, for the processes of one machine.
 
 A namespace is a row that stands right before the rows of its keys, so that a commit mostly writes one page. A load asks
-whether the head is still that of the snapshot which this process has, and reads the namespace only if it is not. A commit
-is one transaction, which first tries what mostly holds: that the head is still the one that was loaded. All that tells
-people apart is kept as bytes, exactly as it came.
+whether another process has written to the file since the snapshot was made which this one has, and if so whether the head is
+still the same, and reads the namespace only if it is not. A commit is one transaction, which first tries what mostly holds:
+that the head is still the one that was loaded. All that tells people apart is kept as bytes, exactly as it came.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ _ASSIGNED: Final = (
     END""",
 )
 _ASSIGN, _MORE = "INSERT INTO assignment VALUES (?, ?, ?, ?, ?)", ", (?, ?, ?, ?, ?)"
-#: So many of them in one statement; with more there is nothing to be saved.
+#: So many of them in one statement; more go in a transaction of several.
 _AT_ONCE: Final = 16
 
 # The time at which a key expires, as `Snapshot.deadline` has it; ? is when its namespace was last touched.
@@ -197,6 +197,7 @@ _blob = bytearray
 _SHORT: Final = 128
 
 
+#: Of what was not read by the handle that knows it.
 _NO_ERA: Final = -1
 #: Bytes by which a namespace may grow before it is counted anew.
 _UNCOUNTED: Final = 1024
@@ -446,7 +447,8 @@ class SQLiteStore(Clocked):
         # Before the first read, so that nothing in it is younger than the moment that is answered.
         now = self.now()
         snapshots = [
-            self._snapshot(execute, namespace, era).live(now)
+            # What is known goes by a look at the file before this moment.
+            self._snapshot(execute, namespace, _NO_ERA).live(now)
             if wanted is None
             else _chosen(execute, namespace, wanted, message.names, now)
             for namespace, wanted in zip(namespaces, keys or [None] * len(namespaces), strict=True)

@@ -491,6 +491,24 @@ def test_memory_is_not_read_again_when_another_one_was_changed_by_somebody_else(
     assert seen == ["PRAGMA data_version"]
 
 
+def test_memories_loaded_together_are_of_one_moment_whichever_of_them_is_known(store, talk, make):
+    talk.write(A, n=1)
+    talk.write(B, n=1)
+    talk.load(A)
+    handle, other = store._file._handles.writer, Talk(bridge_to(make()))
+    execute = handle.execute
+
+    def quicker(statement, *rest):
+        if statement == "BEGIN":
+            changes = [other.change(namespace, {"n": put(2)}) for namespace in (A, B)]
+            other.send(*changes)
+        return execute(statement, *rest)
+
+    handle.execute = quicker
+
+    assert [snapshot.values for snapshot in talk.load(A, B)] == [{"n": 2}, {"n": 2}]
+
+
 @pytest.mark.parametrize("change", ["touch", "ttl", "sweep"])
 def test_what_a_store_has_changed_itself_and_not_followed_is_read_again(store, talk, change):
     clock = Clock()
