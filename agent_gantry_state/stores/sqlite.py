@@ -343,7 +343,7 @@ class SQLiteStore(Clocked):
         if first is not None:
             return None
         try:
-            return snapshot if self._glance(_era, None, None) == era else None
+            return snapshot if self._glance(_era, None, None, True) == era else None
         except WouldBlock:
             return None
 
@@ -416,7 +416,9 @@ class SQLiteStore(Clocked):
         return True
 
     def _load(self, message: Load, deadline: float | None) -> Loaded:
-        return self._glance(self._loaded, message, deadline)
+        namespaces, keys = message.namespaces, message.keys
+        known = len(namespaces) == 1 and (keys is None or keys[0] is None) and namespaces[0] in self._kept
+        return self._glance(self._loaded, message, deadline, known)
 
     def _commit(self, message: Commit, deadline: float | None) -> Committed | Moved:
         return self._write(self._committed, message, deadline, self._follow)
@@ -447,7 +449,7 @@ class SQLiteStore(Clocked):
         # Before the first read, so that nothing in it is younger than the moment that is answered.
         now = self.now()
         snapshots = [
-            # What is known goes by a look at the file before this moment.
+            # A look at the file would have been before this moment.
             self._snapshot(execute, namespace, _NO_ERA).live(now)
             if wanted is None
             else _chosen(execute, namespace, wanted, message.names, now)

@@ -161,17 +161,20 @@ class SQLiteFile:
         self._suspended = False
         self._held: list[threading.Lock] = []
 
-    def glance(self, work: Callable[..., T], message: Any, deadline: float | None) -> T:
+    def glance(self, work: Callable[..., T], message: Any, deadline: float | None, look: bool) -> T:
         """`read`, for what is done in a moment: with the handle that writes, if it is free.
 
         Every other handle has to fetch anew what that one has just written. And only this one can tell at once whether
-        somebody else has written: then *work* gets the `era` as well. What was read in the same one still stands there.
+        somebody else has written. For who wants to *look*, *work* gets the `era` as well: what was read in the same one
+        still stands there.
         """
         if not self._lock.acquire(False):
             return self.read(work, message, deadline)
         try:
             handle = self._handles.writer
             if handle is not None:
+                if not look:
+                    return work(handle.execute, message)
                 seen = handle.execute("PRAGMA data_version").fetchone()[0]
                 if seen != handle.seen:
                     handle.seen = seen

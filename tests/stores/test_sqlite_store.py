@@ -467,6 +467,8 @@ def test_memory_that_nobody_changed_is_not_read_again(store, talk):
     seen = statements_of(store)
 
     before = talk.load(A)
+    assert seen == [sqlite_store._LOAD]
+    talk.load(A)
     seen.clear()
     again = talk.load(A)
 
