@@ -142,6 +142,8 @@ class _Methods:
     counters: Counters | None = None
     #: Commits what is written most without a message; see `SQLiteStore.attempt_values`.
     attempt_values: Callable[..., bool] | None = None
+    #: Gives what is known to stand there, without a message; see `SQLiteStore.attempt_whole`.
+    attempt_whole: Callable[..., Any] | None = None
 
     def __init__(self, store: Any, owned: bool = False) -> None:
         self.store = store
@@ -213,6 +215,7 @@ class Local(_Methods):
         super().__init__(store, owned)
         self._attempt: Callable[[Any], Any] = store.attempt
         self.attempt_values = getattr(store, "attempt_values", None)
+        self.attempt_whole = getattr(store, "attempt_whole", None)
 
     def attempt(self, request: Message) -> Any:
         return self._attempt(request)

@@ -70,6 +70,12 @@ def plain_changes(memory: Memory) -> tuple[dict[str, Any], dict[str, bytes]] | N
     if memory._extra is not None or memory._terms.ttl is not KEEP:
         return None
     values, encoded, touched = base.values, base.packed, memory._touched
+    if len(touched) == 1 and not encoded and len(memory) == len(values):
+        # What the rest does, for the usual call: it assigned a short text to a key that was there.
+        for key in touched:
+            value, old = _get(memory, key), values.get(key)
+            if type(value) is str and type(old) is str and type(key) is str and len(value) <= FEW:
+                return ({} if value == old else {key: value}), _NONE
     plain: dict[str, Any] = {}
     packed = _NONE
     expected = known = len(values)

@@ -39,6 +39,7 @@ from agent_gantry_state.nesting import CURRENT, leave, unit_of
 from agent_gantry_state.scopes import ATTEMPT, ENTERED, refuse_orphan
 from agent_gantry_state.stores.memory import Slot
 from agent_gantry_state.stores.protocol import EMPTY, KEEP, Load, Loaded, Snapshot, WouldBlock
+from agent_gantry_state.stores.slots import ASK
 from agent_gantry_state.unit_of_work import NESTING, State, UnitOfWork, finish_far, finish_one, forked
 from agent_gantry_state.wiring import Settings
 
@@ -134,8 +135,9 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
             memory._terms, memory._now, memory._touched = terms, 0.0, {}
         elif (memory := begin(settings, identity)) is None:
             if (single := settings.single) is not None:
-                load = ask(settings, identity)
-                memory = take(load, single.perform(load), identity)
+                memory = ask(settings, identity, slot)
+                if type(memory) is Load:
+                    memory = take(memory, single.perform(memory), identity)
             if memory is None:
                 return call(plan, fn, 0, args, kwargs)
         frame: list[Any] = [settings, identity, NESTING.process, memory, _OPEN]
@@ -242,8 +244,9 @@ def _short_acaller(
             memory._terms, memory._now, memory._touched = terms, 0.0, {}
         elif (memory := begin(settings, identity)) is None:
             if (single := settings.single) is not None:
-                load = ask(settings, identity)
-                memory = take(load, await single.ask_whole(load), identity)
+                memory = ask(settings, identity, slot)
+                if type(memory) is Load:
+                    memory = take(memory, await single.ask_whole(memory), identity)
             if memory is None:
                 return await acall(plan, fn, shift, args, kwargs, body, landed)
         frame: list[Any] = [settings, identity, NESTING.process, memory, _OPEN]
@@ -497,13 +500,27 @@ def _beginner(plan: Plan) -> Callable[[Settings, Any], Memory | None]:
     return begin
 
 
-def _asker(plan: Plan) -> tuple[Callable[[Settings, Any], Load], Callable[[Load, Loaded, Any], Memory | None]]:
-    """What to ask a store that has to be asked, and what to make of its answer: None if this is not for the short way."""
+def _asker(
+    plan: Plan,
+) -> tuple[Callable[[Settings, Any, Slot], Load | Memory], Callable[[Load, Loaded, Any], Memory | None]]:
+    """What to ask a store that has to be asked, if it has not the answer at hand; and what to make of its answer: None if
+    this is not for the short way."""
     terms, scope, impersonal = plan.declarations[0].terms, plan.declarations[0].scope, plan.is_impersonal
+    slides, owned = terms.slides, terms.owned
 
-    def ask(settings: Settings, identity: Any) -> Load:
-        namespace = plan.locate(scope, settings, None if impersonal else identity)
-        return Load((namespace,), None, settings.bridge.load_timeout)
+    def ask(settings: Settings, identity: Any, slot: Slot) -> Load | Memory:
+        if slot.home is settings.home:
+            namespace = slot.namespace
+        else:
+            namespace = plan.locate(scope, settings, None if impersonal else identity)
+            # Says no more than that, of a store that has to be asked.
+            _slots(plan, identity)[plan.key] = Slot(namespace, ASK, settings.home)
+        bridge: Any = settings.bridge
+        if bridge.attempt_whole is not None and not slides:
+            snapshot = bridge.attempt_whole(namespace)
+            if snapshot is not None and not (owned and snapshot.owner is not None and snapshot.owner != identity.owner):
+                return open_memory(namespace, snapshot, 0.0, terms)
+        return Load((namespace,), None, bridge.load_timeout)
 
     def take(load: Load, loaded: Loaded, identity: Any) -> Memory | None:
         (snapshot,) = loaded.snapshots
