@@ -422,7 +422,12 @@ def _finish_short(plan: Plan, frame: list[Any], memory: Memory, max_bytes: float
         # It was not known where the memory stands when the call began.
         slot = (plan.slots if plan.is_impersonal else frame[1].slots).get(plan.key, slot)
     base, touched = memory._base, memory._touched
-    if base.head is not None and (base.first or base.later) and (base.owner is not None or not memory._terms.owned):
+    if (
+        max_bytes > 0
+        and base.head is not None
+        and (base.first or base.later)
+        and (base.owner is not None or not memory._terms.owned)
+    ):
         # Else what a namespace begins with, and its owner, are written with its first key. What the rest does stands here
         # once more for the two usual calls.
         values, packed = base.values, base.packed
@@ -441,13 +446,7 @@ def _finish_short(plan: Plan, frame: list[Any], memory: Memory, max_bytes: float
                     if value == old or store.put(slot, base, key, value, None, version, max_bytes):
                         return
                 break
-        elif (
-            len(packed) == 1
-            and len(memory) == len(values)
-            and memory._extra is None
-            and max_bytes > 0
-            and type(base) is Snapshot
-        ):
+        elif len(packed) == 1 and len(memory) == len(values) and memory._extra is None and type(base) is Snapshot:
             # The other one changed the only container.
             for key, before in packed.items():
                 value = memory.get(key)

@@ -377,6 +377,20 @@ def test_short_text_meets_the_limit_where_it_stands(store):
     assert remembered(gantry) == {"text": f"{19:100}"}
 
 
+def test_long_text_is_weighed(store):
+    gantry = Gantry(store, session="s", scopes={"session": Scope(max_bytes=20_000)})
+
+    @gantry.with_memory
+    def note(text, memory):
+        memory["text"] = text
+
+    note("short")
+
+    with pytest.raises(MemoryTooLargeError):
+        note("\U0001f40b" * 6_000)
+    assert remembered(gantry) == {"text": "short"}
+
+
 def test_short_text_is_put_in_the_place_of_what_was_loaded_only(store):
     gantry, note = texts(store)
 
@@ -392,10 +406,10 @@ def test_short_text_is_put_in_the_place_of_what_was_loaded_only(store):
 
 @pytest.mark.parametrize("how", ["decorator", "set", "expire"])
 @pytest.mark.parametrize("second", ["second", ["second"]])
-def test_what_is_written_with_a_time_to_live_is_gone_after_it(store, clock, how, second):
+@pytest.mark.parametrize("is_same", [False, True])
+def test_what_is_written_with_a_time_to_live_is_gone_after_it(store, clock, how, second, is_same):
     gantry, note = texts(store)
-    if type(second) is list:
-        note(["first"])
+    note(second if is_same else ["first"] if type(second) is list else "first")
 
     @gantry.with_memory(ttl=10 if how == "decorator" else None)
     def expiring(text, memory):
