@@ -60,7 +60,7 @@ def unit_of(frame: list[Any]) -> Any:
     Raises:
         OrphanedCallError: The call has failed.
     """
-    with NESTING:
+    with NESTING.lock:
         settings, identity, process, there, state = frame
         if type(there) is UnitOfWork:
             return there

@@ -52,6 +52,7 @@ class _Nesting:
     """The lock that is held while a nested call is made a part of the one around it, and while that one ends.
 
     Attributes:
+        lock: The lock. (Used by itself, for methods written in Python would cost three times as much.)
         process: Stands for this process: calls that were begun before it was forked are its parent's.
     """
 
@@ -60,14 +61,8 @@ class _Nesting:
 
     def renew(self) -> None:
         """In a child process: a thread that is not there any more may have held it."""
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self.process = object()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *exc: object) -> None:
-        self._lock.release()
 
 
 NESTING = _Nesting()
@@ -84,7 +79,8 @@ class State(enum.Enum):
     FAILED = "failed"
 
 
-_OVER = frozenset({State.LANDED, State.FAILED})
+_OPEN, _CLOSING, _LANDED, _FAILED = State.OPEN, State.CLOSING, State.LANDED, State.FAILED
+_OVER = frozenset({_LANDED, _FAILED})
 
 
 class _WhileItCommits(Pause):
@@ -139,7 +135,7 @@ class UnitOfWork:
         self._views: list[View] = []
         #: Whether what it holds was loaded at more than one moment.
         self._moments = False
-        self.state = State.OPEN
+        self.state = _OPEN
         #: Queues of its nested calls.
         self.inner: Turns | None = None
         self._watch: tuple[Observers, str | None] | None = None
@@ -178,9 +174,9 @@ class UnitOfWork:
         """
         above = self.outer
         while above is not None:
-            if above.state is State.FAILED:
+            if above.state is _FAILED:
                 raise orphan()
-            if above.state is not State.LANDED and (above.bridge is self.bridge or same_stores(above.bridge, self.bridge)):
+            if above.state is not _LANDED and (above.bridge is self.bridge or same_stores(above.bridge, self.bridge)):
                 return above
             above = above.outer
         return None
@@ -188,29 +184,52 @@ class UnitOfWork:
     # Loading.
 
     def begin(self) -> Steps[tuple[Memory, ...]]:
-        """Wait for its turn, where it wants memories to itself, and load the memories, in the order of its wants.
+        """`start`, and give the memories, in the order of its wants."""
+        yield from self.start()
+        return tuple([self.held[namespace].seen() for namespace in self._wants])
+
+    def start(self) -> Steps[None]:
+        """Wait for its turn, where it wants memories to itself, and load the memories.
 
         Raises:
             ExclusiveTimeoutError: Its turn did not come.
             OrphanedCallError: A call around it has failed.
             SessionOwnerError: A memory belongs to somebody else.
         """
-        exclusive = [namespace for namespace, want in self._wants.items() if want.terms.exclusive]
-        if exclusive:
-            deadline = time.monotonic() + EXCLUSIVE_SECONDS
-            # In one order for all, so that no two wait for each other.
-            for namespace in sorted(exclusive, key=lambda each: each.digest):
-                yield from self._take_turn(namespace, deadline)
-        yield from self.hold(self._wants)
-        return tuple([self.held[namespace].seen() for namespace in self._wants])
+        for want in self._wants.values():
+            if want.terms.exclusive:
+                return self._start_in_turn()
+        # Without a generator of its own, through which everything that is asked and answered would have to go.
+        return self.hold(self._wants)
 
-    def hold(self, wants: Mapping[Namespace, Want]) -> Steps[None]:
+    def _start_in_turn(self) -> Steps[None]:
+        exclusive = [namespace for namespace, want in self._wants.items() if want.terms.exclusive]
+        deadline = time.monotonic() + EXCLUSIVE_SECONDS
+        # In one order for all, so that no two wait for each other.
+        for namespace in sorted(exclusive, key=lambda each: each.digest):
+            yield from self._take_turn(namespace, deadline)
+        yield from self.hold(self._wants)
+
+    def hold(self, wants: Mapping[Namespace, Want], nested: bool = False) -> Steps[None]:
         """Have memories of these namespaces, loading what was not loaded before from one snapshot.
+
+        Args:
+            wants: What is wanted of each.
+            nested: Whether it is a call inside this one that wants them.
 
         Raises:
             MemoryErasedError: A namespace of which keys were loaded has been erased since.
             OrphanedCallError: A call around this one has failed.
             SessionOwnerError: One belongs to somebody else.
+        """
+        # Nothing is waited for as long as nothing is missing.
+        return self._fetch(self._missing(wants, nested))
+
+    def _missing(self, wants: Mapping[Namespace, Want], nested: bool) -> dict[Namespace, Want]:
+        """What has to be loaded for these wants.
+
+        Raises:
+            SessionOwnerError: What has been loaded belongs to somebody else.
         """
         missing: dict[Namespace, Want] = {}
         for namespace, want in wants.items():
@@ -221,38 +240,42 @@ class UnitOfWork:
                 except SessionOwnerError as error:
                     _count_failure(self.bridge, error)
                     raise
-                if held.want.terms.bare and not want.terms.bare:
-                    held.open_to(want)
-            if held is None or not held.has(want.keys):
-                missing[namespace] = want
-        if missing:
-            host = self.host()
-            if host is None:
-                self._moments = bool(self.held)
-                if type(self.bridge) is Several:
-                    yield from self._load_all(missing, self.bridge)
-                else:
-                    loaded = yield _load(missing, self.bridge)
-                    _refuse_owners(missing, loaded, self.bridge)
-                    with NESTING:
-                        for (namespace, want), snapshot in zip(missing.items(), loaded.snapshots, strict=True):
-                            self._take(namespace, want, snapshot, loaded.now, None)
-            else:
-                yield from host.hold({namespace: want.for_nested() for namespace, want in missing.items()})
-                with NESTING:
-                    for namespace, want in missing.items():
-                        origin = host.held[namespace]
-                        origin.make_entire()
-                        origin.flush()
-                        snapshot = snapshot_of(origin.memory, want.keys)
-                        self._take(namespace, want, snapshot, origin.memory._now, origin)
-        for namespace, want in wants.items():
-            if want.parts or want.checked:
-                held = self.held[namespace]
-                held.parts.update(want.parts)
-                held.checked.update(want.checked)
+                if not nested:
+                    held.keep(want)
+                    if held.want.terms.bare and not want.terms.bare:
+                        held.open_to(want)
+                if held.has(want.keys):
+                    continue
+            missing[namespace] = want.for_nested() if nested else want
+        return missing
 
-    def _load_all(self, missing: dict[Namespace, Want], several: Several) -> Steps[None]:
+    def _fetch(self, missing: Mapping[Namespace, Want]) -> Steps[None]:
+        """Load what is missing from one snapshot: from the stores, or from the call around this one."""
+        if not missing:
+            return
+        host = None if self.outer is None else self.host()
+        if host is None:
+            self._moments = bool(self.held)
+            if type(self.bridge) is Several:
+                yield from self._load_all(missing, self.bridge)
+                return
+            loaded: Loaded = yield _load(missing, self.bridge)
+            _refuse_owners(missing, loaded, self.bridge)
+            with NESTING.lock:
+                for (namespace, want), snapshot in zip(missing.items(), loaded.snapshots, strict=True):
+                    self._take(namespace, want, snapshot, loaded.now, None)
+            return
+        if below := host._missing(missing, nested=True):
+            yield from host._fetch(below)
+        with NESTING.lock:
+            for namespace, want in missing.items():
+                origin = host.held[namespace]
+                origin.make_entire()
+                origin.flush()
+                snapshot = snapshot_of(origin.memory, want.keys)
+                self._take(namespace, want, snapshot, origin.memory._now, origin)
+
+    def _load_all(self, missing: Mapping[Namespace, Want], several: Several) -> Steps[None]:
         """Load from several stores; what one of them has is of one moment."""
         found: dict[Namespace, tuple[Snapshot, float]] = {}
         for bridge in several.bridges:
@@ -263,7 +286,7 @@ class UnitOfWork:
                 found.update(
                     (namespace, (each, loaded.now)) for namespace, each in zip(wants, loaded.snapshots, strict=True)
                 )
-        with NESTING:
+        with NESTING.lock:
             for namespace, want in missing.items():
                 self._take(namespace, want, *found[namespace], None)
 
@@ -337,7 +360,7 @@ class UnitOfWork:
             if host is None:
                 turns = turns_of(bridge.store)
             else:
-                with NESTING:
+                with NESTING.lock:
                     turns = host.inner = host.inner or Turns()
             turn, grant = turns.ask(namespace, deadline), None
             try:
@@ -359,7 +382,7 @@ class UnitOfWork:
                 turn.leave()
 
     def _keep_turn(self, turn: Turn, grant: Grant | None, host: UnitOfWork | None) -> bool:
-        with NESTING:
+        with NESTING.lock:
             if self.state in _OVER or (host is not None and host.state in _OVER):
                 return False
             self._turns[turn.namespace] = turn
@@ -404,9 +427,9 @@ class UnitOfWork:
         """
         if not self.is_here:
             raise forked()
-        with NESTING:
+        with NESTING.lock:
             # A nested call that ends from now on goes on by itself, or not at all.
-            self.state = State.CLOSING
+            self.state = _CLOSING
         parts: Parts | None = None
         try:
             commit = self.commit()
@@ -431,12 +454,14 @@ class UnitOfWork:
                         commit = yield from part.look()
                     yield from part.write(commit, refuse)
                     break
-                if host.state is State.CLOSING:
+                if host.state is _CLOSING:
                     deadline = deadline or time.monotonic() + self.bridge.commit_timeout
                     yield from _wait_until(deadline)
                     continue
-                # What it was made in may have ended since, and this one be taken up further out.
-                yield from host.hold({n: held.want.for_nested() for n, held in self.held.items() if n not in host.held})
+                if not self.held.keys() <= host.held.keys():
+                    # What it was made in has ended since, and this one is taken up further out.
+                    wants = {n: held.want for n, held in self.held.items() if n not in host.held}
+                    yield from host.hold(wants, nested=True)
                 answer = host.absorb(self, commit)
                 if answer is None:
                     continue
@@ -445,19 +470,21 @@ class UnitOfWork:
                 commit = self._part.settle(*answer, by_content=True)
                 self._part.count_merge()
         except BaseException as error:
-            self.state = State.FAILED
+            self.state = _FAILED
             _count_failure(self.bridge, error)
             if self._watch is not None and isinstance(error, (MemoryConflictError, PartialCommitError)):
                 yield from self._tell(error, [] if parts is None else parts.landed)
             raise
-        with NESTING:
-            self.state = State.LANDED
-            end(self._views)
+        with NESTING.lock:
+            self.state = _LANDED
+            if self._views:
+                end(self._views)
             if host is None:
                 self._let_go()
         if landed is not None:
             landed()
-        yield from self.release()
+        if self._turns or self._grants:
+            yield from self.release()
         if self._watch is not None and host is None:
             observers, tool = self._watch
             yield from observers.committed(tool, _changed(self._parts))
@@ -492,31 +519,32 @@ class UnitOfWork:
     def _let_go(self) -> None:
         """Note what has become of its namespaces, for calls inside that outlive it, and forget those around it."""
         for held in self.held.values():
-            held.born, held.origin = held.committed_born(), None
+            if held.origin is not None:
+                held.born, held.origin = held.committed_born(), None
         for part in self._parts:
             for (held, changes), change in zip(part.made, part.pending, strict=True):
                 if changes is not None:
                     held.born = change.born or part.version
-        while self.outer is not None and self.outer.state is State.LANDED:
+        while self.outer is not None and self.outer.state is _LANDED:
             self.outer = self.outer.outer
 
     def fail(self) -> None:
         """Discard what the call changed, unless it has landed. What it has to itself is still to be released."""
-        if self.state is not State.LANDED:
-            with NESTING:
-                self.state = State.FAILED
+        if self.state is not _LANDED:
+            with NESTING.lock:
+                self.state = _FAILED
                 end(self._views)
 
     def end(self, state: State) -> None:
         """Note what has become of its call, unless it was this unit that has committed it."""
-        with NESTING:
-            if self.state is State.CLOSING:
+        with NESTING.lock:
+            if self.state is _CLOSING:
                 self.state = state
 
     @property
     def is_open(self) -> bool:
         """Whether its body may still be running."""
-        return self.state is State.OPEN
+        return self.state is _OPEN
 
     @property
     def is_here(self) -> bool:
@@ -546,14 +574,15 @@ class UnitOfWork:
         for held in list(self.held.values()):
             memory = held.memory
             changes = changes_of(memory)
-            held.refuse(changes)
+            if changes is not None or self._views:
+                held.refuse(changes)
             if changes is not None or is_due(memory):
                 writes = True
-            elif held.whole and memory._base.head == b"":
+            elif not (held.parts or held.checked):
+                continue
+            elif held.parts and memory._base.head == b"":
                 # It was read at several moments, between which it has changed.
                 raise conflict({held.want.terms.scope: []}, serializable=True)
-            elif not (held.whole or held.checked):
-                continue
             made.append((held, changes))
             checked = held.checked
             if changes is not None and self._views:
@@ -572,8 +601,8 @@ class UnitOfWork:
 
         None: this unit has ended just now.
         """
-        with NESTING:
-            if self.state is not State.OPEN:
+        with NESTING.lock:
+            if self.state is not _OPEN:
                 return None
             for namespace, held in inner.held.items():
                 refuse_owner(held.want, self.held[namespace].owner)
@@ -594,11 +623,12 @@ class UnitOfWork:
                     return current, [self.held[change.namespace].memory._now for change in commit.changes]
                 for (held, changes), change in zip(inner._part.made, commit.changes, strict=True):
                     self._absorb(held, changes, change)
-                show(self._views)
+                if self._views:
+                    show(self._views)
             for namespace, held in inner.held.items():
-                mine = self.held[namespace]
-                mine.parts |= held.parts
-                mine.checked |= held.checked
+                if held.parts or held.checked:
+                    mine = self.held[namespace]
+                    mine.parts, mine.checked = mine.parts | held.parts, mine.checked | held.checked
         return [], []
 
     def _absorb(self, held: Held, changes: Changes | None, change: Change) -> None:
@@ -629,12 +659,12 @@ def _wait_until(deadline: float) -> Steps[None]:
     yield _WhileItCommits(0.002)
 
 
-def _load(wants: dict[Namespace, Want], bridge: Any) -> Load:
-    partial = any(want.keys is not None for want in wants.values())
-    return Load(tuple(wants), tuple(want.keys for want in wants.values()) if partial else None, bridge.load_timeout)
+def _load(wants: Mapping[Namespace, Want], bridge: Any) -> Load:
+    keys = tuple([want.keys for want in wants.values()])
+    return Load(tuple(wants), None if keys.count(None) == len(keys) else keys, bridge.load_timeout)
 
 
-def _refuse_owners(wants: dict[Namespace, Want], loaded: Loaded, bridge: Any) -> None:
+def _refuse_owners(wants: Mapping[Namespace, Want], loaded: Loaded, bridge: Any) -> None:
     try:
         for want, snapshot in zip(wants.values(), loaded.snapshots, strict=True):
             refuse_owner(want, snapshot.owner)
@@ -686,9 +716,9 @@ def finish_far(memory: Memory, identity: Identity | None, bridge: Any, end: Call
                 part.token, part.deadline = token, deadline
                 yield from part.write(part.settle(answer.snapshots, answer.now))
     except BaseException:
-        end(State.FAILED)
+        end(_FAILED)
         raise
-    end(State.LANDED)
+    end(_LANDED)
 
 
 def _made_of(memory: Memory, identity: Identity | None) -> tuple[Changes | None, Change] | None:
