@@ -77,6 +77,8 @@ class Settings:
             ResolverError: A resolver failed.
         """
         entered = ENTERED.get()
+        if not self.frameworks:
+            return entered
         # Nearer is what was entered where the framework had said the same already.
         if (said := self.said()) is None or (entered is not None and self._said_around(entered) == said):
             return entered
