@@ -158,7 +158,7 @@ def changes_of(memory: Memory) -> Changes | None:
     if len(memory) != expected:
         _find_hidden(memory, puts, deletes)
         fresh = len(puts)
-    if values and not base.versions and (puts or deletes) and (base.head is None or base.full is not None):
+    if values and not (base.first or base.later) and (puts or deletes) and (base.head is None or base.full is not None):
         _write_default(memory, puts, deletes)
         fresh = len(puts)
     if fresh > 1:
@@ -170,7 +170,7 @@ def _write_default(memory: Memory, puts: dict[str, Put], deletes: list[str]) -> 
     """What the memory began with where there was no namespace is written with the first change of it."""
     base, terms = memory._base, memory._terms
     for key, value in base.values.items():
-        if key not in puts and key not in deletes and base.versions.get(key) is None:
+        if key not in puts and key not in deletes and base.version(key) is None:
             packed = base.packed.get(key)
             puts[key] = Put(value if packed is None else UNSHARED, packed, terms.ttl, terms.slides)
 
@@ -266,8 +266,8 @@ def pack_at(value: Any, key: str) -> bytes:
 def _ordered(memory: Memory, puts: dict[str, Put]) -> dict[str, Put]:
     """Put new keys in the order that they have in the memory; they stand at its end."""
     # By their versions: what a memory begins with is new, though it was there to be seen.
-    base = memory._base.versions
-    new = {key for key, put in puts.items() if put.last or key not in base}
+    base = memory._base
+    new = {key for key, put in puts.items() if put.last or base.version(key) is None}
     if len(new) < 2:
         return puts
     tail: list[str] = []

@@ -29,7 +29,7 @@ from agent_gantry_state.several import Several
 from agent_gantry_state.steps import Steps
 from agent_gantry_state.stores.protocol import Change, Commit, Load, Loaded, Moved, Snapshot
 
-__all__ = ["Part", "Parts", "new_token", "new_version"]
+__all__ = ["Part", "Parts", "new_token", "new_version", "spare_version"]
 
 _random = random.Random()  # noqa: S311 - unique, not secret
 _getrandbits = _random.getrandbits
@@ -39,12 +39,16 @@ _DRAWN = 128
 _split = struct.Struct("8s" * _DRAWN).unpack
 
 
+#: A version that is drawn already, for whom a frame is much; it raises IndexError if there is none. One step, so that no two
+#: threads get the same.
+spare_version = _versions.pop
+
+
 def new_version() -> bytes:
     """Random bytes for a commit's version."""
     while True:
         try:
-            # One step, so that no two threads get the same.
-            return _versions.pop()
+            return spare_version()
         except IndexError:
             _versions.extend(_split(_getrandbits(64 * _DRAWN).to_bytes(8 * _DRAWN, "big")))
 

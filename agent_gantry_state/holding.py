@@ -283,7 +283,7 @@ def change_of(
     """
     namespace, base = memory._namespace, memory._base
     assert namespace is not None  # noqa: S101 - a unit opens its memories with one
-    version = base.versions.get
+    version = base.later.get if base.first is None else base.version
     checks = {key: version(key) for key in checked} if checked else {}
     if changes is None:
         return Change(namespace, base.head, {}, (), checks, whole, is_due(memory), None, base.owner, base.born)

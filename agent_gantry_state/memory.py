@@ -286,7 +286,7 @@ class Memory(dict[str, Any]):
         if key not in self:
             raise KeyError(key)
         base = self._base
-        if key in base.values and key not in base.versions and key not in self._touched:
+        if key in base.values and base.version(key) is None and key not in self._touched:
             return None
         return self._terms.scope
 

@@ -105,7 +105,7 @@ class Rebase:
         puts, deletes = dict(change.puts), list(change.deletes)
         checks: dict[str, bytes | None] = {}
         for key, seen in change.checks.items():
-            checks[key] = current.versions.get(key)
+            checks[key] = current.version(key)
             version = self.versions.get(key)
             if version == seen or (version is None and self._expired(key)):
                 continue

@@ -226,7 +226,7 @@ class Talk:
         """What a unit sends that has just loaded the namespace."""
         (seen,) = self.load(namespace)
         puts = dict(puts or {})
-        checks = {key: seen.versions.get(key) for key in (*puts, *deletes)}
+        checks = {key: seen.version(key) for key in (*puts, *deletes)}
         rest = {"loaded_owner": seen.owner, "born": seen.born, **rest}
         return Change(namespace, seen.head, puts, deletes, checks, **rest)
 
@@ -553,7 +553,7 @@ class StoreContract:
         (there,) = talk.load()
         assert (snapshot.head, snapshot.born, snapshot.owner) == (there.head, there.born, there.owner)
         assert {key: snapshot.value(key) for key in ("x", "y")} == {"x": 5, "y": 1}
-        assert (snapshot.versions["x"], snapshot.versions.get("new")) == (there.versions["x"], None)
+        assert (snapshot.versions["x"], snapshot.version("new")) == (there.versions["x"], None)
         assert talk.content() == {"x": 5, "y": 1}
 
     def test_moved_tells_the_time_of_the_clock(self, talk: Talk, clock: Clock) -> None:

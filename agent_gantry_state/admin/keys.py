@@ -56,7 +56,7 @@ def set_value(
     keys = (key,) if limits == _NO_LIMITS else None
     while True:
         snapshot, _ = yield from loaded(bridge, namespace, keys)
-        before = snapshot.versions.get(key)
+        before = snapshot.version(key)
         _compare(namespace, key, version, before)
         put = Put(value if immutable else UNSHARED, packed, ttl)
         change = Change(
@@ -80,7 +80,7 @@ def delete(bridge: Bridge, namespace: Namespace, key: str, version: str | None) 
     deadline = time.monotonic() + bridge.commit_timeout
     while True:
         snapshot, _ = yield from loaded(bridge, namespace, (key,))
-        before = snapshot.versions.get(key)
+        before = snapshot.version(key)
         _compare(namespace, key, version, before)
         if snapshot.head is None:
             raise _no_memory(namespace)

@@ -208,7 +208,7 @@ def _replacing(snapshot: Snapshot, wanted: StoredMemory) -> Change:
         snapshot.head,
         puts,
         deletes,
-        {key: snapshot.versions.get(key) for key in (*puts, *deletes)},
+        {key: snapshot.version(key) for key in (*puts, *deletes)},
         whole=True,
         touch=any(put.slides for put in puts.values()),
         owner=wanted.owner if wanted.owner != snapshot.owner else None,

@@ -18,7 +18,7 @@ from typing import Any
 from agent_gantry_state import codec
 from agent_gantry_state.changes import FEW, plain_changes
 from agent_gantry_state.codec import IMMUTABLE
-from agent_gantry_state.committing import new_version
+from agent_gantry_state.committing import new_version, spare_version
 from agent_gantry_state.errors import MemoryConflictError
 from agent_gantry_state.injection.call import (
     GENERATORS,
@@ -38,7 +38,7 @@ from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.nesting import CURRENT, leave, unit_of
 from agent_gantry_state.scopes import ATTEMPT, ENTERED, refuse_orphan
 from agent_gantry_state.stores.memory import Slot
-from agent_gantry_state.stores.protocol import EMPTY, KEEP, Load, Loaded, WouldBlock
+from agent_gantry_state.stores.protocol import EMPTY, KEEP, Load, Loaded, Snapshot, WouldBlock
 from agent_gantry_state.unit_of_work import NESTING, State, UnitOfWork, finish_far, finish_one, forked
 from agent_gantry_state.wiring import Settings
 
@@ -46,7 +46,6 @@ __all__ = ["acaller", "caller"]
 
 #: For a memory of which it is not known where it stands: a slot of no store.
 _NOWHERE = Slot(Namespace("nowhere", "nothing"), EMPTY, object())
-_get = dict.get
 _OPEN, _CLOSING, _LANDED, _FAILED = State.OPEN, State.CLOSING, State.LANDED, State.FAILED
 
 
@@ -118,7 +117,12 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
             slot = _NOWHERE
         # The snapshot first: if the slot is in the store after that, this is what stood there.
         snapshot = slot.snapshot
-        if slot.home is settings.home and snapshot.plain and not slides and (not owned or snapshot.owner == identity.owner):
+        if (
+            slot.home is settings.home
+            and type(snapshot) is Snapshot
+            and not slides
+            and (not owned or snapshot.owner == identity.owner)
+        ):
             slot.used = True
             # What `open_memory` does: a frame more is felt here.
             memory: Any = new(Memory)
@@ -172,7 +176,7 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
                 return result
             if memory._touched or base.packed or slides or len(memory) != len(base.values):
                 try:
-                    _finish_short(plan, frame, memory, max_bytes)
+                    _finish_short(plan, frame, memory, max_bytes, slot)
                 except BaseException:
                     _end(frame, _FAILED)
                     raise
@@ -221,7 +225,12 @@ def _short_acaller(
             slot = _NOWHERE
         # The snapshot first: if the slot is in the store after that, this is what stood there.
         snapshot = slot.snapshot
-        if slot.home is settings.home and snapshot.plain and not slides and (not owned or snapshot.owner == identity.owner):
+        if (
+            slot.home is settings.home
+            and type(snapshot) is Snapshot
+            and not slides
+            and (not owned or snapshot.owner == identity.owner)
+        ):
             slot.used = True
             # What `open_memory` does: a frame more is felt here.
             memory: Any = new(Memory)
@@ -267,7 +276,7 @@ def _short_acaller(
                     if settings.direct is None:
                         await _afinish_single(frame, memory, max_bytes, None if landed is None else partial(landed, result))
                     else:
-                        _finish_short(plan, frame, memory, max_bytes)
+                        _finish_short(plan, frame, memory, max_bytes, slot)
                 except GeneratorExit:
                     # The commit goes on without this coroutine, and says itself what becomes of it.
                     raise
@@ -345,7 +354,9 @@ async def _afinish_nesting(unit: UnitOfWork, landed: Callable[[], None] | None) 
 def _assigned(bridge: Any, memory: Memory, max_bytes: float) -> bool:
     """Whether a store on this machine has committed a call as it was loaded, which wrote no more than plain values."""
     base = memory._base
-    if bridge.attempt_values is None or not (base.plain and base.versions) or (base.owner is None and memory._terms.owned):
+    if bridge.attempt_values is None or not (base.plain and (base.first or base.later)):
+        return False
+    if base.owner is None and memory._terms.owned:
         return False
     changes = plain_changes(memory)
     if changes is None:
@@ -390,11 +401,12 @@ async def _afinish_single(frame: list[Any], memory: Memory, max_bytes: float, la
 
 
 def _max_bytes(terms: Terms) -> float:
-    """How large a memory may be for a plain write to be committed the short way; what is only read is refused elsewhere."""
-    return -1 if terms.read_only else terms.limits.plain_bytes
+    """How large a memory may be for a plain write to be committed the short way: what is only read is refused elsewhere, and
+    what expires is reckoned there."""
+    return -1 if terms.read_only or terms.ttl is not KEEP else terms.limits.plain_bytes
 
 
-def _finish_short(plan: Plan, frame: list[Any], memory: Memory, max_bytes: float) -> None:
+def _finish_short(plan: Plan, frame: list[Any], memory: Memory, max_bytes: float, slot: Slot) -> None:
     settings, identity, process, _, _ = frame
     if process is not NESTING.process:
         raise forked()
@@ -404,25 +416,28 @@ def _finish_short(plan: Plan, frame: list[Any], memory: Memory, max_bytes: float
     if store is None:
         _finish_single(frame, memory, max_bytes)
         return
-    base, terms, touched = memory._base, memory._terms, memory._touched
-    slot = (plan.slots if plan.is_impersonal else identity.slots).get(plan.key)
-    if slot is not None and base.head is not None and base.versions and (base.owner is not None or not terms.owned):
+    if slot is _NOWHERE:
+        # It was not known where the memory stands when the call began.
+        slot = (plan.slots if plan.is_impersonal else identity.slots).get(plan.key, slot)
+    base, touched = memory._base, memory._touched
+    if base.head is not None and (base.first or base.later) and (base.owner is not None or not memory._terms.owned):
         # Else what a namespace begins with, and its owner, are written with its first key.
         values = base.values
-        if (
-            len(touched) == 1
-            and not base.packed
-            and len(memory) == len(values)
-            and memory._extra is None
-            and terms.ttl is KEEP
-        ):
+        if len(touched) == 1 and not base.packed and len(memory) == len(values) and memory._extra is None:
             # What the rest does, for the usual call: it assigned a short text to a key that was there.
             for key in touched:
-                value, old = _get(memory, key), values.get(key)
-                if type(value) is str and type(old) is str and type(key) is str and len(value) <= FEW:
-                    if value == old or store.put(slot, base, key, value, new_version(), max_bytes):
-                        return
+                try:
+                    value, old = memory[key], values[key]
+                except KeyError:
                     break
+                if old is not None and type(value) is str and type(key) is str and len(value) <= FEW:
+                    try:
+                        version = spare_version()
+                    except IndexError:
+                        version = new_version()
+                    if value == old or store.put(slot, base, key, value, version, max_bytes):
+                        return
+                break
         changes = plain_changes(memory)
         if changes is not None:
             written, packed = changes

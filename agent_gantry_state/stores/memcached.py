@@ -258,7 +258,7 @@ class MemcachedStore(RemoteStore):
 
     def _keep(self, namespace: Namespace, kept: _Kept) -> None:
         # Its bytes, and what they hold.
-        self._kept.keep(namespace, kept, 2 * len(kept.data) + KEY_BYTES * len(kept.snapshot.versions))
+        self._kept.keep(namespace, kept, 2 * len(kept.data) + KEY_BYTES * len(kept.snapshot.values))
 
     def _read(self, namespaces: Sequence[Namespace]) -> Steps[dict[Namespace, _Kept]]:
         """What is there, and this process knows it from now on."""

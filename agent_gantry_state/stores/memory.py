@@ -222,10 +222,10 @@ class MemoryStore(Clocked):
                 size = there.size + more
                 if size > max_bytes:
                     return False
-            versions = there.versions.copy()
+            later = there.later.copy()
             for key in values:
-                versions[key] = version
-            slot.snapshot = there.following(there.values | values, encoded, versions, version, size)
+                later[key] = version
+            slot.snapshot = there.following(there.values | values, encoded, later, version, size)
         return True
 
     def put(self, slot: Slot, base: Snapshot, key: str, value: str, version: bytes, max_bytes: float) -> bool:
@@ -247,7 +247,7 @@ class MemoryStore(Clocked):
             self._acquire()
             there = slot.snapshot
             # One that was dropped, by an eviction or as the store was closed, has another head: none.
-            if not there.plain or (there is not base and there.head != base.head):
+            if type(there) is not Snapshot or (there is not base and there.head != base.head):
                 return False
             size = there.size + SMALL_BYTES
             if size > max_bytes:
@@ -255,15 +255,12 @@ class MemoryStore(Clocked):
                 size = there.size + SMALL_BYTES
                 if size > max_bytes:
                     return False
-            values, versions = there.values.copy(), there.versions.copy()
-            values[key], versions[key] = value, version
+            values, later = there.values.copy(), there.later.copy()
+            values[key], later[key] = value, version
             # What `following` does.
             after: Snapshot = _new(Snapshot)
-            after.values, after.packed, after.versions, after.head = values, there.packed, versions, version
-            after.owner, after.expires_at, after.slides = there.owner, there.expires_at, there.slides
-            after.touched, after.born, after.first_expiry, after.until = there.touched, there.born, math.inf, None
-            after.reserved, after.plain = False, True
-            after.size, after.full, after.placed, after.lived = size, None, None, None
+            after.values, after.packed, after.later, after.first = values, there.packed, later, there.first
+            after.head, after.owner, after.born, after.size, after.placed = version, there.owner, there.born, size, None
             slot.snapshot = after
             return True
         finally:
@@ -402,6 +399,8 @@ class MemoryStore(Clocked):
         if after.head is None:
             return
         if slot is None:
+            # All of it was written just now.
+            after.later, after.first = {}, version
             slot = Slot(change.namespace, after, self.home)
             slot.until = after.last_expiry()
             self._slots.file(slot, self.now())
@@ -434,7 +433,7 @@ def _restoring(snapshot: Snapshot, change: Change) -> Callable[[], None]:
     keys = (*change.puts, *change.deletes)
     dicts: list[dict[str, Any]] = [
         snapshot.values,
-        snapshot.versions,
+        snapshot.later,
         snapshot.packed,
         snapshot.expires_at,
         snapshot.slides,

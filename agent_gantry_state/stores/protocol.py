@@ -115,36 +115,48 @@ class Snapshot:
 
     Values that cannot be changed in place stand in `values` themselves, containers stand there as None and in `packed` as
     bytes (without the format byte): a working copy is then one C-level dict copy and a decode of each container.
-    `born` is the head of its first commit: one that was erased and made anew is another one. A snapshot of some keys only
-    says in `until` when the last of all keys expires (infinite if never); else that is None. `reserved` says whether some of
-    its keys belong to compartments, `plain` that none does and that none expires. `size` are at least as many bytes as it
-    takes, infinite until somebody asks. `full` is what a snapshot without the keys of compartments, or with a default in
-    their place, was made of. `placed` are its `places`, if somebody has asked for them; other keys may be among them.
-    `lived` is what `live` has last made of it, and the time from which on that holds.
+
+    Of most there is no more to say than this. The others, in which something expires, or which are not the whole of their
+    namespace, are of a class of their own: what it has in fields are constants here, for a commit of one key sets all
+    fields anew, and a million snapshots are a million times the fields.
+
+    Attributes:
+        later: Versions, by keys: of all keys if `first` is None. Keys whose values were not asked for may be among them.
+        first: The version of the keys in `values` that `later` does not name.
+        born: The head of its first commit: a namespace that was erased and made anew is another one.
+        size: At least as many bytes as it takes; infinite until somebody asks.
+        placed: Its `places`, if somebody has asked for them; other keys may be among them.
+        until: Of a snapshot of some keys only, when the last of all keys expires (infinite if never); else None.
+        reserved: Whether some of its keys belong to compartments.
+        plain: That none does, and that none expires.
+        full: What a snapshot without the keys of compartments, or with a default in their place, was made of.
+        lived: What `live` has last made of it, and the time from which on that holds.
     """
 
-    __slots__ = (
-        "born",
-        "expires_at",
-        "first_expiry",
-        "full",
-        "head",
-        "lived",
-        "owner",
-        "packed",
-        "placed",
-        "plain",
-        "reserved",
-        "size",
-        "slides",
-        "touched",
-        "until",
-        "values",
-        "versions",
-    )
+    __slots__ = ("born", "first", "head", "later", "owner", "packed", "placed", "size", "values")
 
-    def __init__(
-        self,
+    expires_at: dict[str, float] = {}  # noqa: RUF012 - never changed
+    slides: dict[str, float] = {}  # noqa: RUF012 - never changed
+    touched: float = 0.0
+    first_expiry: float = math.inf
+    until: float | None = None
+    reserved: bool = False
+    plain: bool = True
+    full: Snapshot | None = None
+    lived: tuple[float, Snapshot] | None = None
+
+    values: dict[str, Any]
+    packed: dict[str, bytes]
+    later: dict[str, bytes]
+    first: bytes | None
+    head: bytes | None
+    owner: str | None
+    born: bytes | None
+    size: float
+    placed: dict[str, int] | None
+
+    def __new__(
+        cls,
         values: dict[str, Any],
         packed: dict[str, bytes],
         versions: dict[str, bytes],
@@ -157,28 +169,22 @@ class Snapshot:
         until: float | None = None,
         reserved: bool | None = None,
         size: float = math.inf,
-    ) -> None:
-        self.born = born
-        self.full: Snapshot | None = None
-        self.placed: dict[str, int] | None = None
-        self.lived: tuple[float, Snapshot] | None = None
-        self.until = until
-        self.values = values
-        self.packed = packed
-        self.versions = versions
-        self.head = head
-        self.owner = owner
-        self.expires_at = expires_at
-        self.slides = slides
-        self.touched = touched
-        self.size = size
-        self.first_expiry = self._first_expiry() if expires_at or slides else math.inf
-        self.reserved = has_reserved(values) if reserved is None else reserved
-        self.plain = not self.reserved and self.first_expiry == math.inf
-
-    def _first_expiry(self) -> float:
-        first = min(self.expires_at.values(), default=math.inf)
-        return min(first, self.touched + min(self.slides.values(), default=math.inf))
+        first: bytes | None = None,
+    ) -> Snapshot:
+        if reserved is None:
+            reserved = has_reserved(values)
+        made: Snapshot
+        if reserved or touched or expires_at or slides or until is not None:
+            made = _new(_Detailed)
+            made.expires_at, made.slides, made.touched = expires_at, slides, touched
+            made.until, made.reserved, made.full, made.lived = until, reserved, None, None
+            made.first_expiry = _first_expiry(expires_at, slides, touched) if expires_at or slides else math.inf
+            made.plain = not reserved and made.first_expiry == math.inf
+        else:
+            made = _new(Snapshot)
+        made.values, made.packed, made.later, made.first = values, packed, versions, first
+        made.head, made.owner, made.born, made.size, made.placed = head, owner, born, size, None
+        return made
 
     @classmethod
     def of(
@@ -216,16 +222,30 @@ class Snapshot:
         )
 
     def following(
-        self, values: dict[str, Any], packed: dict[str, bytes], versions: dict[str, bytes], head: bytes, size: float
+        self, values: dict[str, Any], packed: dict[str, bytes], later: dict[str, bytes], head: bytes, size: float
     ) -> Snapshot:
         """What follows this snapshot, in which nothing expires, when values are written and nothing else changes."""
-        after: Snapshot = _new(Snapshot)
-        after.values, after.packed, after.versions, after.head = values, packed, versions, head
-        after.owner, after.expires_at, after.slides = self.owner, self.expires_at, self.slides
-        after.touched, after.born, after.first_expiry, after.until = self.touched, self.born, math.inf, None
-        after.reserved, after.plain = self.reserved, self.plain
-        after.size, after.full, after.placed, after.lived = size, None, None, None
+        after: Snapshot
+        if type(self) is Snapshot:
+            after = _new(Snapshot)
+        else:
+            after = _new(_Detailed)
+            after.expires_at, after.slides, after.touched = self.expires_at, self.slides, self.touched
+            after.first_expiry, after.reserved, after.plain = math.inf, self.reserved, self.plain
+            after.until = after.full = after.lived = None
+        after.values, after.packed, after.later, after.first = values, packed, later, self.first
+        after.head, after.owner, after.born, after.size, after.placed = head, self.owner, self.born, size, None
         return after
+
+    @property
+    def versions(self) -> dict[str, bytes]:
+        """The version of each key, in the order of the keys; where somebody has asked for names, of all there are."""
+        later, first = self.later, self.first
+        return later if first is None else {key: later.get(key, first) for key in self.values}
+
+    def version(self, key: str) -> bytes | None:
+        """The version of a key; None if it is not stored."""
+        return self.later.get(key) or (self.first if key in self.values else None)
 
     def measure(self) -> None:
         """Set `size`, without encoding anything."""
@@ -243,31 +263,31 @@ class Snapshot:
         """This snapshot without the keys of compartments."""
         gone = {key for key in self.values if is_reserved(key)}
         # With the times of compartments: a use restarts those that slide, and they say when the namespace is gone.
-        return self._but(gone, self.expires_at, self.slides, self.last_expiry(), False).in_front_of(self)
+        # With a time until which it holds, it has all fields.
+        opened: Any = self._but(gone, self.expires_at, self.slides, self.last_expiry(), False)
+        opened.full = self
+        return opened  # type: ignore[no-any-return]
 
     def beginning_with(self, default: Snapshot) -> Snapshot:
         """This snapshot of a namespace of which a body sees nothing, as if it had the keys of *default*."""
-        begun = self.copy().in_front_of(self.entire)
-        begun.values, begun.packed, begun.versions = default.values, default.packed, {}
-        begun.size, begun.placed, begun.lived = math.inf, None, None
+        begun = self._detailed()
+        begun.full = self.entire
+        begun.values, begun.packed, begun.later, begun.first = default.values, default.packed, {}, None
+        begun.size, begun.placed = math.inf, None
         return begun
 
-    def in_front_of(self, full: Snapshot) -> Snapshot:
-        """This snapshot, noting that it stands for *full*."""
-        self.full = full
-        return self
-
-    def copy(self) -> Snapshot:
-        """The same once more."""
-        copied: Snapshot = _new(Snapshot)
-        for name in Snapshot.__slots__:
+    def _detailed(self) -> _Detailed:
+        """The same once more, to be changed in any of its fields."""
+        copied: _Detailed = _new(_Detailed)
+        for name in (*Snapshot.__slots__, *_Detailed.__slots__):
             setattr(copied, name, getattr(self, name))
+        copied.lived = None
         return copied
 
     def apart(self) -> Snapshot:
         """The same with dicts of its own."""
-        apart = self.copy()
-        for name in ("values", "packed", "versions", "expires_at", "slides"):
+        apart = self._detailed()
+        for name in ("values", "packed", "later", "expires_at", "slides"):
             setattr(apart, name, getattr(self, name).copy())
         return apart
 
@@ -313,7 +333,8 @@ class Snapshot:
         if found is not None:
             found.expired += len(gone)
         left = self._but(gone, _without(self.expires_at, gone), _without(self.slides, gone), self.until, self.reserved)
-        self.lived = now, left
+        mine: Any = self  # In which something expires, so that it has all fields.
+        mine.lived = now, left
         return left
 
     def _but(
@@ -323,7 +344,7 @@ class Snapshot:
         return Snapshot(
             _without(self.values, gone),
             _without(self.packed, gone),
-            _without(self.versions, gone),
+            _without(self.later, gone),
             self.head,
             self.owner,
             expires_at,
@@ -332,7 +353,19 @@ class Snapshot:
             self.born,
             until,
             reserved,
+            first=self.first,
         )
+
+
+class _Detailed(Snapshot):
+    """A snapshot in which a key expires, or that is not the whole of its namespace, or has the keys of compartments."""
+
+    __slots__ = ("expires_at", "first_expiry", "full", "lived", "plain", "reserved", "slides", "touched", "until")
+
+
+def _first_expiry(expires_at: dict[str, float], slides: dict[str, float], touched: float) -> float:
+    first = min(expires_at.values(), default=math.inf)
+    return min(first, touched + min(slides.values(), default=math.inf))
 
 
 def _without(mapping: dict[str, Any], keys: set[str]) -> dict[str, Any]:

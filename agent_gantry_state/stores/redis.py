@@ -338,7 +338,7 @@ class RedisStore(RemoteStore):
                 # When it expires is the server's to say.
                 return
             size += len(put.packed)
-        for key in puts.keys() - snapshot.versions.keys():
+        for key in puts.keys() - snapshot.values.keys():
             size += len(key) + KEY_BYTES
         after = applied(change, snapshot, version, lambda: 0.0)
         self._kept.keep(namespace, (version + mark[len(version) :], after, size), size)

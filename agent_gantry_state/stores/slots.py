@@ -21,8 +21,7 @@ _SWEPT: Final = 8
 _STALE: Final = 1024
 
 #: Stands in a slot of which the store has to be asked: it has no key, and yet is not plain.
-ASK: Final = Snapshot({}, {}, {}, None)
-ASK.plain = False
+ASK: Final = Snapshot({}, {}, {}, None, reserved=True)
 
 _GONE: Final = object()
 

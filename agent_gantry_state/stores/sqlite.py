@@ -306,8 +306,7 @@ class SQLiteStore(Clocked):
         if kept is None or kept[1] is not base:
             return False
         (head, last, first, touched), _, taken = kept
-        versions = base.versions
-        if first is not None or not versions.keys() >= values.keys():
+        if first is not None or not base.values.keys() >= values.keys():
             return False
         encoded, more = base.packed, SMALL_BYTES * len(values)
         if packed:
@@ -329,7 +328,7 @@ class SQLiteStore(Clocked):
         except WouldBlock:
             return False
         after = base.following(
-            base.values | values, encoded, {**versions, **dict.fromkeys(values, version)}, version, base.size + more
+            base.values | values, encoded, base.later | dict.fromkeys(values, version), version, base.size + more
         )
         self._kept.keep(namespace, ((version, last + len(rows), None, touched), after, taken), taken)
         return True

@@ -31,7 +31,7 @@ def chosen(snapshot: Snapshot, keys: tuple[str, ...], names: bool) -> Snapshot:
     return Snapshot(
         kept(snapshot.values),
         kept(snapshot.packed),
-        snapshot.versions if names else kept(snapshot.versions),
+        snapshot.versions if names else kept(snapshot.later),
         snapshot.head,
         snapshot.owner,
         kept(snapshot.expires_at),
@@ -40,6 +40,7 @@ def chosen(snapshot: Snapshot, keys: tuple[str, ...], names: bool) -> Snapshot:
         snapshot.born,
         snapshot.last_expiry(),
         snapshot.reserved and None,
+        first=None if names else snapshot.first,
     )
 
 
@@ -47,8 +48,7 @@ def is_moved(change: Change, snapshot: Snapshot) -> bool:
     """Whether a namespace with another head than the one loaded stands in the way of a change."""
     if change.whole or change.loaded_owner != snapshot.owner or (change.head is not None and snapshot.born != change.born):
         return True
-    versions = snapshot.versions
-    return any(versions.get(key) != version for key, version in change.checks.items())
+    return any(snapshot.version(key) != version for key, version in change.checks.items())
 
 
 def applied(
@@ -63,17 +63,19 @@ def applied(
         now: Tells the time on the store's clock.
         in_place: Whether nobody else has *snapshot*, so that what follows may go on with its dicts instead of copying them.
     """
-    values, versions, packed = snapshot.values, snapshot.versions, snapshot.packed
+    values, later, packed = snapshot.values, snapshot.later, snapshot.packed
     expires_at, slides, places = snapshot.expires_at, snapshot.slides, snapshot.placed
     reserved: bool | None = snapshot.reserved
     is_shared = False
     if not in_place:
-        values, versions = values.copy(), versions.copy()
+        values, later = values.copy(), later.copy()
         is_shared = not (packed or expires_at or slides)
         if not is_shared:
             packed, expires_at, slides = packed.copy(), expires_at.copy(), slides.copy()
+    elif not (expires_at or slides):
+        expires_at, slides = {}, {}
     for key in change.deletes:
-        for mapping in (values, versions) if is_shared else (values, versions, packed, expires_at, slides):
+        for mapping in (values, later) if is_shared else (values, later, packed, expires_at, slides):
             mapping.pop(key, None)
     touched = snapshot.touched
     if change.touch:
@@ -84,7 +86,7 @@ def applied(
             reserved = None
         if put.last:
             values.pop(key, None)
-            versions.pop(key, None)
+            later.pop(key, None)
         if places is not None and key not in values:
             # To what is there before, more names at its end make no difference; one that comes back does.
             places = None if key in places else places
@@ -100,13 +102,13 @@ def applied(
             values[key] = put.value
             if packed:
                 packed.pop(key, None)
-        versions[key] = version
+        later[key] = version
         if put.ttl is not KEEP:
             _expire(key, put, expires_at, slides, now)
     after = Snapshot(
         values,
         packed,
-        versions,
+        later,
         head,
         snapshot.owner if change.owner is None else change.owner,
         expires_at,
@@ -116,6 +118,7 @@ def applied(
         None,
         reserved,
         change.size if snapshot.head == change.head else math.inf,
+        snapshot.first,
     )
     if places is not None and len(places) < 2 * len(values) + 64:
         after.placed = places
