@@ -69,6 +69,7 @@ def unit_of(frame: list[Any]) -> Any:
             # Whoever ends the call may be looking at its memory now: what becomes of it here must not be seen there.
             seen = there if state is State.OPEN else _twin(there)
             frame[3] = unit = UnitOfWork.of(seen, Want.of(there._terms, identity), settings.bridge, process)
+            unit.sole = settings.sole
             # Only now: whoever ends the call says so first, and then looks for a unit.
             unit.state = state = frame[4]
         if state is State.FAILED:

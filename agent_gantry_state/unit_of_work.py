@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from agent_gantry_state.bridge import on_event_loop
-from agent_gantry_state.changes import changes_of, is_due
+from agent_gantry_state.changes import changes_of, is_due, plain_changes
 from agent_gantry_state.committing import Part, Parts, new_token, new_version
 from agent_gantry_state.compartments import all_known_as, is_reserved
 from agent_gantry_state.errors import (
@@ -43,6 +43,7 @@ from agent_gantry_state.turns import EXCLUSIVE_SECONDS, Grant, Turn, Turns, give
 from agent_gantry_state.views import View, end, flush, read_only, show
 
 if TYPE_CHECKING:
+    from agent_gantry_state.stores.memory import MemoryStore, Slot
     from agent_gantry_state.typed import Shape
 
 __all__ = ["NESTING", "State", "UnitOfWork", "finish_far", "finish_one", "forked", "orphan"]
@@ -120,6 +121,7 @@ class UnitOfWork:
         "inner",
         "outer",
         "reruns",
+        "sole",
         "state",
     )
 
@@ -146,6 +148,8 @@ class UnitOfWork:
         self.declared: tuple[Namespace | None, ...] = ()
         #: Whether its body runs again after a conflict: this holds for all that it has, also for calls inside.
         self.reruns = False
+        #: The store that all of its memories are in, if that is one of this process and nobody else has to be asked or told.
+        self.sole: MemoryStore | None = None
 
     @classmethod
     def of(cls, memory: Memory, want: Want, bridge: Any, process: object = None) -> UnitOfWork:
@@ -259,11 +263,16 @@ class UnitOfWork:
             if type(self.bridge) is Several:
                 yield from self._load_all(missing, self.bridge)
                 return
-            loaded: Loaded = yield _load(missing, self.bridge)
-            _refuse_owners(missing, loaded, self.bridge)
+            if self.sole is None:
+                loaded: Loaded = yield _load(missing, self.bridge)
+                snapshots, now = loaded.snapshots, loaded.now
+            else:
+                snapshots, now = self.sole.snapshots([(namespace, want.keys) for namespace, want in missing.items()])
+            found = list(zip(missing.items(), snapshots, strict=True))
+            _refuse_owners(missing, snapshots, self.bridge)
             with NESTING.lock:
-                for (namespace, want), snapshot in zip(missing.items(), loaded.snapshots, strict=True):
-                    self._take(namespace, want, snapshot, loaded.now, None)
+                for (namespace, want), snapshot in found:
+                    self._take(namespace, want, snapshot, now, None)
             return
         if below := host._missing(missing, nested=True):
             yield from host._fetch(below)
@@ -282,7 +291,7 @@ class UnitOfWork:
             wants = {namespace: want for namespace, want in missing.items() if several.of(namespace) is bridge}
             if wants:
                 loaded: Loaded = yield _load(wants, bridge)
-                _refuse_owners(wants, loaded, bridge)
+                _refuse_owners(wants, loaded.snapshots, bridge)
                 found.update(
                     (namespace, (each, loaded.now)) for namespace, each in zip(wants, loaded.snapshots, strict=True)
                 )
@@ -432,9 +441,10 @@ class UnitOfWork:
             self.state = _CLOSING
         parts: Parts | None = None
         try:
-            commit = self.commit()
-            deadline = None
-            while True:
+            at_once = self.sole is not None and self.outer is None and self._assigned(self.sole)
+            commit = None if at_once else self.commit()
+            deadline = host = None
+            while not at_once:
                 host = None if self.outer is None else self.host()
                 if host is None:
                     if commit is None:
@@ -488,6 +498,42 @@ class UnitOfWork:
         if self._watch is not None and host is None:
             observers, tool = self._watch
             yield from observers.committed(tool, _changed(self._parts))
+
+    def _assigned(self, store: MemoryStore) -> bool:
+        """Whether there was no more to do than what a store in this process does without a message, and that is done."""
+        if self._views or self._moments:
+            return False
+        written: list[tuple[Slot, bytes | None, dict[str, Any], dict[str, bytes], float]] = []
+        changed: list[Held] = []
+        kept = False
+        for held in list(self.held.values()):
+            memory, terms = held.memory, held.want.terms
+            base = memory._base
+            values: dict[str, Any] = {}
+            if memory._touched or base.packed or len(memory) != len(base.values):
+                if (plain := plain_changes(memory)) is None:
+                    return False
+                values, packed = plain
+            if not values:
+                if is_due(memory):
+                    return False
+                kept = kept or bool(held.parts or held.checked)
+                continue
+            slot = store.slot(memory._namespace)  # type: ignore[arg-type]
+            if slot is None or base.head is None or not (base.first or base.later):
+                # What a namespace begins with is written with its first key.
+                return False
+            if held.want.owner not in (None, base.owner) or (terms.keys is not None and not values.keys() <= {*terms.keys}):
+                return False
+            changed.append(held)
+            written.append((slot, base.head, values, packed, -1 if terms.read_only else terms.limits.plain_bytes))
+        if written and (kept or not store.assign_all(written, new_version())):
+            # What had to stay as it was must be looked at in the same step.
+            return False
+        for held in changed:
+            held.born = held.memory._base.born
+        self._parts = []
+        return True
 
     def _tell(self, error: MemoryConflictError | PartialCommitError, landed: list[Part]) -> Steps[None]:
         """Tell the observers what became of a call that has failed."""
@@ -664,9 +710,9 @@ def _load(wants: Mapping[Namespace, Want], bridge: Any) -> Load:
     return Load(tuple(wants), None if keys.count(None) == len(keys) else keys, bridge.load_timeout)
 
 
-def _refuse_owners(wants: Mapping[Namespace, Want], loaded: Loaded, bridge: Any) -> None:
+def _refuse_owners(wants: Mapping[Namespace, Want], snapshots: Sequence[Snapshot], bridge: Any) -> None:
     try:
-        for want, snapshot in zip(wants.values(), loaded.snapshots, strict=True):
+        for want, snapshot in zip(wants.values(), snapshots, strict=True):
             refuse_owner(want, snapshot.owner)
     except SessionOwnerError as error:
         _count_failure(bridge, error)

@@ -437,6 +437,7 @@ class Plan:
         unit = UnitOfWork(opening.wants, settings.bridge, unit_around())
         unit.reruns = self.retries > 0
         unit.declared = opening.declared
+        unit.sole = settings.sole
         if settings.observers is not None:
             unit.watched(settings.observers, self.name)
         return unit
