@@ -11,7 +11,7 @@ from agent_gantry_state.compartments import has_reserved, is_reserved
 from agent_gantry_state.errors import SessionOwnerError
 from agent_gantry_state.memory import Changes, Memory, Terms, open_memory
 from agent_gantry_state.merge import Merge
-from agent_gantry_state.savepoint import apply_changes
+from agent_gantry_state.savepoint import apply_changes, content_of, snapshot_of
 from agent_gantry_state.scopes import Identity
 from agent_gantry_state.stores.protocol import Change
 from agent_gantry_state.views import View, flush, read_only, undeclared
@@ -202,6 +202,18 @@ class Held:
             self.split()
         else:
             self.flush()
+
+    def has_moved(self, inner: Held, change: Change) -> bool:
+        """Whether a *change* cannot be taken up as it is, that a call inside made of what it had loaded from here."""
+        memory = self.memory
+        for key, seen in change.checks.items():
+            if content_of(memory, key) != seen:
+                return True
+        if not change.whole:
+            return False
+        there, base = snapshot_of(memory), inner.memory._base
+        seen_keys = inner.guarded({**base.versions, **there.versions})
+        return any(there.version(key) != base.version(key) for key in seen_keys)
 
     def take_up(
         self,

@@ -12,7 +12,7 @@ from agent_gantry_state.changes import pack_at, refuse_key, refuse_reserved
 from agent_gantry_state.compartments import has_reserved
 from agent_gantry_state.memory import EXPIRY, Inherited, Memory, extra_of, given_ttl, ttl_of
 from agent_gantry_state.merge import ABSENT, graft
-from agent_gantry_state.stores.protocol import KEEP, UNSHARED, Change, Snapshot, Ttl
+from agent_gantry_state.stores.protocol import KEEP, UNSHARED, Change, Put, Snapshot, Ttl
 
 __all__ = ["apply_changes", "extend_memory", "snapshot_of", "was_deleted"]
 
@@ -31,14 +31,14 @@ def snapshot_of(memory: Memory, keys: Iterable[str] | None = None, versions: boo
     Raises:
         UnstorableValueError: It holds something that cannot be stored.
     """
-    base, touched, bare = memory._base, memory._touched, memory._terms.bare
+    base = memory._base
     # All of it is looked at in C, and one by one only what is not as it mostly is.
     values: dict[str, Any] = dict(memory) if keys is None else {key: memory[key] for key in keys if key in memory}
     if not _TEXT.issuperset(map(type, values)):
         for key in values:
             refuse_key(key)
     reserved = has_reserved(values)
-    if reserved and not bare:
+    if reserved and not memory._terms.bare:
         for key in values:
             if key not in base.values:
                 refuse_reserved(key)
@@ -46,9 +46,7 @@ def snapshot_of(memory: Memory, keys: Iterable[str] | None = None, versions: boo
     if not codec.IMMUTABLE.issuperset(map(type, values.values())):
         for key, value in values.items():
             if type(value) not in codec.IMMUTABLE:
-                # What no body sees is changed by nobody who does not say so.
-                known = base.packed.get(key) if bare and key not in touched else None
-                values[key], packed[key] = None, pack_at(value, key) if known is None else known
+                values[key], packed[key] = None, _packed(memory, key, value)
     expires_at: dict[str, float] = {}
     slides: dict[str, float] = {}
     timeless = memory._extra is None and memory._terms.ttl is KEEP and base.first_expiry == math.inf
@@ -65,6 +63,18 @@ def snapshot_of(memory: Memory, keys: Iterable[str] | None = None, versions: boo
     return Snapshot(
         values, packed, contents, base.head, base.owner, expires_at, slides, base.touched, base.born, until, reserved
     )
+
+
+def content_of(memory: Memory, key: str) -> bytes | None:
+    """The version of a key in `snapshot_of` the memory; None if it is not there."""
+    value = memory.get(key, ABSENT)
+    return None if value is ABSENT else _packed(memory, key, value)
+
+
+def _packed(memory: Memory, key: str, value: Any) -> bytes:
+    # What no body sees is changed by nobody who does not say so.
+    known = memory._base.packed.get(key) if memory._terms.bare and key not in memory._touched else None
+    return pack_at(value, key) if known is None else known
 
 
 class _Contents(Mapping[str, bytes]):
@@ -170,7 +180,7 @@ def apply_changes(
             if key not in memory and key in bases:
                 _set(memory, key, codec.unpack(bases[key]))
             memory.add(key, added[key])
-        elif key in memory and pack_at(memory[key], key) == put.packed:
+        elif key in memory and _is_put(memory[key], key, put):
             # Only its time is new: what the call around added to it stays an addition.
             memory._touched.setdefault(key, EXPIRY)
         else:
@@ -195,6 +205,14 @@ def apply_changes(
                 extra.lent.add(key)
     if change.touch:
         extra_of(memory).touches = True
+
+
+def _is_put(value: Any, key: str, put: Put) -> bool:
+    """Whether a value of the memory is what is to be put there."""
+    if type(value) is type(put.value) in codec.IMMUTABLE and not isinstance(value, float):
+        # Of one of these types, what is equal has the same bytes.
+        return bool(value == put.value)
+    return pack_at(value, key) == put.packed
 
 
 def was_deleted(memory: Memory, key: str) -> bool:

@@ -653,21 +653,18 @@ class UnitOfWork:
             for namespace, held in inner.held.items():
                 refuse_owner(held.want, self.held[namespace].owner)
             if commit is not None:
-                current: list[Snapshot] = []
+                both = list(zip(inner._part.made, commit.changes, strict=True))
                 moved = False
-                for (held, _), change in zip(inner._part.made, commit.changes, strict=True):
-                    self.held[change.namespace].expect(change)
-                    memory = self.held[change.namespace].memory
-                    there = snapshot_of(memory, None if change.whole else change.checks)
-                    base = held.memory._base
-                    moved = moved or any(there.versions.get(key) != seen for key, seen in change.checks.items())
-                    if change.whole and not moved:
-                        seen = held.guarded({**base.versions, **there.versions})
-                        moved = any(there.versions.get(key) != base.versions.get(key) for key in seen)
-                    current.append(there)
+                for (held, _), change in both:
+                    mine = self.held[change.namespace]
+                    mine.expect(change)
+                    moved = moved or mine.has_moved(held, change)
                 if moved:
-                    return current, [self.held[change.namespace].memory._now for change in commit.changes]
-                for (held, changes), change in zip(inner._part.made, commit.changes, strict=True):
+                    memories = [self.held[change.namespace].memory for change in commit.changes]
+                    keys = [None if change.whole else change.checks for change in commit.changes]
+                    current = [snapshot_of(memory, wanted) for memory, wanted in zip(memories, keys, strict=True)]
+                    return current, [memory._now for memory in memories]
+                for (held, changes), change in both:
                     self._absorb(held, changes, change)
                 if self._views:
                     show(self._views)
