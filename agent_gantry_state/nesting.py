@@ -48,7 +48,7 @@ def unit_around() -> UnitOfWork | None:
         OrphanedCallError: That call has failed.
     """
     frame: Any = CURRENT.get()
-    if isinstance(frame, Alone):
+    if frame is None or isinstance(frame, Alone):
         return None
     unit: UnitOfWork | None = unit_of(frame) if type(frame) is list else frame
     return unit if unit is None or unit.is_here else None

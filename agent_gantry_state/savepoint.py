@@ -185,7 +185,7 @@ def apply_changes(
             memory._touched.setdefault(key, EXPIRY)
         else:
             value = put.value if put.value is not UNSHARED else codec.unpack(put.packed)
-            memory[key] = graft(memory[key], value) if key in memory else value
+            memory[key] = graft(memory[key], value, is_copy=True) if key in memory else value
             assigned = True
         if ttl[0] is KEEP and memory._terms.ttl is KEEP:
             continue

@@ -268,11 +268,11 @@ class UnitOfWork:
                 snapshots, now = loaded.snapshots, loaded.now
             else:
                 snapshots, now = self.sole.snapshots([(namespace, want.keys) for namespace, want in missing.items()])
-            found = list(zip(missing.items(), snapshots, strict=True))
-            _refuse_owners(missing, snapshots, self.bridge)
+            found = dict(zip(missing, snapshots, strict=True))
+            _refuse_owners(missing, found, self.bridge)
             with NESTING.lock:
-                for (namespace, want), snapshot in found:
-                    self._take(namespace, want, snapshot, now, None)
+                for namespace, want in missing.items():
+                    self._take(namespace, want, found[namespace], now, None)
             return
         if below := host._missing(missing, nested=True):
             yield from host._fetch(below)
@@ -291,10 +291,9 @@ class UnitOfWork:
             wants = {namespace: want for namespace, want in missing.items() if several.of(namespace) is bridge}
             if wants:
                 loaded: Loaded = yield _load(wants, bridge)
-                _refuse_owners(wants, loaded.snapshots, bridge)
-                found.update(
-                    (namespace, (each, loaded.now)) for namespace, each in zip(wants, loaded.snapshots, strict=True)
-                )
+                snapshots = dict(zip(wants, loaded.snapshots, strict=True))
+                _refuse_owners(wants, snapshots, bridge)
+                found.update({namespace: (each, loaded.now) for namespace, each in snapshots.items()})
         with NESTING.lock:
             for namespace, want in missing.items():
                 self._take(namespace, want, *found[namespace], None)
@@ -707,10 +706,11 @@ def _load(wants: Mapping[Namespace, Want], bridge: Any) -> Load:
     return Load(tuple(wants), None if keys.count(None) == len(keys) else keys, bridge.load_timeout)
 
 
-def _refuse_owners(wants: Mapping[Namespace, Want], snapshots: Sequence[Snapshot], bridge: Any) -> None:
+def _refuse_owners(wants: Mapping[Namespace, Want], snapshots: Mapping[Namespace, Snapshot], bridge: Any) -> None:
     try:
-        for want, snapshot in zip(wants.values(), snapshots, strict=True):
-            refuse_owner(want, snapshot.owner)
+        for namespace, want in wants.items():
+            if want.owner is not None:
+                refuse_owner(want, snapshots[namespace].owner)
     except SessionOwnerError as error:
         _count_failure(bridge, error)
         raise

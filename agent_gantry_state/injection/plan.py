@@ -112,17 +112,20 @@ class Opening:
 
     Attributes:
         wants: What is wanted of each namespace.
-        namespaces: For each declaration its namespaces, the nearest first; none for a context whose session is not known.
+        given: Each declaration, with its namespaces, the nearest first; none for a context whose session is not known.
         declared: All of them in order, where some are loaded later than the rest; else none.
     """
 
-    __slots__ = ("declared", "namespaces", "wants")
+    __slots__ = ("declared", "given", "wants")
 
     def __init__(
-        self, wants: dict[Namespace, Want], namespaces: tuple[tuple[Namespace, ...], ...], declared: tuple[Namespace, ...]
+        self,
+        wants: dict[Namespace, Want],
+        given: tuple[tuple[Declaration, tuple[Namespace, ...]], ...],
+        declared: tuple[Namespace, ...],
     ) -> None:
         self.wants = wants
-        self.namespaces = namespaces
+        self.given = given
         self.declared = declared
 
 
@@ -471,7 +474,8 @@ class Plan:
             if (there := wants.get(namespace)) is not None:
                 wants[namespace] = there._replace(terms=replace(there.terms.joined(terms), keys=there.terms.keys))
         # What is loaded later than the rest is committed in its place all the same.
-        return Opening(wants, tuple(namespaces), tuple(itertools.chain(*namespaces)) if beside else ())
+        declared = tuple(itertools.chain(*namespaces)) if beside else ()
+        return Opening(wants, tuple(zip(self.declarations, namespaces, strict=True)), declared)
 
     def _want_layers(
         self, declaration: Declaration, settings: Settings, identity: Identity | None, wants: dict[Namespace, Want]
@@ -517,7 +521,7 @@ class Plan:
     def given(self, unit: UnitOfWork, opening: Opening, settings: Settings, identity: Identity | None) -> Sequence[Any]:
         """What each declaration gives the function, in a call whose unit has begun."""
         given: list[Any] = []
-        for declaration, namespaces in zip(self.declarations, opening.namespaces, strict=True):
+        for declaration, namespaces in opening.given:
             if declaration.is_memory:
                 given.append(unit.held[namespaces[0]].seen())
             elif declaration.is_view:

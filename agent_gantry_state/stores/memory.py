@@ -118,7 +118,7 @@ class MemoryStore(Clocked):
             return EMPTY
         slot.used = slot.by_key = True
         there = self._shared(slot) if names or slot.own is None else slot.own
-        return chosen(there.live(self.now()), keys, names)
+        return chosen(there if there.first_expiry == math.inf else there.live(self.now()), keys, names)
 
     def _there(self, change: Change) -> Snapshot:
         """What a change finds. Needs the lock."""
