@@ -85,7 +85,7 @@ def plain_changes(memory: Memory) -> tuple[dict[str, Any], dict[str, bytes]] | N
         if kind is type(old) and value == old:
             continue
         plain[key] = value
-    if encoded:
+    if encoded and not memory._terms.bare:
         for key, before in encoded.items():
             if key in touched:
                 continue

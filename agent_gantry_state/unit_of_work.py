@@ -440,6 +440,9 @@ class UnitOfWork:
             self.state = _CLOSING
         parts: Parts | None = None
         try:
+            if self._views:
+                # The body has ended: what it sees need not be up to date, but where one view writes what another shows.
+                flush(self._views, last=len(self._views) == 1)
             at_once = self.sole is not None and self.outer is None and self._assigned(self.sole)
             commit = None if at_once else self.commit()
             deadline = host = None
@@ -500,19 +503,21 @@ class UnitOfWork:
 
     def _assigned(self, store: MemoryStore) -> bool:
         """Whether there was no more to do than what a store in this process does without a message, and that is done."""
-        if self._views or self._moments:
+        if self._moments:
             return False
         written: list[tuple[Slot, bytes | None, dict[str, Any], dict[str, bytes], float]] = []
         changed: list[Held] = []
         kept = False
         for held in list(self.held.values()):
-            memory, terms = held.memory, held.want.terms
-            base = memory._base
+            memory, base = held.memory, held.memory._base
             values: dict[str, Any] = {}
             if memory._touched or base.packed or len(memory) != len(base.values):
                 if (plain := plain_changes(memory)) is None:
                     return False
                 values, packed = plain
+            if values or self._views:
+                made: Any = (values, (), {})
+                held.refuse(made if values else None)
             if not values:
                 if is_due(memory):
                     return False
@@ -522,10 +527,10 @@ class UnitOfWork:
             if slot is None or base.head is None or not (base.first or base.later):
                 # What a namespace begins with is written with its first key.
                 return False
-            if held.want.owner not in (None, base.owner) or (terms.keys is not None and not values.keys() <= {*terms.keys}):
+            if held.want.owner not in (None, base.owner):
                 return False
             changed.append(held)
-            written.append((slot, base.head, values, packed, -1 if terms.read_only else terms.limits.plain_bytes))
+            written.append((slot, base.head, values, packed, held.want.terms.limits.plain_bytes))
         if written and (kept or not store.assign_all(written, new_version())):
             # What had to stay as it was must be looked at in the same step.
             return False
@@ -609,13 +614,10 @@ class UnitOfWork:
                 return
 
     def commit(self) -> Commit | None:
-        """The commit of what the call changed; None if there is nothing to commit."""
+        """The commit of what the call changed, as far as its views are flushed; None if there is nothing to commit."""
         pending: list[Change] = []
         made: list[tuple[Held, Changes | None]] = []
         writes = False
-        if self._views:
-            # The body has ended: what it sees need not be brought up to date, but where one view writes what another shows.
-            flush(self._views, last=len(self._views) == 1)
         for held in list(self.held.values()):
             memory = held.memory
             changes = changes_of(memory)
