@@ -506,7 +506,6 @@ class UnitOfWork:
         if self._moments:
             return False
         written: list[tuple[Slot, bytes | None, dict[str, Any], dict[str, bytes], float]] = []
-        changed: list[Held] = []
         kept = False
         for held in list(self.held.values()):
             memory, base = held.memory, held.memory._base
@@ -529,13 +528,10 @@ class UnitOfWork:
                 return False
             if held.want.owner not in (None, base.owner):
                 return False
-            changed.append(held)
             written.append((slot, base.head, values, packed, held.want.terms.limits.plain_bytes))
         if written and (kept or not store.assign_all(written, new_version())):
             # What had to stay as it was must be looked at in the same step.
             return False
-        for held in changed:
-            held.born = held.memory._base.born
         self._parts = []
         return True
 
