@@ -108,15 +108,14 @@ class Held:
         self.origin = origin
         self.parts: frozenset[str] = _NONE
         self.checked: frozenset[str] = _NONE
-        if want.parts or want.checked:
-            self.keep(want)
+        self.keep(want)
         self.view: View | None = None
         self.views: list[View] = [] if views is None else views
         self.bases: dict[str, bytes] = {}
         self.born: bytes | None = None
 
     def keep(self, want: Want) -> None:
-        """Have unchanged when the unit commits what is *wanted* to be."""
+        """Have what *want* names unchanged when the unit commits."""
         if want.parts or want.checked:
             self.parts, self.checked = self.parts.union(want.parts), self.checked.union(want.checked)
 

@@ -59,6 +59,7 @@ def snapshot_of(memory: Memory, keys: Iterable[str] | None = None, versions: boo
     until = None
     if keys is not None or base.until is not None:
         until = math.inf if timeless and memory else _last_expiry(memory)
+    # A dict for whoever reads, and nobody writes to what a snapshot says.
     contents = cast("dict[str, bytes]", _Contents(values, packed)) if versions else {}
     return Snapshot(
         values, packed, contents, base.head, base.owner, expires_at, slides, base.touched, base.born, until, reserved
@@ -209,7 +210,7 @@ def apply_changes(
 
 def _is_put(value: Any, key: str, put: Put) -> bool:
     """Whether a value of the memory is what is to be put there."""
-    if type(value) is type(put.value) in codec.IMMUTABLE and not isinstance(value, float):
+    if type(value) is type(put.value) in codec.IMMUTABLE and type(value) is not float:
         # Of one of these types, what is equal has the same bytes.
         return bool(value == put.value)
     return pack_at(value, key) == put.packed

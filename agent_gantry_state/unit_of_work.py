@@ -510,13 +510,15 @@ class UnitOfWork:
         for held in list(self.held.values()):
             memory, base = held.memory, held.memory._base
             values: dict[str, Any] = {}
+            packed: dict[str, bytes] = {}
             if memory._touched or base.packed or len(memory) != len(base.values):
                 if (plain := plain_changes(memory)) is None:
                     return False
                 values, packed = plain
             if values or self._views:
-                made: Any = (values, (), {})
-                held.refuse(made if values else None)
+                # It looks at the names of the keys only.
+                named: Any = (values, (), {})
+                held.refuse(named if values else None)
             if not values:
                 if is_due(memory):
                     return False

@@ -171,7 +171,8 @@ class Plan:
         self._registered: str | None = None
         self._claimed = False
         self._impersonal: dict[str, Namespace] = {}
-        #: What the short call path notes: for its first memory, where in the store it stands, for scopes that are nobody's.
+        #: What is noted of memories that are nobody's: for the short call path where in the store the first one stands, and
+        #: what calls begin with that nobody makes.
         self.is_impersonal = declarations[0].scope in IMPERSONAL_SCOPES
         self.slots: dict[Any, Any] = {}
         #: What it wants of the namespaces of views, whoever calls.
