@@ -142,6 +142,8 @@ class _Methods:
     counters: Counters | None = None
     #: Commits what is written most without a message; see `SQLiteStore.attempt_values`.
     attempt_values: Callable[..., bool] | None = None
+    #: Gives what is known to stand there, without a message; see `SQLiteStore.attempt_whole`.
+    attempt_whole: Callable[..., Any] | None = None
 
     def __init__(self, store: Any, owned: bool = False) -> None:
         self.store = store
@@ -213,6 +215,7 @@ class Local(_Methods):
         super().__init__(store, owned)
         self._attempt: Callable[[Any], Any] = store.attempt
         self.attempt_values = getattr(store, "attempt_values", None)
+        self.attempt_whole = getattr(store, "attempt_whole", None)
 
     def attempt(self, request: Message) -> Any:
         return self._attempt(request)
@@ -311,6 +314,18 @@ class Network(Thread):
         if in_asyncio() and not isinstance(request, Wait):
             return await self.store.answer(request)
         return await super().aperform(request)
+
+    async def arun_uncut(self, steps: Steps[T]) -> T:
+        errand_for = getattr(self.store, "errand_for", None)
+        errand = None if errand_for is None or not in_asyncio() else errand_for(steps)
+        if errand is None:
+            return await super().arun_uncut(steps)
+        cancelled = await _to_end(errand.is_over, errand.woken)
+        if cancelled is not None:
+            if errand.error is not None:
+                cancelled.__context__ = errand.error
+            raise cancelled
+        return errand.result()  # type: ignore[no-any-return]
 
     async def aclose(self) -> None:
         if self._owned and in_asyncio():
@@ -568,31 +583,52 @@ async def _lease(start: Callable[[], Awaitable[Any]]) -> Any:
 
 async def uncut(start: Callable[[], Awaitable[T]]) -> T:
     """Await what *start* makes to its end, whatever cancels the caller, and let the cancellation go on only then."""
-    import anyio
-
     if not in_asyncio():
+        import anyio
+
         with anyio.CancelScope(shield=True):
             return await start()
     task: asyncio.Task[T] = asyncio.ensure_future(_as_coroutine(start))
-    cancelled: asyncio.CancelledError | None = None
-    # anyio would cancel again and again while the loop below waits; asyncio.shield holds off asyncio's own cancellation.
-    with anyio.CancelScope(shield=True):
-        while not task.done():
-            try:
-                await asyncio.shield(task)
-            except asyncio.CancelledError as error:
-                if task.cancelled():
-                    raise
-                cancelled = error
-            except GeneratorExit:
-                raise  # whoever awaits is being closed; the task goes on
-            except BaseException:  # noqa: BLE001
-                break  # raised again below, or less important than a cancellation
+    cancelled = await _to_end(task.done, lambda: _woken_by(task))
     if cancelled is not None:
         if not task.cancelled() and task.exception() is not None:
             cancelled.__context__ = task.exception()
         raise cancelled
     return task.result()
+
+
+async def _to_end(is_over: Callable[[], bool], woken: Callable[[], asyncio.Future[None]]) -> asyncio.CancelledError | None:
+    """Wait until something *is_over*, and is heard of by what *woken* gives, whatever cancels the caller; the cancellation
+    that is to go on then. Where the caller is closed, it goes on by itself."""
+    try:
+        while not is_over():
+            await woken()
+    except asyncio.CancelledError as error:
+        cancelled = error
+    else:
+        return None
+    import anyio
+
+    # anyio would cancel again and again while this waits.
+    with anyio.CancelScope(shield=True):
+        while not is_over():
+            try:
+                await woken()
+            except asyncio.CancelledError as error:
+                cancelled = error
+    return cancelled
+
+
+def _woken_by(task: asyncio.Task[Any]) -> asyncio.Future[None]:
+    """A future that ends with a task, and may be cancelled without it: what `asyncio.shield` does with more around it."""
+    woken: asyncio.Future[None] = task.get_loop().create_future()
+
+    def wake(_: asyncio.Task[Any]) -> None:
+        if not woken.done():
+            woken.set_result(None)
+
+    task.add_done_callback(wake)
+    return woken
 
 
 async def _as_coroutine(start: Callable[[], Awaitable[T]]) -> T:

@@ -15,12 +15,23 @@ from agent_gantry_state.memory import EXPIRY, Changes, Extra, Inherited, Memory,
 from agent_gantry_state.merge import ABSENT
 from agent_gantry_state.stores.protocol import KEEP, SMALL_SIZE, UNSHARED, Put
 
-__all__ = ["FEW", "changes_of", "is_due", "pack_at", "plain_changes", "refuse_key", "refuse_reserved", "touches"]
+__all__ = [
+    "CONTAINERS",
+    "FEW",
+    "changes_of",
+    "is_due",
+    "pack_at",
+    "plain_changes",
+    "refuse_key",
+    "refuse_reserved",
+    "touches",
+]
 
 #: A sliding time to live is restarted only when this part of it has gone.
 TOUCH_AFTER = 0.1
 _IMMUTABLE = codec.IMMUTABLE
-_CONTAINERS = frozenset({dict, list, set, tuple, frozenset})
+#: What is encoded as a whole.
+CONTAINERS: Final = frozenset({dict, list, set, tuple, frozenset})
 #: Those of which what is equal has the same bytes.
 _EQUAL_IS_SAME = _IMMUTABLE - {float}
 #: Letters that a str may have to be small, four bytes each.
@@ -59,6 +70,12 @@ def plain_changes(memory: Memory) -> tuple[dict[str, Any], dict[str, bytes]] | N
     if memory._extra is not None or memory._terms.ttl is not KEEP:
         return None
     values, encoded, touched = base.values, base.packed, memory._touched
+    if len(touched) == 1 and not encoded and len(memory) == len(values):
+        # What the rest does, for the usual call: it assigned a short text to a key that was there.
+        for key in touched:
+            value, old = _get(memory, key), values.get(key)
+            if type(value) is str and type(old) is str and type(key) is str and len(value) <= FEW:
+                return ({} if value == old else {key: value}), _NONE
     plain: dict[str, Any] = {}
     packed = _NONE
     expected = known = len(values)
@@ -71,7 +88,7 @@ def plain_changes(memory: Memory) -> tuple[dict[str, Any], dict[str, bytes]] | N
                 return None
             expected += 1
         kind = type(value)
-        if kind in _CONTAINERS:
+        if kind in CONTAINERS:
             after = pack_at(value, key)
             if after != encoded.get(key):
                 packed = packed or {}
@@ -90,7 +107,7 @@ def plain_changes(memory: Memory) -> tuple[dict[str, Any], dict[str, bytes]] | N
             if key in touched:
                 continue
             value = _get(memory, key, ABSENT)
-            if type(value) not in _CONTAINERS:
+            if type(value) not in CONTAINERS:
                 return None
             after = pack_at(value, key)
             if after != before:
@@ -148,7 +165,7 @@ def changes_of(memory: Memory) -> Changes | None:
         if value is ABSENT:
             deletes.append(key)
             expected -= 1
-        elif type(value) in _CONTAINERS:
+        elif type(value) in CONTAINERS:
             # What `_put` does, for a container that was not assigned: `extra` knows touched keys only.
             after = pack_at(value, key)
             if after != before:

@@ -203,14 +203,17 @@ def namespaces(effort: Effort, stack: ExitStack) -> Axis:
     return Axis("idle namespaces in memory", lines)
 
 
-def populate(gantry: Gantry, size: int, keys: int = 3, letters: int = 20, ttl: float | None = None) -> None:
+def populate(gantry: Gantry, size: int, keys: int = 3, letters: int = 20, ttl: float | None = None, calls: int = 1) -> None:
+    """Make so many sessions of so many keys, written by so many calls each."""
+
     @gantry.with_memory(ttl=ttl)
-    def fill(i: int, memory: dict[str, Any]) -> None:
-        memory.update({f"k{k}": f"{i:0{letters}}{k}" for k in range(keys)})
+    def fill(i: int, part: range, memory: dict[str, Any]) -> None:
+        memory.update({f"k{k}": f"{i:0{letters}}{k}" for k in part})
 
     for i in range(size):
         with gantry.session(f"idle {i}"):
-            fill(i)
+            for call in range(calls):
+                fill(i, range(call, keys, calls))
 
 
 def callers(effort: Effort, stack: ExitStack) -> Axis:
@@ -533,7 +536,7 @@ def measured(axis: Axis, effort: Effort) -> dict[str, dict[int, float]]:
     return grown
 
 
-def bytes_of_idle(size: int, keys: int, letters: int) -> float:
+def bytes_of_idle(size: int, keys: int, letters: int, calls: int) -> float:
     """What a namespace takes, over what the same takes as a dict in a dict."""
 
     def traced(make: Callable[[], Any]) -> float:
@@ -551,7 +554,7 @@ def bytes_of_idle(size: int, keys: int, letters: int) -> float:
 
     def ours() -> Any:
         gantry = Gantry(f"memory://?max_namespaces={2 * size + 1}")
-        populate(gantry, size, keys, letters)
+        populate(gantry, size, keys, letters, calls=calls)
         return gantry
 
     return traced(ours) / traced(plain)
@@ -623,9 +626,10 @@ def main() -> None:
     if not options.axes:
         size = int(min(100_000, effort.largest * 10))
         print(f"\nBytes of {size:,} idle namespaces, over a dict of dicts")
-        for keys, letters in ((10, 100), (10, 10), (3, 20)):
-            found[f"bytes, {keys} keys of {letters}"] = ratio = bytes_of_idle(size, keys, letters)
-            print(f"{keys} keys of {letters} letters: {ratio:.2f}", flush=True)
+        for keys, letters, calls in ((10, 100, 1), (10, 100, 10), (10, 10, 1), (10, 10, 10), (3, 20, 1), (3, 20, 3)):
+            what = f"{keys} keys of {letters} letters, written by {calls} calls"
+            found[f"bytes, {what}"] = ratio = bytes_of_idle(size, keys, letters, calls)
+            print(f"{what}: {ratio:.2f}", flush=True)
     if options.json is not None:
         options.json.write_text(json.dumps({**facts, "grown": found}, indent=2) + "\n")
 

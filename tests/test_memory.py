@@ -409,6 +409,28 @@ def test_a_key_deleted_behind_the_class_s_back_is_deleted(gantry, action, expect
     assert stored(gantry) == expected
 
 
+@pytest.mark.parametrize("key", ["b", "new"])
+@pytest.mark.parametrize("gone", ["a", "b"])
+@pytest.mark.parametrize("first", ["a", None])
+def test_a_key_deleted_behind_the_class_s_back_is_deleted_by_a_call_that_writes_a_short_text(gantry, key, gone, first):
+    do = doing(gantry)
+    do(lambda memory: memory.update(a=first, b="b"))
+    expected = {"a": first, "b": "b", key: "text"}
+    if gone == key:
+        # The body deletes what it has written.
+        del expected[key]
+    else:
+        expected.pop(gone)
+
+    def body(memory):
+        memory[key] = "text"
+        dict.__delitem__(memory, gone)
+
+    do(body)
+
+    assert stored(gantry) == expected
+
+
 # Time to live.
 
 

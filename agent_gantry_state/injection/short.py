@@ -16,7 +16,7 @@ from math import inf
 from typing import Any
 
 from agent_gantry_state import codec
-from agent_gantry_state.changes import FEW, plain_changes
+from agent_gantry_state.changes import CONTAINERS, FEW, pack_at, plain_changes
 from agent_gantry_state.codec import IMMUTABLE
 from agent_gantry_state.committing import new_version, spare_version
 from agent_gantry_state.errors import MemoryConflictError
@@ -39,6 +39,7 @@ from agent_gantry_state.nesting import CURRENT, leave, unit_of
 from agent_gantry_state.scopes import ATTEMPT, ENTERED, refuse_orphan
 from agent_gantry_state.stores.memory import Slot
 from agent_gantry_state.stores.protocol import EMPTY, KEEP, Load, Loaded, Snapshot, WouldBlock
+from agent_gantry_state.stores.slots import ASK
 from agent_gantry_state.unit_of_work import NESTING, State, UnitOfWork, finish_far, finish_one, forked
 from agent_gantry_state.wiring import Settings
 
@@ -134,8 +135,9 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
             memory._terms, memory._now, memory._touched = terms, 0.0, {}
         elif (memory := begin(settings, identity)) is None:
             if (single := settings.single) is not None:
-                load = ask(settings, identity)
-                memory = take(load, single.perform(load), identity)
+                memory = ask(settings, identity, slot)
+                if type(memory) is Load:
+                    memory = take(memory, single.perform(memory), identity)
             if memory is None:
                 return call(plan, fn, 0, args, kwargs)
         frame: list[Any] = [settings, identity, NESTING.process, memory, _OPEN]
@@ -242,8 +244,9 @@ def _short_acaller(
             memory._terms, memory._now, memory._touched = terms, 0.0, {}
         elif (memory := begin(settings, identity)) is None:
             if (single := settings.single) is not None:
-                load = ask(settings, identity)
-                memory = take(load, await single.ask_whole(load), identity)
+                memory = ask(settings, identity, slot)
+                if type(memory) is Load:
+                    memory = take(memory, await single.ask_whole(memory), identity)
             if memory is None:
                 return await acall(plan, fn, shift, args, kwargs, body, landed)
         frame: list[Any] = [settings, identity, NESTING.process, memory, _OPEN]
@@ -407,43 +410,57 @@ def _max_bytes(terms: Terms) -> float:
 
 
 def _finish_short(plan: Plan, frame: list[Any], memory: Memory, max_bytes: float, slot: Slot) -> None:
-    settings, identity, process, _, _ = frame
-    if process is not NESTING.process:
+    if frame[2] is not NESTING.process:
         raise forked()
     if ATTEMPT.get() is not None:
         refuse_orphan()
-    store = settings.direct
+    store = frame[0].direct
     if store is None:
         _finish_single(frame, memory, max_bytes)
         return
     if slot is _NOWHERE:
         # It was not known where the memory stands when the call began.
-        slot = (plan.slots if plan.is_impersonal else identity.slots).get(plan.key, slot)
+        slot = (plan.slots if plan.is_impersonal else frame[1].slots).get(plan.key, slot)
     base, touched = memory._base, memory._touched
     if base.head is not None and (base.first or base.later) and (base.owner is not None or not memory._terms.owned):
-        # Else what a namespace begins with, and its owner, are written with its first key.
-        values = base.values
-        if len(touched) == 1 and not base.packed and len(memory) == len(values) and memory._extra is None:
-            # What the rest does, for the usual call: it assigned a short text to a key that was there.
+        # Else what a namespace begins with, and its owner, are written with its first key. What the rest does stands here
+        # once more for the two usual calls.
+        values, packed = base.values, base.packed
+        if not packed and len(touched) == 1 and len(memory) == len(values) and memory._extra is None:
+            # One assigned a short text to a key that was there.
             for key in touched:
                 try:
                     value, old = memory[key], values[key]
                 except KeyError:
                     break
-                if old is not None and type(value) is str and type(key) is str and len(value) <= FEW:
+                if type(value) is str and type(key) is str and len(value) <= FEW:
                     try:
                         version = spare_version()
                     except IndexError:
                         version = new_version()
-                    if value == old or store.put(slot, base, key, value, version, max_bytes):
+                    if value == old or store.put(slot, base, key, value, None, version, max_bytes):
                         return
                 break
+        elif (
+            len(packed) == 1
+            and len(memory) == len(values)
+            and memory._extra is None
+            and max_bytes > 0
+            and type(base) is Snapshot
+        ):
+            # The other one changed the only container.
+            for key, before in packed.items():
+                value = memory.get(key)
+                if type(value) in CONTAINERS and (not touched or (len(touched) == 1 and key in touched)):
+                    body = pack_at(value, key)
+                    if body == before or store.put(slot, base, key, None, body, new_version(), max_bytes):
+                        return
         changes = plain_changes(memory)
         if changes is not None:
             written, packed = changes
             if not written or store.assign(slot, base.head, written, packed, new_version(), max_bytes):
                 return
-    finish_one(memory, identity, settings.bridge, store.commit)
+    finish_one(memory, frame[1], frame[0].bridge, store.commit)
 
 
 def _slots(plan: Plan, identity: Any) -> dict[Any, Any]:
@@ -483,13 +500,27 @@ def _beginner(plan: Plan) -> Callable[[Settings, Any], Memory | None]:
     return begin
 
 
-def _asker(plan: Plan) -> tuple[Callable[[Settings, Any], Load], Callable[[Load, Loaded, Any], Memory | None]]:
-    """What to ask a store that has to be asked, and what to make of its answer: None if this is not for the short way."""
+def _asker(
+    plan: Plan,
+) -> tuple[Callable[[Settings, Any, Slot], Load | Memory], Callable[[Load, Loaded, Any], Memory | None]]:
+    """What to ask a store that has to be asked, if it has not the answer at hand; and what to make of its answer: None if
+    this is not for the short way."""
     terms, scope, impersonal = plan.declarations[0].terms, plan.declarations[0].scope, plan.is_impersonal
+    slides, owned = terms.slides, terms.owned
 
-    def ask(settings: Settings, identity: Any) -> Load:
-        namespace = plan.locate(scope, settings, None if impersonal else identity)
-        return Load((namespace,), None, settings.bridge.load_timeout)
+    def ask(settings: Settings, identity: Any, slot: Slot) -> Load | Memory:
+        if slot.home is settings.home:
+            namespace = slot.namespace
+        else:
+            namespace = plan.locate(scope, settings, None if impersonal else identity)
+            # Says no more than that, of a store that has to be asked.
+            _slots(plan, identity)[plan.key] = Slot(namespace, ASK, settings.home)
+        bridge: Any = settings.bridge
+        if bridge.attempt_whole is not None and not slides:
+            snapshot = bridge.attempt_whole(namespace)
+            if snapshot is not None and not (owned and snapshot.owner is not None and snapshot.owner != identity.owner):
+                return open_memory(namespace, snapshot, 0.0, terms)
+        return Load((namespace,), None, bridge.load_timeout)
 
     def take(load: Load, loaded: Loaded, identity: Any) -> Memory | None:
         (snapshot,) = loaded.snapshots

@@ -152,7 +152,8 @@ class MemcachedStore(RemoteStore):
         prefix: Stands before every key, to keep apart programs that share a server: at most 100 printable ASCII letters.
         client: A `pymemcache.PooledClient` of yours, for one server, instead of *servers*. It stays open. Callers on event
             loops use it in a thread.
-        max_connections: To each server, for this process's threads together and for each event loop.
+        max_connections: To each server, for this process's threads together and for each event loop. The callers on a loop
+            share one, as long as nothing large is under way on it.
         connect_timeout: Seconds that a new connection may take.
         load_timeout: Seconds that everything but a commit may take.
         commit_timeout: Seconds that a commit or an erasure may take, with all its resends.
@@ -264,36 +265,34 @@ class MemcachedStore(RemoteStore):
         """What is there, and this process knows it from now on."""
         found: dict[Namespace, _Kept] = {}
         for server, keys in self._by_server(namespaces).items():
-            replies: Replies = yield gets(server, keys)  # type: ignore[misc]
+            (items,), life = yield gets(server, keys)  # type: ignore[misc]
             for key, namespace in keys.items():
-                found[namespace] = self._note(namespace, replies.answers[0].get(key), replies.life)
+                found[namespace] = self._note(namespace, items.get(key), life)
         return found
-
-    def _read_one(self, namespace: Namespace, place: _Place) -> Steps[_Kept]:
-        """`_read` for one, as most calls have."""
-        replies: Replies = yield gets(place.server, (place.key,))  # type: ignore[misc]
-        return self._note(namespace, replies.answers[0].get(place.key), replies.life)
 
     def _note(self, namespace: Namespace, item: Item | None, life: object) -> _Kept:
         if item is None:
             self._kept.drop(namespace)
             return _NOTHING
-        known, change = self._kept.get(namespace), (item.unique, life)
-        if known is None or known.data != item.data:
-            known = _Kept(item.data, *read_item(item.data, namespace), change)
+        data, unique = item
+        known = self._kept.get(namespace)
+        if known is None or known.data != data:
+            known = _Kept(data, *read_item(data, namespace), (unique, life))
             self._keep(namespace, known)
         else:
-            known.change = change
+            known.change = unique, life
         return known
 
     # Loading.
 
     def _load(self, message: Load) -> Steps[Loaded]:
         if len(message.namespaces) == 1 and message.keys is None:
-            place = self._place(message.namespaces[0])
-            kept = yield from self._read_one(message.namespaces[0], place)
-            now = self._now(place.server)
-            return Loaded((kept.snapshot.live(now),), now)
+            # As most calls have it.
+            (namespace,) = message.namespaces
+            server, key, _ = self._place(namespace)
+            (items,), life = yield gets(server, (key,))  # type: ignore[misc]
+            now = self._now(server)
+            return Loaded((self._note(namespace, items.get(key), life).snapshot.live(now),), now)
         found = yield from self._read(message.namespaces)
         # Each server has a clock of its own.
         times = {server: self._now(server) for server in {self._place(n).server for n in message.namespaces}}
@@ -409,7 +408,7 @@ class MemcachedStore(RemoteStore):
         exptime = self._exptime(after.last_expiry())
         unique, life = kept.change or (None, None)
         try:
-            replies: Replies = yield stores(server, place.key, data, exptime, unique, life)  # type: ignore[misc]
+            (answer,), _ = yield stores(server, place.key, data, exptime, unique, life)  # type: ignore[misc]
         except ItemTooLargeError:
             raise _too_large(change, after, size, server.max_item or size) from None
         except StoreError as error:
@@ -418,7 +417,7 @@ class MemcachedStore(RemoteStore):
                     token, place.key, _Doubt(now, after.born, time.monotonic() + max(message.timeout, TOKEN_SECONDS))
                 )
             raise
-        if replies.answers[0] != b"STORED":
+        if answer != b"STORED":
             return False
         self._keep(namespace, _Kept(data, after, tokens, None))
         return True
@@ -455,22 +454,22 @@ class MemcachedStore(RemoteStore):
                 return until - now
             until = now + message.ttl
             data = repr(until).encode() + b" " + message.holder
-            replies = yield from _asked(stores(place.server, place.lease, data, self._exptime(until), unique, life))
-            if replies.answers[0] == b"STORED":
+            (answer,), _ = yield from _asked(stores(place.server, place.lease, data, self._exptime(until), unique, life))
+            if answer == b"STORED":
                 return 0.0
             unique, life, holder, until = yield from self._leased(place)
 
     def _leased(self, place: _Place) -> Steps[_Leased]:
         """Who holds a lease: number and life of the item, holder, and until when."""
-        replies = yield from _asked(gets(place.server, [place.lease]))
-        item = replies.answers[0].get(place.lease)
-        if item is None:
+        (items,), life = yield from _asked(gets(place.server, [place.lease]))
+        if place.lease not in items:
             return _UNLEASED
-        until, _, holder = item.data.partition(b" ")
+        data, unique = items[place.lease]
+        until, _, holder = data.partition(b" ")
         try:
-            return item.unique, replies.life, holder, float(until)
+            return unique, life, holder, float(until)
         except ValueError:
-            return item.unique, replies.life, b"", -math.inf
+            return unique, life, b"", -math.inf
 
     def _release(self, message: Release) -> Steps[None]:
         place = self._place(message.namespace)

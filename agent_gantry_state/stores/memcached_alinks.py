@@ -1,229 +1,26 @@
-"""Connections to memcached for the callers on one event loop."""
+"""Connections to memcached for the callers on one event loop, who share them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
-import os
+import copy
 import socket
 import time
 import weakref
-from collections.abc import Iterable
-from functools import partial
-from typing import Any, Final
+from collections.abc import Awaitable, Iterable
+from typing import Any
 
 from agent_gantry_state import steps as _steps
-from agent_gantry_state.steps import Wait
-from agent_gantry_state.stores.memcached_connection import (
-    FAILURES,
-    Connection,
-    failed,
-    left,
-    new_socket,
-    outlived,
-    too_many,
-)
+from agent_gantry_state.errors import StoreError, StoreUnavailableError
+from agent_gantry_state.stores.memcached_connection import CHUNK, FAILURES, failed, new_socket, too_many
 from agent_gantry_state.stores.memcached_server import Server
-from agent_gantry_state.stores.memcached_wire import (
-    Credentials,
-    Disconnected,
-    Kind,
-    Refused,
-    Replies,
-    Request,
-    greeting,
-    read,
-)
+from agent_gantry_state.stores.memcached_shared import SharedConnection
+from agent_gantry_state.stores.memcached_wire import Credentials, Disconnected, Kind, Replies, Request, greeting, read
 from agent_gantry_state.stores.network import within
-from agent_gantry_state.stores.pool import AsyncPool
+from agent_gantry_state.stores.pool import IDLE_SECONDS, SILENT_REQUESTS, Silence
 
-__all__ = ["AsyncConnection", "AsyncMemcachedLink"]
-
-#: Bytes that are taken from the socket at once.
-_CHUNK: Final = 65536
-
-
-class AsyncConnection(Connection):
-    """A connection that the running event loop watches from its beginning to its end, also between two requests.
-
-    To have a socket watched for each reply anew costs as much as to read it, and a transport of asyncio's makes room for 256
-    KB each time that something comes, and cannot be closed after its loop.
-
-    Args:
-        sock: The socket.
-    """
-
-    __slots__ = ("_answer", "_buffer", "_deadline", "_is_watched", "_kinds", "_loop", "_timer", "_timer_at", "lost")
-
-    def __init__(self, sock: socket.socket) -> None:
-        super().__init__(sock)
-        self._loop = asyncio.get_running_loop()
-        #: What has come of the replies that are waited for, and how they are read.
-        self._buffer = bytearray()
-        self._kinds: tuple[Kind, ...] = ()
-        #: Gets the replies, or the error in place of them.
-        self._answer: asyncio.Future[list[Any] | Exception] | None = None
-        #: When its time is over, and the timer that ends it; that may be the one of an earlier request.
-        self._deadline = math.inf
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = math.inf
-        #: Whether it has ended.
-        self.lost = False
-        try:
-            self._loop.add_reader(sock, self._read)
-        except NotImplementedError:
-            # The loop that Windows has.
-            self._is_watched = False
-        else:
-            self._is_watched = True
-
-    def is_usable(self) -> bool:
-        """As `Connection.is_usable`: what has come and the loop has not looked at is found as well."""
-        return not self.lost and super().is_usable()
-
-    async def asked(self, request: Request, deadline: float, is_alone: bool) -> Replies:
-        """The replies to a request on this connection, which is nobody else's; *is_alone*: as for `atalk`."""
-        if request.life not in (None, self.life):
-            return outlived(request, self.life)
-        began = time.monotonic()
-        self.sent, self.busy = False, True
-        try:
-            answers = await self.atalk(request.payload, request.kinds, deadline, is_alone)
-        except FAILURES as error:
-            raise failed(error, request.server, self, deadline) from None
-        return self.replied(request, answers, began)
-
-    async def atalk(self, payload: bytes, kinds: tuple[Kind, ...], deadline: float, is_alone: bool = False) -> list[Any]:
-        """`talk`, on the event loop. No task is cancelled at the deadline: the connection ends, and who waits is told.
-
-        *is_alone* says whether no other request is under way, so that nobody is kept waiting by a look for the reply.
-        """
-        self._watch(deadline)
-        if self.lost:
-            raise Disconnected
-        self._kinds, self._buffer, self.sent = kinds, bytearray(), True
-        if not self._is_watched:
-            return await self._atalk_unwatched(payload)
-        self._answer, sent = None, 0
-        try:
-            sent = self.sock.send(payload)
-            if is_alone and sent == len(payload):
-                # A server nearby has mostly answered by now. Where others run as well, they can do so meanwhile.
-                replies = read(kinds, self._buffer, self.sock.recv(_CHUNK))
-                if replies is not None:
-                    return replies
-        except BlockingIOError:
-            pass
-        self._answer = answer = self._loop.create_future()
-        if sent < len(payload):
-            await self._send(payload[sent:])
-        answers: list[Any] | Exception = await answer
-        if isinstance(answers, Exception):
-            raise answers
-        return answers
-
-    async def _atalk_unwatched(self, payload: bytes) -> list[Any]:
-        await self._send(payload)
-        answers: list[Any] | None = None
-        while answers is None:
-            answers = read(self._kinds, self._buffer, await self._loop.sock_recv(self.sock, _CHUNK))
-        return answers
-
-    async def _send(self, payload: bytes) -> None:
-        try:
-            await self._loop.sock_sendall(self.sock, payload)
-        except GeneratorExit:
-            # Closed, not cancelled: the loop would go on watching it, and take the next socket of its number for it.
-            with contextlib.suppress(NotImplementedError):
-                self._loop.remove_writer(self.sock)
-            raise
-
-    def _read(self) -> None:
-        """What the loop does when something has come."""
-        answer = self._answer
-        try:
-            data = self.sock.recv(_CHUNK)
-            if answer is None or answer.done():
-                # Nobody asked: whatever it is, nobody else may take it for an answer.
-                self.close()
-                return
-            answers = read(self._kinds, self._buffer, data)
-        except BlockingIOError:
-            return
-        except Refused as refused:
-            # An answer as well.
-            answer.set_result(refused)  # type: ignore[union-attr]
-        except FAILURES as error:
-            # Whoever waits closes it; it may still be sending.
-            self._unwatch()
-            self.end()
-            if answer is not None and not answer.done():
-                answer.set_result(error)
-        else:
-            if answers is not None:
-                answer.set_result(answers)
-
-    def _unwatch(self) -> None:
-        self.lost = True
-        if self._is_watched and not self._loop.is_closed():
-            self._loop.remove_reader(self.sock)
-        self._is_watched = False
-
-    def _watch(self, deadline: float) -> None:
-        """Have it ended at *deadline*, if it is busy then.
-
-        A timer that goes off earlier is left to do it, for the next request mostly comes long before any goes off.
-        """
-        seconds = left(deadline)
-        self._deadline = deadline
-        if deadline < self._timer_at:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._start_timer(seconds)
-
-    def _start_timer(self, seconds: float) -> None:
-        self._timer = self._loop.call_later(seconds, self._look)
-        self._timer_at = self._deadline
-
-    def _look(self) -> None:
-        """What the timer does. Nobody stops it when the connection is closed, as that may be done by another thread."""
-        self._timer, self._timer_at = None, math.inf
-        if self.busy:
-            seconds = self._deadline - time.monotonic()
-            if seconds > 0:
-                self._start_timer(seconds)
-            else:
-                self.expired = True
-                self.end()
-
-    def end(self) -> None:
-        """Let whoever waits for a reply find the connection closed."""
-        with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """Close it, on its event loop or after that was closed."""
-        self._unwatch()
-        super().close()
-
-    def drop(self) -> None:
-        """End it from any thread, without the help of its event loop."""
-        if self.pid != os.getpid():
-            # It is a parent's, which goes on using it.
-            return
-        if self._loop.is_closed() or not (self.busy or self._is_watched):
-            self.close()
-            return
-        # The loop, should it run again, closes it: closed here, its number would go to another socket that the loop then
-        # took for this one, and nobody would ever hear of the end.
-        self.end()
-        with contextlib.suppress(RuntimeError):  # it was closed just now
-            self._loop.call_soon_threadsafe(self._close_idle)
-
-    def _close_idle(self) -> None:
-        if not self.busy:
-            self.close()
+__all__ = ["AsyncMemcachedLink"]
 
 
 class AsyncMemcachedLink:
@@ -236,71 +33,225 @@ class AsyncMemcachedLink:
         connect_timeout: float,
         max_connections: int,
     ) -> None:
-        self._pools = {
-            server: AsyncPool(
-                partial(_connected, server, credentials, connect_timeout), max_connections, partial(too_many, server)
-            )
-            for server in servers
-        }
+        self._shared = {server: _Shared(server, credentials, connect_timeout, max_connections) for server in servers}
         # A loop that nobody closes tells nobody of its end.
-        weakref.finalize(self, _drop, [*self._pools.values()])
+        weakref.finalize(self, _drop, [*self._shared.values()])
 
-    async def ask(self, request: Any, deadline: float, /) -> Any:
+    def ask(self, request: Any, deadline: float, /) -> Awaitable[Any]:
         """Answer a `Request`, or wait."""
-        if not isinstance(request, Request):
-            assert isinstance(request, Wait)  # noqa: S101
-            return await request.await_()
-        pool = self._pools[request.server]
-        return await pool.use(lambda connection: connection.asked(request, deadline, pool.is_alone), deadline)
+        if type(request) is not Request:
+            return request.await_()  # type: ignore[no-any-return]
+        return self._shared[request.server].ask(request, deadline)
+
+    def start(self, request: Any, deadline: float, /) -> Awaitable[Any]:
+        """`ask` for who does not give up, whatever cancels whoever has asked."""
+        if type(request) is not Request:
+            return request.await_()  # type: ignore[no-any-return]
+        return self._shared[request.server].start(request, deadline)
 
     async def close(self) -> None:
         """Close every connection that nobody uses; the others are closed after use."""
-        for pool in self._pools.values():
-            pool.close()
+        for shared in self._shared.values():
+            shared.close()
 
     def drop(self) -> None:
         """Part from the servers without the event loop."""
-        _drop(self._pools.values())
+        _drop(self._shared.values())
 
 
-def _drop(pools: Iterable[AsyncPool[AsyncConnection]]) -> None:
-    for pool in pools:
-        pool.drop()
+class _Shared:
+    """The connections to one server.
 
+    One carries everything, as long as nothing large is under way on it; then another one is opened.
+    """
 
-async def _connected(
-    server: Server, credentials: Credentials | None, connect_timeout: float, deadline: float
-) -> AsyncConnection:
-    until = min(deadline, time.monotonic() + connect_timeout)
-    try:
-        connection = AsyncConnection(await _aopen(server, until))
+    def __init__(
+        self, server: Server, credentials: Credentials | None, connect_timeout: float, max_connections: int
+    ) -> None:
+        self._server = server
+        self._credentials = credentials
+        self._connect_timeout = connect_timeout
+        self._limit = max_connections
+        #: Those that take requests, the one that is asked first in front; and those that end after what is under way.
+        self._open: list[SharedConnection] = []
+        self._retired: set[SharedConnection] = set()
+        self._connecting = 0
+        self._waiters: list[asyncio.Future[StoreError | None]] = []
+        self._silence = Silence()
+        self._closed = False
+
+    async def ask(self, request: Request, deadline: float) -> Replies:
+        """The replies to a request."""
+        connection = None if self._silence.count >= SILENT_REQUESTS else self._free()
+        if connection is None:
+            connection = await self._any(deadline)
+        answer = connection.ask(request, deadline)
+        if self._closed:
+            connection.retire()
         try:
-            # From now on it ends in time.
-            connection.busy = True
-            connection.life = await _steps.arun(
-                greeting(server, credentials), lambda said: connection.atalk(said[0], said[1], until)
-            )
-            connection.busy = False
-        except BaseException:
-            connection.close()
-            if connection.expired:
-                raise TimeoutError from None
+            return await answer
+        except (asyncio.CancelledError, GeneratorExit):
+            connection.abandon(answer)
             raise
-    except FAILURES as error:
-        raise failed(error, server, None, until) from None
-    return connection
+
+    def start(self, request: Request, deadline: float) -> Awaitable[Replies]:
+        """`ask` for who does not give up: no coroutine, if a connection is there."""
+        if self._silence.count >= SILENT_REQUESTS or (connection := self._free()) is None:
+            return self.ask(request, deadline)
+        return connection.ask(request, deadline)
+
+    def _free(self) -> SharedConnection | None:
+        """A connection that would answer soon; None if there is none."""
+        if len(self._open) > 1:
+            self._trim()
+        for connection in self._open:
+            if connection.is_free():
+                return connection
+        return None
+
+    async def _any(self, deadline: float) -> SharedConnection:
+        """A connection, which is made if there is none that would answer soon and may be another one."""
+        if self._silence.count >= SILENT_REQUESTS:
+            try:
+                self._silence.refuse()
+            except StoreUnavailableError:
+                # Whoever tries again and again lets others run meanwhile, those who ask the server among them.
+                await asyncio.sleep(0)
+                raise
+        while (connection := self._free()) is None:
+            is_full = len(self._open) + len(self._retired) + self._connecting >= self._limit
+            if is_full and self._open:
+                return self._least()
+            if not is_full and (self._open or not self._connecting):
+                return await self._connect(deadline)
+            await self._turn(deadline)
+        return connection
+
+    def _least(self) -> SharedConnection:
+        return min(self._open, key=SharedConnection.load)
+
+    async def _connect(self, deadline: float) -> SharedConnection:
+        self._connecting += 1
+        began = time.monotonic()
+        try:
+            connection = await self._connected(min(deadline, began + self._connect_timeout))
+        except BaseException as error:
+            self._connecting -= 1
+            self._silence.note(error, began)
+            if not isinstance(error, StoreError):
+                self._wake(None)
+                raise
+            # One whose own time was over says nothing of the others'.
+            self._wake(error if time.monotonic() < deadline else None)
+            if self._open and not self._silence.count:
+                return self._least()
+            raise
+        self._connecting -= 1
+        self._wake(None)
+        if connection.is_lost:
+            raise failed(Disconnected(), self._server, deadline, sent=False)
+        self._open.append(connection)
+        return connection
+
+    async def _connected(self, until: float) -> SharedConnection:
+        left = max(until - time.monotonic(), 0.001)
+        try:
+            return await within(self._greeted(), left, SharedConnection.close)
+        except FAILURES as error:
+            raise failed(error, self._server, until, connected=False) from None
+
+    async def _greeted(self) -> SharedConnection:
+        sock = await _aopen(self._server)
+        try:
+            life = await _steps.arun(greeting(self._server, self._credentials), lambda said: _atalk(sock, *said))
+            connection = SharedConnection(sock, self._silence, self._part)
+        except BaseException:
+            sock.close()
+            raise
+        connection.life = life
+        return connection
+
+    async def _turn(self, deadline: float) -> None:
+        """Wait until the connection that is being made is there, or is not to be had, or until there may be another one."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[StoreError | None] = loop.create_future()
+        late: StoreError = too_many(self._server)
+        if self._connecting:
+            late = failed(TimeoutError(), self._server, deadline, connected=False)
+        timer = loop.call_later(max(deadline - time.monotonic(), 0.0), _answer, waiter, late)
+        self._waiters.append(waiter)
+        try:
+            error = await waiter
+        finally:
+            timer.cancel()
+        if error is not None:
+            raise error
+
+    def _wake(self, error: StoreError | None) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            # Of a loop that was closed over those who wait, nobody waits any more.
+            with contextlib.suppress(RuntimeError):
+                _answer(waiter, copy.copy(error))
+
+    def _part(self, connection: SharedConnection) -> None:
+        """Give no more requests to a connection; it may have ended."""
+        if connection in self._open:
+            self._open.remove(connection)
+        if connection.is_lost:
+            self._retired.discard(connection)
+            self._wake(None)
+        else:
+            self._retired.add(connection)
+
+    def _trim(self) -> None:
+        """Close what was opened beside something large and is not needed any more."""
+        last = self._open[-1]
+        if last.used < time.monotonic() - IDLE_SECONDS and not last.load():
+            last.close()
+
+    def close(self) -> None:
+        """Close every connection on which nothing is asked; the others are closed after that."""
+        self._closed = True
+        for connection in self._open[:]:
+            connection.retire()
+
+    def drop(self) -> None:
+        """Close all without the help of the event loop."""
+        self._closed = True
+        for connection in (*self._open, *self._retired):
+            connection.drop()
 
 
-async def _aopen(server: Server, until: float) -> socket.socket:
+def _drop(several: Iterable[_Shared]) -> None:
+    for shared in several:
+        shared.drop()
+
+
+def _answer(waiter: asyncio.Future[StoreError | None], answer: StoreError | None) -> None:
+    if not waiter.done():
+        waiter.set_result(answer)
+
+
+async def _atalk(sock: socket.socket, payload: bytes, kinds: tuple[Kind, ...]) -> list[Any]:
+    """What is answered on a connection that nobody shares yet."""
+    loop, buffer = asyncio.get_running_loop(), bytearray()
+    await loop.sock_sendall(sock, payload)
+    while (answers := read(kinds, buffer, await loop.sock_recv(sock, CHUNK))) is None:
+        pass
+    return answers
+
+
+async def _aopen(server: Server) -> socket.socket:
     if server.port is None:
-        return await within(_adialled(socket.AF_UNIX, server.host), _left(until), socket.socket.close)
+        return await _adialled(socket.AF_UNIX, server.host)
     error: OSError | None = None
     loop = asyncio.get_running_loop()
-    found = await within(loop.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM), _left(until))
-    for family, _, _, _, address in found:
+    for family, _, _, _, address in await loop.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM):
         try:
-            return await within(_adialled(family, address), _left(until), socket.socket.close)
+            return await _adialled(family, address)
         except OSError as failed:
+            # "localhost" is two addresses, of which the server may listen on the second one alone.
             error = failed
     raise error or OSError("no address")
 
@@ -314,7 +265,3 @@ async def _adialled(family: int, address: Any) -> socket.socket:
         sock.close()
         raise
     return sock
-
-
-def _left(until: float) -> float:
-    return max(until - time.monotonic(), 0.001)

@@ -1,8 +1,7 @@
 """A connection to memcached, and what may go wrong on it.
 
-What is said on a connection, and how it is read, is `memcached_wire`'s: here are only the waits, of callers that may block;
-those on an event loop are in `memcached_alinks`. A connection on which anything was cut short, or on which something comes
-that nobody has asked for, is closed.
+What is said on a connection, and how it is read, is `memcached_wire`'s. A connection on which something comes that nobody
+has asked for is closed.
 """
 
 from __future__ import annotations
@@ -21,24 +20,23 @@ from agent_gantry_state.stores.memcached_wire import (
     Disconnected,
     Garbled,
     ItemTooLargeError,
-    Kind,
     Refused,
     Replies,
     Request,
-    read,
 )
 from agent_gantry_state.stores.network import reason
 
-__all__ = ["FAILURES", "Connection", "failed", "left", "new_socket", "outlived", "too_many"]
+__all__ = ["CHUNK", "FAILURES", "Connection", "failed", "left", "new_socket", "outlived", "replied", "too_many"]
 
-_CHUNK: Final = 65536
+#: Bytes that are taken from a socket at once.
+CHUNK: Final = 65536
 #: Not on Windows.
 _HAS_POLL: Final = hasattr(select, "poll")
 
 
 def outlived(request: Request, life: object) -> Replies:
     """The reply to commands that name a change of another life of the server, in which nothing has that number."""
-    return Replies([b"EXISTS"] * len(request.kinds), life)
+    return [b"EXISTS"] * len(request.kinds), life
 
 
 class Connection:
@@ -48,37 +46,19 @@ class Connection:
         sock: The socket.
     """
 
-    __slots__ = (
-        "_poll",
-        "busy",
-        "expired",
-        "life",
-        "pid",
-        "sent",
-        "sock",
-        "used",
-    )
+    __slots__ = ("_poll", "life", "pid", "sock", "used")
 
     def __init__(self, sock: Any) -> None:
         self.sock = sock
         #: The process that opened it.
         self.pid = os.getpid()
+        #: When it was used last, on the monotonic clock.
         self.used = 0.0
-        #: Whether a request is under way, or was left half-done.
-        self.busy = False
         self.life: object = None
-        #: Whether anything of the present request may have reached the server.
-        self.sent = False
-        #: Whether its time is over.
-        self.expired = False
         self._poll: Any = None
         if _HAS_POLL:
             self._poll = select.poll()
             self._poll.register(sock, select.POLLIN)
-
-    def is_usable(self) -> bool:
-        """Whether nothing is in the middle of it, and nothing has come since the last reply."""
-        return not self.busy and not self.expired and not self.is_stale()
 
     def is_stale(self) -> bool:
         """Whether anything has come since the last reply, be it only the end."""
@@ -89,40 +69,17 @@ class Connection:
         except (OSError, ValueError):
             return True
 
-    def talk(self, payload: bytes, kinds: tuple[Kind, ...], deadline: float) -> list[Any]:
-        """Send commands and read their replies, for a caller that may block.
-
-        Raises:
-            TimeoutError: Not all of them have come by *deadline*.
-        """
-        sock, buffer = self.sock, bytearray()
-        sock.settimeout(left(deadline))
-        self.sent = True
-        sock.sendall(payload)
-        if len(payload) > _CHUNK:
-            # What fits into a socket is sent at once; this may have taken its time.
-            sock.settimeout(left(deadline))
-        while (answers := read(kinds, buffer, sock.recv(_CHUNK))) is None:
-            sock.settimeout(left(deadline))
-        return answers
-
-    def replied(self, request: Request, answers: list[Any], began: float) -> Replies:
-        """The replies to a request, after which the connection is free again. What they tell of the time is noted.
-
-        Args:
-            request: What was asked.
-            answers: What was answered.
-            began: When it was sent, on the monotonic clock.
-        """
-        if request.kinds[0] is STATS:
-            request.server.learn(answers.pop(0), began, time.monotonic())
-        self.busy = False
-        return Replies(answers, self.life)
-
     def close(self) -> None:
         """Close it."""
         with contextlib.suppress(OSError):
             self.sock.close()
+
+
+def replied(request: Request, answers: list[Any], life: object, began: float) -> Replies:
+    """What was answered to a request that was sent at *began* or later. What it tells of the time is noted."""
+    if request.kinds[0] is STATS:
+        request.server.learn(answers.pop(0), began, time.monotonic())
+    return answers, life
 
 
 def left(deadline: float) -> float:
@@ -141,25 +98,32 @@ def left(deadline: float) -> float:
 FAILURES: Final = (Refused, Garbled, Disconnected, OSError)
 
 
-def failed(error: Exception, server: Server, connection: Connection | None, deadline: float) -> StoreError:
-    """An error of a socket, or of what came, as ours. *connection* is None while there is none."""
+def failed(error: Exception, server: Server, deadline: float, connected: bool = True, sent: bool = True) -> StoreError:
+    """An error of a socket, or of what came, as ours.
+
+    Args:
+        error: The error.
+        server: Whose.
+        deadline: Until when the server had time.
+        connected: Whether there was a connection.
+        sent: Whether anything of the request may have reached the server.
+    """
     if isinstance(error, Refused):
         return _refusal(error.line)
-    committed = None if connection is not None and connection.sent else False
-    late = isinstance(error, TimeoutError) or time.monotonic() >= deadline
-    if late or (connection is not None and connection.expired):
-        what = "did not answer" if connection is not None else "could not be reached"
+    committed = None if connected and sent else False
+    if isinstance(error, TimeoutError) or time.monotonic() >= deadline:
+        what = "did not answer" if connected else "could not be reached"
         return StoreTimeoutError(f"memcached at {server.shown} {what} in time", committed=committed)
-    if isinstance(error, Disconnected) and connection is None:
+    if isinstance(error, Disconnected) and not connected:
         return StoreUnavailableError(
             f"memcached at {server.shown} closed the connection while it was greeted: is it a memcached?",
             committed=committed,
         )
     if isinstance(error, Garbled):
         return StoreError(f"what answers at {server.shown} is no memcached: see the store's URL", committed=committed)
-    what = "closed the connection" if connection is not None else "cannot be reached"
+    what = "closed the connection" if connected else "cannot be reached"
     why = f" ({reason(error)})" if isinstance(error, OSError) and error.strerror else ""
-    see = "" if connection is not None else ": is it running, and is the store's URL right?"
+    see = "" if connected else ": is it running, and is the store's URL right?"
     return StoreUnavailableError(f"memcached at {server.shown} {what}{why}{see}", committed=committed)
 
 

@@ -77,15 +77,18 @@ def has_token(tokens: bytes, token: bytes, now: float) -> bool:
 
 def with_token(tokens: bytes, token: bytes, now: float) -> bytes:
     """The tokens that a namespace remembers after a commit."""
-    start, dropped = _TIME.size, dropped_until(tokens)
-    while start < len(tokens) and _until(tokens, start) <= now:
+    start, length, kept = _TIME.size, len(tokens), tokens[: _TIME.size]
+    while start < length and _until(tokens, start) <= now:
         start += _ENTRY_BYTES
-    surplus = len(tokens) - (_TOKENS - 1) * _ENTRY_BYTES
-    while start < surplus:
-        # They come from processes whose clocks differ a little.
-        dropped = max(dropped, _until(tokens, start) - TOKEN_SECONDS)
-        start += _ENTRY_BYTES
-    return b"".join((_TIME.pack(dropped), tokens[start:], token, _TIME.pack(now + TOKEN_SECONDS)))
+    surplus = length - (_TOKENS - 1) * _ENTRY_BYTES
+    if start < surplus:
+        dropped = dropped_until(tokens)
+        while start < surplus:
+            # They come from processes whose clocks differ a little.
+            dropped = max(dropped, _until(tokens, start) - TOKEN_SECONDS)
+            start += _ENTRY_BYTES
+        kept = _TIME.pack(dropped)
+    return b"".join((kept, tokens[start:], token, _TIME.pack(now + TOKEN_SECONDS)))
 
 
 def dropped_until(tokens: bytes) -> float:

@@ -12,18 +12,60 @@ from typing import Any
 from agent_gantry_state import steps as _steps
 from agent_gantry_state.steps import Wait
 from agent_gantry_state.stores.memcached_connection import (
+    CHUNK,
     FAILURES,
     Connection,
     failed,
+    left,
     new_socket,
     outlived,
+    replied,
     too_many,
 )
 from agent_gantry_state.stores.memcached_server import Server
-from agent_gantry_state.stores.memcached_wire import Credentials, Disconnected, Replies, Request, greeting
+from agent_gantry_state.stores.memcached_wire import Credentials, Disconnected, Kind, Replies, Request, greeting, read
 from agent_gantry_state.stores.pool import Pool
 
 __all__ = ["BorrowingLink", "MemcachedLink"]
+
+
+class BlockingConnection(Connection):
+    """A connection for callers that may block, one request at a time. One on which anything was cut short is closed.
+
+    Args:
+        sock: The socket.
+    """
+
+    __slots__ = ("busy", "sent")
+
+    def __init__(self, sock: Any) -> None:
+        super().__init__(sock)
+        #: Whether a request is under way, or was left half-done.
+        self.busy = False
+        #: Whether anything of the present request may have reached the server.
+        self.sent = False
+
+    def is_usable(self) -> bool:
+        """Whether nothing is in the middle of it, and nothing has come since the last reply."""
+        return not self.busy and not self.is_stale()
+
+    def talk(self, payload: bytes, kinds: tuple[Kind, ...], deadline: float) -> list[Any]:
+        """Send commands and read their replies.
+
+        Raises:
+            TimeoutError: Not all of them have come by *deadline*.
+        """
+        sock = self.sock
+        sock.settimeout(left(deadline))
+        self.sent = True
+        sock.sendall(payload)
+        if len(payload) > CHUNK:
+            # What fits into a socket is sent at once; this may have taken its time.
+            sock.settimeout(left(deadline))
+        buffer = bytearray()
+        while (answers := read(kinds, buffer, sock.recv(CHUNK))) is None:
+            sock.settimeout(left(deadline))
+        return answers
 
 
 class MemcachedLink:
@@ -52,10 +94,9 @@ class MemcachedLink:
 
     def ask(self, request: Any, deadline: float, /) -> Any:
         """Answer a `Request`, or wait."""
-        if not isinstance(request, Request):
-            assert isinstance(request, Wait)  # noqa: S101
+        if type(request) is not Request:
             return request.wait()
-        return self._pools[request.server].use(lambda connection: asked(connection, request, deadline), deadline)
+        return self._pools[request.server].use(asked, deadline, request, deadline)
 
     def close(self) -> None:
         """Close every connection that nobody uses; the others are closed after use."""
@@ -63,35 +104,37 @@ class MemcachedLink:
             pool.close()
 
 
-def _connected(server: Server, credentials: Credentials | None, connect_timeout: float, deadline: float) -> Connection:
+def _connected(
+    server: Server, credentials: Credentials | None, connect_timeout: float, deadline: float
+) -> BlockingConnection:
     until = min(deadline, time.monotonic() + connect_timeout)
     try:
-        connection = Connection(_open(server, until))
+        connection = BlockingConnection(_open(server, until))
         try:
             connection.life = _greeted(connection, server, credentials, until)
         except BaseException:
             connection.close()
             raise
     except FAILURES as error:
-        raise failed(error, server, None, until) from None
+        raise failed(error, server, until, connected=False) from None
     return connection
 
 
-def _greeted(connection: Connection, server: Server, credentials: Credentials | None, deadline: float) -> object:
+def _greeted(connection: BlockingConnection, server: Server, credentials: Credentials | None, deadline: float) -> object:
     return _steps.run(greeting(server, credentials), lambda said: connection.talk(said[0], said[1], deadline))
 
 
-def asked(connection: Connection, request: Request, deadline: float) -> Replies:
+def asked(connection: BlockingConnection, request: Request, deadline: float) -> Replies:
     """The replies to a request on a connection that is nobody else's."""
-    if request.life not in (None, connection.life):
+    if request.life is not None and request.life != connection.life:
         return outlived(request, connection.life)
-    began = time.monotonic()
     connection.sent, connection.busy = False, True
     try:
         answers = connection.talk(request.payload, request.kinds, deadline)
     except FAILURES as error:
-        raise failed(error, request.server, connection, deadline) from None
-    return connection.replied(request, answers, began)
+        raise failed(error, request.server, deadline, sent=connection.sent) from None
+    connection.busy = False
+    return replied(request, answers, connection.life, connection.used)
 
 
 def _open(server: Server, until: float) -> socket.socket:
@@ -141,6 +184,7 @@ class BorrowingLink:
             raise too_many(self._server) from None
         try:
             connection = self._of(client, deadline)
+            connection.used = time.monotonic()
             replies = asked(connection, request, deadline)
             connection.sock.settimeout(client.timeout)
         except BaseException:
@@ -149,18 +193,18 @@ class BorrowingLink:
         self._pool.release(client)
         return replies
 
-    def _of(self, client: Any, deadline: float) -> Connection:
-        known: Connection | None = getattr(client, "_agent_gantry_state", None)
+    def _of(self, client: Any, deadline: float) -> BlockingConnection:
+        known: BlockingConnection | None = getattr(client, "_agent_gantry_state", None)
         if known is not None and known.sock is client.sock and known.pid == os.getpid() and known.is_usable():
             return known
         try:
             # Also one that somebody else has opened: it may be that of a parent process, which goes on using it.
             client.close()
             self._connect(client)
-            connection = Connection(client.sock)
+            connection = BlockingConnection(client.sock)
             connection.life = _greeted(connection, self._server, None, deadline)
         except FAILURES as error:
-            raise failed(error, self._server, None, deadline) from None
+            raise failed(error, self._server, deadline, connected=False) from None
         client._agent_gantry_state = connection
         return connection
 

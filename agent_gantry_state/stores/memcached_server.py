@@ -43,6 +43,8 @@ class Server:
         self.max_item: int | None = None
         #: Seconds by which its clock is ahead of the monotonic one, at least and at most, and when that was asked.
         self._ahead = (-math.inf, math.inf, -math.inf)
+        #: The middle of these, which is what is added to the monotonic clock; nothing is known before it was asked.
+        self._middle = -math.inf
         self._latest = -math.inf
 
     def __repr__(self) -> str:
@@ -54,8 +56,7 @@ class Server:
 
     def now(self) -> float:
         """The time by its clock; it never goes back."""
-        least, most, asked = self._ahead
-        now = time.monotonic() + (least + most) / 2 if asked > -math.inf else -math.inf
+        now = time.monotonic() + self._middle
         if now < self._latest:
             return self._latest
         self._latest = now
@@ -93,6 +94,7 @@ class Server:
             if least <= old_most:
                 least, most = max(least, old_least), min(most, old_most)
         self._ahead = (least, most, received)
+        self._middle = (least + most) / 2
         return life
 
 

@@ -33,11 +33,16 @@ __all__ = [
     "gets",
     "greeting",
     "read",
+    "replies",
     "stores",
 ]
 
 #: A kind of reply reads from a place in the bytes that have come: what it holds and where it ends, None if more is to come.
-Kind = Callable[[bytearray, int], tuple[Any, int] | None]
+Kind = Callable[[Any, int], tuple[Any, int] | None]
+#: A value that the server holds, and the number of its last change.
+Item = tuple[bytes, bytes]
+#: The replies to a request, and the life of the server in which they were given.
+Replies = tuple[list[Any], object]
 #: What is said on a connection: it yields commands and, as a tuple, the kinds of their replies, and is sent the replies.
 Talk = Generator[Any, list[Any], Any]
 
@@ -80,29 +85,17 @@ class Refused(Exception):
 
     Attributes:
         line: Its words.
+        end: Where they end in the bytes that have come.
     """
 
-    def __init__(self, line: bytes) -> None:
+    def __init__(self, line: bytes, end: int = 0) -> None:
         super().__init__()
         self.line = line
+        self.end = end
 
 
 class ItemTooLargeError(StoreError):
     """The server keeps no item that large."""
-
-
-class Item(NamedTuple):
-    """A value that the server holds, and the number of its last change."""
-
-    data: bytes
-    unique: bytes
-
-
-class Replies(NamedTuple):
-    """The replies to a request, and the life of the server in which they were given."""
-
-    answers: list[Any]
-    life: object
 
 
 class Request(NamedTuple):
@@ -122,22 +115,22 @@ class Request(NamedTuple):
     life: object = None
 
 
-def _line(buffer: bytearray, at: int) -> tuple[bytes, int] | None:
-    end = buffer.find(b"\r\n", at)
+def _line(data: bytes | bytearray, at: int) -> tuple[bytes, int] | None:
+    end = data.find(b"\r\n", at)
     if end < 0:
-        if len(buffer) - at > _LONGEST_LINE:
+        if len(data) - at > _LONGEST_LINE:
             raise Garbled
         return None
-    line = bytes(buffer[at:end])
+    line = bytes(data[at:end])
     if line.startswith(_ERRORS):
-        raise Refused(line)
+        raise Refused(line, end + 2)
     return line, end + 2
 
 
-def _values(buffer: bytearray, at: int) -> tuple[dict[bytes, Item], int] | None:
+def _values(data: bytes | bytearray, at: int) -> tuple[dict[bytes, Item], int] | None:
     found: dict[bytes, Item] = {}
-    while not buffer.startswith(b"END\r\n", at):
-        if (read := _line(buffer, at)) is None:
+    while not data.startswith(b"END\r\n", at):
+        if (read := _line(data, at)) is None:
             return None
         line, at = read
         try:
@@ -147,18 +140,18 @@ def _values(buffer: bytearray, at: int) -> tuple[dict[bytes, Item], int] | None:
             raise Garbled from None
         if word != b"VALUE" or not unique.isdigit() or end < at:
             raise Garbled
-        if len(buffer) < end + 2:
+        if len(data) < end + 2:
             return None
-        if not buffer.startswith(b"\r\n", end):
+        if not data.startswith(b"\r\n", end):
             raise Garbled
-        found[key] = Item(bytes(buffer[at:end]), unique)
+        found[key] = bytes(data[at:end]), unique
         at = end + 2
     return found, at + 5
 
 
-def _stats(buffer: bytearray, at: int) -> tuple[dict[bytes, bytes], int] | None:
+def _stats(data: bytes | bytearray, at: int) -> tuple[dict[bytes, bytes], int] | None:
     found: dict[bytes, bytes] = {}
-    while (read := _line(buffer, at)) is not None:
+    while (read := _line(data, at)) is not None:
         line, at = read
         if line == b"END":
             return found, at
@@ -173,22 +166,22 @@ def _stats(buffer: bytearray, at: int) -> tuple[dict[bytes, bytes], int] | None:
 LINE: Final[Kind] = _line
 VALUES: Final[Kind] = _values
 STATS: Final[Kind] = _stats
+_LINE, _VALUES, _STATS_AND_VALUES = (LINE,), (VALUES,), (STATS, VALUES)
 
 
 def gets(server: Server, keys: Iterable[bytes]) -> Request:
     """Ask for items; for the time too, where it was not asked for lately."""
-    payload = b"gets " + b" ".join(keys) + b"\r\n"
+    payload = b"gets %b\r\n" % b" ".join(keys)
     if server.is_due():
-        return Request(server, _STATS + payload, (STATS, VALUES))
-    return Request(server, payload, (VALUES,))
+        return Request(server, _STATS + payload, _STATS_AND_VALUES)
+    return Request(server, payload, _VALUES)
 
 
 def stores(server: Server, key: bytes, data: bytes, exptime: int, unique: bytes | None, life: object) -> Request:
     """Replace the item that has the number *unique*; None: make one where there is none."""
-    verb = b"add" if unique is None else b"cas"
-    number = b"" if unique is None else b" " + unique
-    head = b"%b %b 0 %d %d%b\r\n" % (verb, key, exptime, len(data), number)
-    return Request(server, b"".join((head, data, b"\r\n")), (LINE,), None if unique is None else life)
+    if unique is None:
+        return Request(server, b"add %b 0 %d %d\r\n%b\r\n" % (key, exptime, len(data), data), _LINE)
+    return Request(server, b"cas %b 0 %d %d %b\r\n%b\r\n" % (key, exptime, len(data), unique, data), _LINE, life)
 
 
 def deletes(server: Server, keys: Sequence[bytes]) -> Request:
@@ -196,31 +189,53 @@ def deletes(server: Server, keys: Sequence[bytes]) -> Request:
     return Request(server, b"".join([b"delete " + key + b"\r\n" for key in keys]), (LINE,) * len(keys))
 
 
-def read(kinds: tuple[Kind, ...], buffer: bytearray, data: bytes) -> list[Any] | None:
-    """The replies to commands; None if more is to come.
+def replies(kinds: tuple[Kind, ...], data: bytes | bytearray, at: int) -> tuple[list[Any], int] | None:
+    """The replies to commands, and where they end; None if more is to come.
 
     Args:
         kinds: How the reply of each is read.
-        buffer: What has come before, to which *data* is added.
+        data: What has come.
+        at: Where the first of them begins.
+
+    Raises:
+        Garbled: This is no reply to the commands.
+        Refused: The server answered with an error.
+    """
+    answers = []
+    for kind in kinds:
+        if (found := kind(data, at)) is None:
+            return None
+        answers.append(found[0])
+        at = found[1]
+    return answers, at
+
+
+def read(kinds: tuple[Kind, ...], buffer: bytearray, data: bytes) -> list[Any] | None:
+    """The replies to commands after which nothing else is to come; None if more is to come of them.
+
+    Args:
+        kinds: How the reply of each is read.
+        buffer: What has come before, to which *data* is added if that is not all.
         data: What has come now; nothing if the connection has ended.
 
     Raises:
         Disconnected: It has.
-        Garbled: This is no reply to the commands.
+        Garbled: This is no reply to the commands, or more than that.
         Refused: The server answered with an error.
     """
     if not data:
         raise Disconnected
-    buffer += data
-    answers, at = [], 0
-    for kind in kinds:
-        if (found := kind(buffer, at)) is None:
-            return None
-        answers.append(found[0])
-        at = found[1]
-    if at != len(buffer):
+    come: bytes | bytearray = data
+    if buffer:
+        buffer += data
+        come = buffer
+    if (found := replies(kinds, come, 0)) is None:
+        if come is data:
+            buffer += data
+        return None
+    if found[1] != len(come):
         raise Garbled
-    return answers
+    return found[0]
 
 
 def greeting(server: Server, credentials: Credentials | None) -> Talk:

@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from agent_gantry_state.errors import EvictionWarning, StoreClosedError, StoreURLError
 from agent_gantry_state.namespace import Namespace
@@ -50,6 +50,10 @@ TOKEN_SECONDS = 60.0
 _FEW_KEYS = 64
 
 _COMMITTED = Committed()
+#: The versions of keys that were all written by one commit.
+_NONE: Final[dict[str, bytes]] = {}
+#: What a namespace is said to take, if it takes less: a number that many share. It is counted when it comes to that.
+_LEAST_SIZE: Final = 4096.0
 
 
 class MemoryStore(Clocked):
@@ -101,14 +105,14 @@ class MemoryStore(Clocked):
         snapshot = slot.snapshot
         if snapshot is ASK:
             with self._lock:
-                slot.by_key = False
+                slot.special().by_key = False
                 snapshot = self._shared(slot)
         return snapshot
 
     def _shared(self, slot: Slot) -> Snapshot:
         """What stands in a slot, for whoever may keep it. Needs the lock."""
-        if slot.own is not None:
-            slot.snapshot, slot.own = slot.own, None
+        if (own := slot.more.own) is not None:
+            slot.snapshot, slot.more.own = own, None
         return slot.snapshot
 
     def _chosen(self, namespace: Namespace, keys: tuple[str, ...], names: bool) -> Snapshot:
@@ -116,8 +120,9 @@ class MemoryStore(Clocked):
         slot = self._slot(namespace)
         if slot is None:
             return EMPTY
-        slot.used = slot.by_key = True
-        there = self._shared(slot) if names or slot.own is None else slot.own
+        slot.used = slot.special().by_key = True
+        own = slot.more.own
+        there = self._shared(slot) if names or own is None else own
         return chosen(there if there.first_expiry == math.inf else there.live(self.now()), keys, names)
 
     def _there(self, change: Change) -> Snapshot:
@@ -126,7 +131,7 @@ class MemoryStore(Clocked):
         if slot is None:
             return EMPTY
         slot.used = True
-        there = slot.snapshot if slot.own is None else slot.own
+        there = slot.more.own or slot.snapshot
         return there if there.first_expiry == math.inf else there.live(self.now())
 
     def _slot(self, namespace: Namespace) -> Slot | None:
@@ -231,7 +236,7 @@ class MemoryStore(Clocked):
             after: list[Snapshot] = []
             for slot, head, values, packed, max_bytes in written:
                 there = slot.snapshot
-                if slot.by_key and len(there.values) > _FEW_KEYS:
+                if slot.more.by_key and len(there.values) > _FEW_KEYS:
                     # Who asks for some keys must not pay for copying all.
                     return False
                 if (made := self._after(slot, head, values, packed, version, max_bytes)) is None:
@@ -283,14 +288,18 @@ class MemoryStore(Clocked):
             made.placed = there.placed
         return made
 
-    def put(self, slot: Slot, base: Snapshot, key: str, value: str, version: bytes, max_bytes: float) -> bool:
-        """`assign` for a short text in the place of another, in a namespace without containers and compartments.
+    def put(
+        self, slot: Slot, base: Snapshot, key: str, value: Any, packed: bytes | None, version: bytes, max_bytes: float
+    ) -> bool:
+        """`assign` for one key that is there, in a namespace without compartments: a short text in the place of what is no
+        container, or a container in the place of another.
 
         Args:
             slot: Where it stands.
             base: As it was loaded.
-            key: Where the text goes.
+            key: The key.
             value: The text.
+            packed: The bytes of the container; None for a text.
             version: The new head, and the version of the key.
             max_bytes: How large the namespace may be.
 
@@ -304,17 +313,24 @@ class MemoryStore(Clocked):
             # One that was dropped, by an eviction or as the store was closed, has another head: none.
             if type(there) is not Snapshot or (there is not base and there.head != base.head):
                 return False
-            size = there.size + SMALL_BYTES
+            later = there.later.copy()
+            later[key] = version
+            if packed is None:
+                values, encoded, more = there.values.copy(), there.packed, SMALL_BYTES
+                values[key] = value
+            else:
+                values, encoded = there.values, there.packed.copy()
+                more = len(packed) - len(encoded[key])
+                encoded[key] = packed
+            size = there.size + more
             if size > max_bytes:
                 there.measure()
-                size = there.size + SMALL_BYTES
+                size = there.size + more
                 if size > max_bytes:
                     return False
-            values, later = there.values.copy(), there.later.copy()
-            values[key], later[key] = value, version
             # What `following` does.
             after: Snapshot = _new(Snapshot)
-            after.values, after.packed, after.later, after.first = values, there.packed, later, there.first
+            after.values, after.packed, after.later, after.first = values, encoded, later, there.first
             after.head, after.owner, after.born, after.size, after.placed = version, there.owner, there.born, size, None
             slot.snapshot = after
             return True
@@ -400,14 +416,14 @@ class MemoryStore(Clocked):
 
     def _landed(self, token: bytes, namespace: Namespace) -> bool:
         slot = self._slot(namespace)
-        return slot is not None and slot.tokens is not None and token in slot.tokens
+        return slot is not None and token in slot.more.tokens
 
     def _moved(self, changes: Sequence[Change]) -> Moved:
         """Needs the lock."""
         found = []
         for change in changes:
             slot = self._slot(change.namespace)
-            if slot is not None and slot.own is not None and not change.whole:
+            if slot is not None and slot.more.own is not None and not change.whole:
                 # Of one that is too large to be loaded whole, no more than it takes.
                 found.append(self._chosen(change.namespace, tuple(change.checks), False))
             else:
@@ -431,23 +447,24 @@ class MemoryStore(Clocked):
         slot = self._slot(change.namespace)
         if slot is None:
             return partial(self._slots.discard, change.namespace)
-        there = slot.snapshot, slot.own, slot.tokens, slot.until
-        restore = None if slot.own is None else _restoring(slot.own, change)
+        more = slot.special()
+        there = slot.snapshot, more.own, more.tokens, more.until
+        restore = None if more.own is None else _restoring(more.own, change)
 
         def undo() -> None:
-            slot.snapshot, slot.own, slot.tokens, until = there
+            slot.snapshot, more.own, more.tokens, until = there
             if restore is not None:
                 restore()
-            if slot.until != until:
-                slot.until = until
+            if more.until != until:
+                more.until = until
                 self._slots.file(slot, self.now())
 
         return undo
 
     def _write(self, change: Change, snapshot: Snapshot, version: bytes, token: bytes) -> None:
         slot = self._slot(change.namespace)
-        own = slot is not None and (slot.own is not None or (slot.by_key and len(snapshot.values) > _FEW_KEYS))
-        if own and slot is not None and snapshot is not slot.own:
+        own = slot is not None and (slot.more.own is not None or (slot.more.by_key and len(snapshot.values) > _FEW_KEYS))
+        if own and slot is not None and snapshot is not slot.more.own:
             # Once; from then on it is changed in place, until somebody loads it whole.
             snapshot = snapshot.apart()
         after = self._applied_in_place(change, snapshot, version) if own else applied(change, snapshot, version, self.now)
@@ -455,23 +472,27 @@ class MemoryStore(Clocked):
             return
         if slot is None:
             # All of it was written just now.
-            after.later, after.first = {}, version
+            after.later, after.first, after.size = _NONE, version, max(_LEAST_SIZE, after.size)
             slot = Slot(change.namespace, after, self.home)
-            slot.until = after.last_expiry()
+            if after.first_expiry != math.inf:
+                slot.special().until = after.last_expiry()
             self._slots.file(slot, self.now())
         else:
             # `ASK` first: whoever finds what is plain in the slot must not see it change.
-            slot.snapshot, slot.own = (ASK, after) if own else (after, None)
+            if own:
+                slot.snapshot, slot.special().own = ASK, after
+            else:
+                slot.snapshot = after
             # By when the last key expires, not the first; it need not be asked where none expires, before or now.
-            if after.first_expiry != math.inf or slot.until != math.inf:
+            if after.first_expiry != math.inf or slot.more.until != math.inf:
                 until = after.last_expiry()
-                if until != slot.until:
-                    slot.until = until
+                if until != slot.more.until:
+                    slot.special().until = until
                     self._slots.file(slot, self.now())
         if token:
-            now, tokens = self.now(), slot.tokens or {}
-            slot.tokens = {old: until for old, until in tokens.items() if until > now}
-            slot.tokens[token] = now + TOKEN_SECONDS
+            now, more = self.now(), slot.special()
+            more.tokens = {old: until for old, until in more.tokens.items() if until > now}
+            more.tokens[token] = now + TOKEN_SECONDS
 
     def _applied_in_place(self, change: Change, snapshot: Snapshot, version: bytes) -> Snapshot:
         restore = _restoring(snapshot, change)

@@ -19,7 +19,7 @@ import time
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import anyio.to_thread
 from typing_extensions import Self
@@ -28,7 +28,7 @@ from agent_gantry_state import steps as _steps
 from agent_gantry_state.errors import MissingDriverError, StoreClosedError, StoreError, StoreUnavailableError
 from agent_gantry_state.hop import hop
 from agent_gantry_state.notes import LOG, fields
-from agent_gantry_state.steps import Steps
+from agent_gantry_state.steps import Steps, Wait
 from agent_gantry_state.stores.options import check_timeouts, seconds
 from agent_gantry_state.stores.protocol import (
     COMMIT_SECONDS,
@@ -46,7 +46,7 @@ from agent_gantry_state.stores.protocol import (
     Release,
 )
 
-__all__ = ["CONNECT_SECONDS", "TIMEOUTS", "AsyncLink", "Link", "RemoteStore", "driver", "hang_up", "within"]
+__all__ = ["CONNECT_SECONDS", "TIMEOUTS", "AsyncLink", "Errand", "Link", "RemoteStore", "driver", "hang_up", "within"]
 
 T = TypeVar("T")
 
@@ -86,9 +86,13 @@ class Link(Protocol):
 
 
 class AsyncLink(Protocol):
-    """A client for the callers on one asyncio event loop."""
+    """A client for the callers on one asyncio event loop.
 
-    async def ask(self, request: Any, deadline: float, /) -> Any:
+    One whose requests live without their callers may have `start` as well: `ask` for who does not give up. A commit then
+    needs no task.
+    """
+
+    def ask(self, request: Any, deadline: float, /) -> Awaitable[Any]:
         """As `Link.ask`. A request that is cancelled leaves no connection behind that could be used again."""
         ...
 
@@ -299,18 +303,22 @@ class RemoteStore:
     def _answered(self, message: Message | _WhichServer) -> Any:
         deadline = time.monotonic() + message.timeout
         link = self._link or self._open()
-        last = False
         try:
-            while True:
-                try:
-                    return _steps.run(self._logic[type(message)](message), lambda request: link.ask(request, deadline))
-                except StoreError as error:
-                    self._judge(error, message, last or time.monotonic() >= deadline)
-                    last = True
+            return _steps.run(self._answer(message, deadline), lambda request: link.ask(request, deadline))
         finally:
             if self._closed:
                 # It may have been closed before this connected.
                 _shut(link)
+
+    def _answer(self, message: Message | _WhichServer, deadline: float) -> Steps[Any]:
+        """The logic for a message, which is asked once more where that is safe."""
+        last = False
+        while True:
+            try:
+                return (yield from self._logic[type(message)](message))
+            except StoreError as error:
+                self._judge(error, message, last or time.monotonic() >= deadline)
+                last = True
 
     def _open(self) -> Link:
         with self._lock:
@@ -330,19 +338,17 @@ class RemoteStore:
         link = on_loop.link
         if link is None:
             return await hop(self._answered, message)
-        last = False
         try:
-            while True:
-                try:
-                    return await _steps.arun(
-                        self._logic[type(message)](message), lambda request: link.ask(request, deadline)
-                    )
-                except StoreError as error:
-                    self._judge(error, message, last or time.monotonic() >= deadline)
-                    last = True
+            return await _steps.arun(self._answer(message, deadline), lambda request: link.ask(request, deadline))
         finally:
             if self._closed:
                 await _ashut(link)
+
+    def errand_for(self, steps: Steps[T]) -> Errand[T] | None:
+        """Have *steps* go on by themselves; None if the clients of this event loop cannot, and nothing was begun."""
+        on_loop = self._alinks.get(asyncio.get_running_loop())
+        start = None if on_loop is None else getattr(on_loop.link, "start", None)
+        return None if start is None else Errand(steps, self._answer, start)
 
     async def _aopen(self) -> _OnLoop:
         loop = asyncio.get_running_loop()
@@ -415,6 +421,88 @@ class RemoteStore:
         self._link = None
         self._alinks.clear()
         self._lock = threading.RLock()
+
+
+class Errand(Generic[T]):
+    """Steps that go on by themselves on the running event loop: each reply has them ask for the next thing.
+
+    So they come to their end whatever becomes of whoever waits for that, and no task is needed for it.
+
+    Args:
+        steps: The steps.
+        answer: The logic of a store for a message, by a deadline.
+        start: Has a request of that logic answered, by a deadline.
+    """
+
+    def __init__(
+        self, steps: Steps[T], answer: Callable[[Any, float], Steps[Any]], start: Callable[[Any, float], Awaitable[Any]]
+    ) -> None:
+        self._steps = steps
+        self._answer = answer
+        self._start = start
+        self._loop = asyncio.get_running_loop()
+        #: The logic for the message that the steps have yielded, and its deadline.
+        self._logic: Steps[Any] | None = None
+        self._deadline = 0.0
+        self._woken: asyncio.Future[None] | None = None
+        self._is_over = False
+        self._result: T | None = None
+        #: What the steps have raised.
+        self.error: BaseException | None = None
+        self._go(None, None)
+
+    def is_over(self) -> bool:
+        """Whether the steps have come to their end."""
+        return self._is_over
+
+    def woken(self) -> asyncio.Future[None]:
+        """A future that ends when they do. It takes the place of the one before."""
+        self._woken = self._loop.create_future()
+        return self._woken
+
+    def result(self) -> T:
+        """What the steps returned, or raised."""
+        if self.error is not None:
+            raise self.error
+        return self._result  # type: ignore[return-value]
+
+    def _heard(self, future: asyncio.Future[Any]) -> None:
+        if future.cancelled():
+            self._go(None, asyncio.CancelledError())
+        elif (error := future.exception()) is not None:
+            self._go(None, error)
+        else:
+            self._go(future.result(), None)
+
+    def _go(self, answer: Any, error: BaseException | None) -> None:
+        """Go on with an answer, or an error, to what was asked for last."""
+        while True:
+            logic = self._logic
+            steps = self._steps if logic is None else logic
+            try:
+                request = steps.send(answer) if error is None else steps.throw(error)
+            except BaseException as raised:  # noqa: BLE001 - raised inside the steps, or by `result`
+                answer, error = (raised.value, None) if isinstance(raised, StopIteration) else (None, raised)
+                if logic is None:
+                    self._end(answer, error)
+                    return
+                self._logic = None
+                continue
+            if isinstance(request, Wait):
+                asked: Awaitable[Any] = request.await_()
+            elif logic is None:
+                self._deadline = time.monotonic() + request.timeout
+                self._logic, answer, error = self._answer(request, self._deadline), None, None
+                continue
+            else:
+                asked = self._start(request, self._deadline)
+            asyncio.ensure_future(asked).add_done_callback(self._heard)
+            return
+
+    def _end(self, result: Any, error: BaseException | None) -> None:
+        self._is_over, self._result, self.error = True, result, error
+        if self._woken is not None and not self._woken.done():
+            self._woken.set_result(None)
 
 
 class _OnLoop:

@@ -13,11 +13,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from agent_gantry_state.errors import StoreError, StoreUnavailableError
 
-__all__ = ["LONGEST_PAUSE", "SILENT_REQUESTS", "AsyncPool", "Pool"]
+__all__ = ["LONGEST_PAUSE", "SILENT_REQUESTS", "AsyncPool", "Pool", "Silence"]
 
 #: Seconds for which a connection that nobody uses is kept.
 IDLE_SECONDS: Final = 600.0
@@ -33,7 +33,7 @@ _SILENCE: Final = 0.25
 class Connection(Protocol):
     """What a pool has to know of a connection."""
 
-    #: When it was last used, on the monotonic clock; set by its pool.
+    #: Since when it is used, or when it was used last, on the monotonic clock; set by its pool.
     used: float
 
     def is_usable(self) -> bool:
@@ -58,7 +58,7 @@ A = TypeVar("A", bound=AsyncConnection)
 T = TypeVar("T")
 
 
-class _Silence:
+class Silence:
     """Whether a server has stopped answering. Any thread may ask."""
 
     __slots__ = ("_again", "_lock", "count")
@@ -112,10 +112,10 @@ class Pool(Generic[C]):
         self._freed = threading.Condition()
         self._open = self._waiting = 0
         self._closed = False
-        self._silence = _Silence()
+        self._silence = Silence()
 
-    def use(self, work: Callable[[C], T], deadline: float) -> T:
-        """What *work* makes of a connection that is nobody else's.
+    def use(self, work: Callable[..., T], deadline: float, *also: Any) -> T:
+        """What *work* makes of a connection that is nobody else's, which it is given before *also*.
 
         Raises:
             StoreError: None came free, or could be made, by *deadline*.
@@ -123,9 +123,9 @@ class Pool(Generic[C]):
         if self._silence.count >= SILENT_REQUESTS:
             self._silence.refuse()
         connection = self._take(deadline)
-        began = time.monotonic()
+        began = connection.used = time.monotonic()
         try:
-            result = work(connection)
+            result = work(connection, *also)
         except BaseException as error:
             self._give_after(connection, error, began)
             raise
@@ -176,7 +176,6 @@ class Pool(Generic[C]):
         return False
 
     def _give(self, connection: C) -> None:
-        connection.used = time.monotonic()
         self._idle.append(connection)
         if self._closed:
             self._empty()
@@ -237,14 +236,9 @@ class AsyncPool(Generic[A]):
         self._connecting = 0
         self._waiters: deque[asyncio.Future[bool]] = deque()
         self._closed = False
-        self._silence = _Silence()
+        self._silence = Silence()
 
-    @property
-    def is_alone(self) -> bool:
-        """Whether no more than one of them is in use."""
-        return len(self._used) < 2
-
-    async def use(self, work: Callable[[A], Awaitable[T]], deadline: float) -> T:
+    async def use(self, work: Callable[..., Awaitable[T]], deadline: float, *also: Any) -> T:
         """As `Pool.use`."""
         if self._silence.count >= SILENT_REQUESTS:
             try:
@@ -256,7 +250,7 @@ class AsyncPool(Generic[A]):
         connection = await self._take(deadline)
         began = time.monotonic()
         try:
-            result = await work(connection)
+            result = await work(connection, *also)
         except BaseException as error:
             # What is no error of ours is mostly a cancellation.
             again = isinstance(error, StoreError) and connection.is_usable()

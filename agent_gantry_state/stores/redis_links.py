@@ -37,7 +37,7 @@ class Link:
         pool = self._pools.get(request.node) or self._pool(request.node)
         payload, count = packed(request.commands), len(request.commands)
         until = deadline if request.within is None else min(deadline, time.monotonic() + request.within)
-        return pool.use(lambda wire: wire.exchange(payload, count, until), until)
+        return pool.use(Wire.exchange, until, payload, count, until)
 
     def close(self) -> None:
         """Close every connection that nobody uses; one that is in use is closed after that."""
@@ -73,7 +73,7 @@ class ALink:
         pool = self._pools.get(request.node) or self._pool(request.node)
         payload, count = packed(request.commands), len(request.commands)
         until = deadline if request.within is None else min(deadline, time.monotonic() + request.within)
-        return await pool.use(lambda wire: wire.exchange(payload, count, until), until)
+        return await pool.use(AWire.exchange, until, payload, count, until)
 
     async def close(self) -> None:
         """Close every connection that nobody uses; one that is in use is closed after that."""

@@ -7,10 +7,10 @@ value or another person of them. Each function that may find something damaged i
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final
+from zlib import crc32
 
 from agent_gantry_state import codec
 from agent_gantry_state.compartments import known_as
@@ -21,6 +21,7 @@ __all__ = ["corrupt", "namespace_of", "owned_by", "place", "sealed", "to_bytes",
 
 _FORMAT: Final = codec.FORMAT[0]
 _SUM_BYTES: Final = 4
+_pack = struct.Struct(">I").pack
 
 
 def place(namespace: Namespace) -> tuple[bytes, bytes]:
@@ -85,13 +86,14 @@ def to_owner(stored: bytes | None, where: str) -> str | None:
     return to_text(text, where)
 
 
-def sealed(key: bytes, record: bytes) -> bytes:
+def sealed(key: bytes | bytearray, record: bytes) -> bytes:
     """A record as it is stored, under a key's bytes."""
-    return _sum(record, zlib.crc32(key)) + record
+    # What `_sum` does.
+    return _pack(crc32(record, crc32(key))) + record
 
 
 def _sum(data: bytes, start: int = 0) -> bytes:
-    return zlib.crc32(data, start).to_bytes(_SUM_BYTES, "big")
+    return _pack(crc32(data, start))
 
 
 def namespace_of(address: bytes, where: str) -> Namespace:
@@ -134,7 +136,7 @@ def _records(names: Sequence[str], stored: Sequence[Any], where: str) -> Sequenc
     """What stands behind the checksums, which are compared all at once."""
     try:
         records = [each[_SUM_BYTES:] for each in stored]
-        sums = map(zlib.crc32, records, map(zlib.crc32, [name.encode() for name in names]))
+        sums = map(crc32, records, map(crc32, [name.encode() for name in names]))
         if struct.pack(f">{len(records)}I", *sums) == b"".join([each[:_SUM_BYTES] for each in stored]):
             return records
     except (TypeError, UnicodeEncodeError):
@@ -145,7 +147,7 @@ def _records(names: Sequence[str], stored: Sequence[Any], where: str) -> Sequenc
 def _record(name: str, stored: Any, where: str) -> bytes:
     if type(stored) is bytes:
         record = stored[_SUM_BYTES:]
-        if _sum(record, zlib.crc32(to_bytes(name))) == stored[:_SUM_BYTES]:
+        if _sum(record, crc32(to_bytes(name))) == stored[:_SUM_BYTES]:
             return record
     raise corrupt(name, where)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import deque
+from dataclasses import dataclass, field
 from typing import Final
 
 import cachetools
@@ -26,6 +28,30 @@ ASK: Final = Snapshot({}, {}, {}, None, reserved=True)
 _GONE: Final = object()
 
 
+@dataclass(slots=True)
+class More:
+    """What is to be said of few slots.
+
+    Attributes:
+        own: Where the slot's `snapshot` is `ASK`, what stands there: a snapshot that nobody else has, so that a commit may
+            go on with its dicts instead of copying them. Only for whoever holds the store's lock.
+        by_key: Whether it was last loaded by somebody who asked for some keys only.
+        until: Until when the store keeps it: when the last of its keys expires.
+        queued: When the queue comes to it; infinite if it is not there.
+        tokens: Of the commits that wrote it lately, until when each is remembered.
+    """
+
+    own: Snapshot | None = None
+    by_key: bool = False
+    until: float = math.inf
+    queued: float = math.inf
+    tokens: dict[bytes, float] = field(default_factory=dict)
+
+
+#: Of most there is nothing; a million of them share it.
+_NO_MORE: Final = More()
+
+
 class Slot:
     """A namespace's place in the store.
 
@@ -35,38 +61,40 @@ class Slot:
             (One whose last key expired may be in no store either; but of one with keys that expire it asks the store
             anyhow.) It is not the store itself, which a slot must not keep alive.
         snapshot: What stands there now, or `ASK`.
-        own: Where `snapshot` is `ASK`, what stands there: a snapshot that nobody else has, so that a commit may go on with
-            its dicts instead of copying them. Only for whoever holds the store's lock.
-        by_key: Whether it was last loaded by somebody who asked for some keys only.
         used: Whether it was used since an eviction came by.
-        until: Until when the store keeps it: when the last of its keys expires.
-        queued: When the queue comes to it; infinite if it is not there.
-        tokens: Of the commits that wrote it lately, until when each is remembered; None as long as there were none.
+        more: The rest, to be read; `special` gives it to be changed.
     """
 
-    __slots__ = ("by_key", "home", "namespace", "own", "queued", "snapshot", "tokens", "until", "used")
+    __slots__ = ("home", "more", "namespace", "snapshot", "used")
 
     def __init__(self, namespace: Namespace, snapshot: Snapshot, home: object) -> None:
         self.namespace = namespace
         self.home = home
         self.snapshot = snapshot
-        self.own: Snapshot | None = None
-        self.by_key = False
         self.used = False
-        self.until = self.queued = math.inf
-        self.tokens: dict[bytes, float] | None = None
+        self.more = _NO_MORE
+
+    def special(self) -> More:
+        """What is to be said of this slot alone."""
+        more = self.more
+        if more is _NO_MORE:
+            more = self.more = More()
+        return more
 
     def drop(self) -> None:
         """Note that it is not in its store any more."""
         # In this order: whoever finds it in its store has seen what stood there.
         self.home = _GONE
-        self.snapshot, self.own = EMPTY, None
+        self.snapshot = EMPTY
+        if self.more.own is not None:
+            self.more.own = None
 
 
-class Slots(cachetools.FIFOCache[Namespace, Slot]):
-    """Slots by namespace. A look-up does not reorder them; an eviction gives a slot that was used a second chance.
+class Slots(cachetools.Cache[Namespace, Slot]):
+    """Slots by namespace. An eviction takes them as they came, and gives one that was used a second chance.
 
-    cachetools has a cache that expires, but that removes all that is over at once, with everybody waiting for it.
+    cachetools has a cache that expires, but that removes all that is over at once, with everybody waiting for it; and one
+    that takes them in turn, but that keeps a dict beside its own for the turns.
 
     Args:
         max_slots: How many there may be.
@@ -76,15 +104,22 @@ class Slots(cachetools.FIFOCache[Namespace, Slot]):
         super().__init__(max_slots)
         #: Scopes of the namespaces that were evicted and that nobody was told of yet.
         self.evicted: list[str] = []
+        #: In which turn they go. One that was dropped stands here until its turn comes, or too many do.
+        self._turns: deque[Slot] = deque()
         # Each slot that expires stands here once, perhaps too early; the number is so that no two slots are compared.
         self._queue: list[tuple[float, int, Slot]] = []
         self._number = self._stale = 0
 
     def file(self, slot: Slot, now: float) -> None:
-        """Put a slot in its place, as the last that goes if there are too many, and have it kept `until` its time."""
-        self.sweep(now, new=slot.namespace not in self)
-        self[slot.namespace] = slot
-        if slot.until < slot.queued:
+        """Put a slot in its place, and have it kept `until` its time. A new one is the last to go if there are too many."""
+        new = slot.namespace not in self
+        self.sweep(now, new=new)
+        if new:
+            self[slot.namespace] = slot
+            self._turns.append(slot)
+            if len(self._turns) > 2 * len(self) + _STALE:
+                self._turns = deque([each for each in self._turns if each.home is not _GONE])
+        if slot.more.until < slot.more.queued:
             self._enqueue(slot)
 
     def sweep(self, now: float, most: float = _SWEPT, new: bool = False) -> None:
@@ -93,14 +128,15 @@ class Slots(cachetools.FIFOCache[Namespace, Slot]):
         while queue and queue[0][0] <= now and (most > 0 or (new and len(self) >= self.maxsize)):
             most -= 1
             when, _, slot = heapq.heappop(queue)
-            if slot.home is _GONE or when != slot.queued:
+            more = slot.more
+            if slot.home is _GONE or when != more.queued:
                 self._stale -= 1
                 continue
-            slot.queued = math.inf
-            if slot.until <= now:
+            more.queued = math.inf
+            if more.until <= now:
                 del self[slot.namespace]
                 slot.drop()
-            elif slot.until != math.inf:
+            elif more.until != math.inf:
                 self._enqueue(slot)
 
     def discard(self, namespace: Namespace) -> None:
@@ -110,41 +146,49 @@ class Slots(cachetools.FIFOCache[Namespace, Slot]):
             self._drop(slot)
 
     def popitem(self) -> tuple[Namespace, Slot]:
-        for _ in range(_CHANCES):
-            namespace, slot = super().popitem()
-            if not slot.used:
+        chances, turns = _CHANCES, self._turns
+        while True:
+            if not turns:
+                # A signal has come between a slot and its turn.
+                turns.extend(self.values())
+            slot = turns.popleft()
+            if slot.home is _GONE:
+                continue
+            if not slot.used or chances <= 0:
                 break
+            chances -= 1
             slot.used = False
-            self[namespace] = slot
-        else:
-            namespace, slot = super().popitem()
-        self.evicted.append(namespace.scope)
+            turns.append(slot)
+        del self[slot.namespace]
+        self.evicted.append(slot.namespace.scope)
         self._drop(slot)
-        return namespace, slot
+        return slot.namespace, slot
 
     def clear(self) -> None:
         for slot in self.values():
             slot.drop()
         super().clear()
+        self._turns.clear()
         self._queue.clear()
         self._stale = 0
 
     def _enqueue(self, slot: Slot) -> None:
-        was_queued, slot.queued = slot.queued != math.inf, slot.until
+        more = slot.more
+        was_queued, more.queued = more.queued != math.inf, more.until
         if was_queued:
             self._leave()
         self._number += 1
-        heapq.heappush(self._queue, (slot.until, self._number, slot))
+        heapq.heappush(self._queue, (more.until, self._number, slot))
 
     def _drop(self, slot: Slot) -> None:
         slot.drop()
-        if slot.queued != math.inf:
+        if slot.more.queued != math.inf:
             self._leave()
 
     def _leave(self) -> None:
         """Note that an entry of the queue stands for nothing any more."""
         self._stale += 1
         if self._stale > max(_STALE, len(self._queue) // 2):
-            self._queue[:] = [each for each in self._queue if each[2].home is not _GONE and each[0] == each[2].queued]
+            self._queue[:] = [each for each in self._queue if each[2].home is not _GONE and each[0] == each[2].more.queued]
             heapq.heapify(self._queue)
             self._stale = 0

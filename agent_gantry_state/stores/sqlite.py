@@ -1,9 +1,9 @@
 """Memories in one SQLite file, for the processes of one machine.
 
 A namespace is a row that stands right before the rows of its keys, so that a commit mostly writes one page. A load asks
-whether the head is still that of the snapshot which this process has, and reads the namespace only if it is not. A commit
-is one transaction, which first tries what mostly holds: that the head is still the one that was loaded. All that tells
-people apart is kept as bytes, exactly as it came.
+whether another process has written to the file since the snapshot was made which this one has, and if so whether the head is
+still the same, and reads the namespace only if it is not. A commit is one transaction, which first tries what mostly holds:
+that the head is still the one that was loaded. All that tells people apart is kept as bytes, exactly as it came.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, Literal, TypeGuard
@@ -62,7 +63,7 @@ LAYOUT: Final = 1
 #: Seconds for which a commit that landed is remembered, so that it can be sent again.
 TOKEN_SECONDS: Final = 60.0
 #: After this many commits, up to `_SWEPT` of what is expired goes.
-_SWEEP_EVERY, _SWEPT = 32, 64
+_SWEEP_EVERY, _SWEPT = 64, 128
 
 # The row of a namespace itself is the one whose key is the number 0; those of its keys are bytes, and sort behind it. Its
 # `version` is the head, its `position` the greatest one given out, its `slides` the time of the last touch, its `record`
@@ -150,6 +151,21 @@ _REPLACE = {
     True: "UPDATE entry SET version = ?, record = ?, expires_at = ?, slides = ? WHERE digest = ? AND key = ?",
 }
 
+# Puts a record in the place of another, in a namespace in which nothing expires, and gives that a new head. If it has not
+# the old one any more, or there is no such key, nothing is done. A statement by itself, for there is much to each.
+_ASSIGNED: Final = (
+    "CREATE TEMP VIEW assignment AS SELECT version, record, version AS head, digest, key FROM entry",
+    """CREATE TEMP TRIGGER assigned INSTEAD OF INSERT ON assignment BEGIN
+        UPDATE entry SET version = NEW.version WHERE digest = NEW.digest AND key = 0 AND version = NEW.head;
+        UPDATE entry SET version = NEW.version, record = NEW.record
+            WHERE changes() AND digest = NEW.digest AND key = NEW.key;
+        SELECT RAISE(ABORT, 'moved') WHERE NOT changes();
+    END""",
+)
+_ASSIGN, _MORE = "INSERT INTO assignment VALUES (?, ?, ?, ?, ?)", ", (?, ?, ?, ?, ?)"
+#: So many of them in one statement; more go in a transaction of several.
+_AT_ONCE: Final = 16
+
 # The time at which a key expires, as `Snapshot.deadline` has it; ? is when its namespace was last touched.
 _PRUNE = "DELETE FROM entry WHERE digest = ? AND key > 0 AND coalesce(? + slides, expires_at) <= ?"
 _LEFT = "SELECT count(*), min(coalesce(? + slides, expires_at)) FROM entry WHERE digest = ? AND key > 0"
@@ -174,9 +190,48 @@ _LIST = """
 _OF = {"app": " AND app = ?", "scope": " AND scope = ?", "owner": " AND owner = ?"}
 _IN_ORDER = " ORDER BY digest LIMIT ?"
 
+#: How bytes are given to the driver: for all types but this, str, int and float it looks for an adapter first, which takes
+#: longer than anything else that it does with them.
+_blob = bytearray
+#: Longer names are not kept: a cache of them would be without bound.
+_SHORT: Final = 128
+
+
+#: Of what was not read by the handle that knows it.
+_NO_ERA: Final = -1
+#: Bytes by which a namespace may grow before it is counted anew.
+_UNCOUNTED: Final = 1024
+
 _COMMITTED = Committed()
 #: The same, where nothing had happened to the namespace since it was loaded.
 _IN_PLACE = Committed()
+
+
+def _name(key: str) -> bytearray:
+    """A key as it is stored."""
+    return _blob(to_bytes(key))
+
+
+_short_name = lru_cache(maxsize=4096)(_name)
+
+
+class _Known:
+    """What this process knows of a namespace.
+
+    Attributes:
+        digest: Under which it is filed.
+        state: Its mark, its snapshot as it was then, with what has expired since, and the era of the file in which that was
+            so, `_NO_ERA` if that is not known; exchanged as one.
+        size: About how large it is.
+        counted: What of that is counted where it is kept.
+    """
+
+    __slots__ = ("counted", "digest", "size", "state")
+
+    def __init__(self, digest: bytes | bytearray, state: tuple[Mark, Snapshot, int], size: int) -> None:
+        self.digest = _blob(digest)
+        self.state = state
+        self.size = self.counted = size
 
 
 class SQLiteStore(Clocked):
@@ -216,12 +271,11 @@ class SQLiteStore(Clocked):
         if not path or "\0" in path:
             raise ValueError("SQLiteStore: path must be that of a file")
         where = None if path == ":memory:" else Path(os.path.abspath(path))  # noqa: PTH100 - with its symbolic links
-        self._file = SQLiteFile(where, synchronous == "full", LAYOUT, _SCHEMA)
+        self._file = SQLiteFile(where, synchronous == "full", LAYOUT, _SCHEMA, _ASSIGNED)
         self._glance, self._read, self._write = self._file.glance, self._file.read, self._file.write
         super().__init__(clock)
         self._commits = 0
-        #: By namespace its mark, its snapshot as it was then, with what has expired since, and about how large it is.
-        self._kept: Kept[Namespace, tuple[Mark, Snapshot, int]] = Kept()
+        self._kept: Kept[Namespace, _Known] = Kept()
         self._answers = {
             Load: self._load,
             Commit: self._commit,
@@ -280,6 +334,19 @@ class SQLiteStore(Clocked):
         self._file.close()
         self._kept.clear()
 
+    def attempt_whole(self, namespace: Namespace) -> Snapshot | None:
+        """A namespace of which none of the keys expires, if this process knows how it stands without reading it."""
+        known = self._kept.get(namespace)
+        if known is None:
+            return None
+        (_, _, first, _), snapshot, era = known.state
+        if first is not None:
+            return None
+        try:
+            return snapshot if self._glance(_era, None, None, True) == era else None
+        except WouldBlock:
+            return None
+
     def attempt_values(
         self,
         namespace: Namespace,
@@ -302,45 +369,59 @@ class SQLiteStore(Clocked):
         Returns:
             Whether it did; if not, nothing was done: it is not as it was loaded, or somebody else writes.
         """
-        kept = self._kept.get(namespace)
-        if kept is None or kept[1] is not base:
+        known, count = self._kept.get(namespace), len(values)
+        # When it is time to look for what is expired, the next commit does that in its transaction.
+        if known is None or count > _AT_ONCE or not self._commits % _SWEEP_EVERY:
             return False
-        (head, last, first, touched), _, taken = kept
-        if first is not None or not base.values.keys() >= values.keys():
+        (head, last, first, touched), snapshot, _ = known.state
+        if snapshot is not base or first is not None:
             return False
-        encoded, more = base.packed, SMALL_BYTES * len(values)
+        encoded, more = base.packed, SMALL_BYTES * count
         if packed:
-            for key, body in packed.items():
-                more += len(body) - len(encoded.get(key, b""))
+            more += sum([len(body) - len(encoded.get(key, b"")) for key, body in packed.items()])
             encoded = encoded | packed
         if base.size + more > max_bytes:
             base.measure()
             if base.size + more > max_bytes:
                 return False
-        rows = []
+        there, new, size = base.values, _blob(version), 0
+        parameters: list[Any] = []
+        seen: bytes | bytearray = _blob(head)
         for key, value in values.items():
-            name, body = to_bytes(key), packed[key] if key in packed else codec.pack(value)
-            taken += len(body) + KEY_BYTES
-            rows.append((version, sealed(name, codec.FORMAT + body), place(namespace)[0], name))
-        try:
-            if not self._write(self._assigned, (head, rows), None):
+            if key not in there:
                 return False
-        except WouldBlock:
+            record = codec.FORMAT + (packed[key] if key in packed else codec.pack(value))
+            name = _short_name(key) if len(key) <= _SHORT else _name(key)
+            parameters += (new, _blob(sealed(name, record)), seen, known.digest, name)
+            seen = new
+            size += len(record)
+        later = base.later | dict.fromkeys(values, version)
+        after = base.following(there | values, encoded, later, version, base.size + more)
+        statement = _ASSIGN if count == 1 else _ASSIGN + _MORE * (count - 1)
+        message = namespace, known, ((new, last, None, touched), after), size
+        return self._file.attempt(statement, parameters, 1 + (size >> 12), self._go_on, message)
+
+    def _go_on(self, message: Any) -> bool:
+        """Know what was assigned."""
+        known: _Known
+        namespace, known, (mark, after), size = message
+        self._commits += 1
+        if known is not self._kept.get(namespace):
             return False
-        after = base.following(
-            base.values | values, encoded, base.later | dict.fromkeys(values, version), version, base.size + more
-        )
-        self._kept.keep(namespace, ((version, last + len(rows), None, touched), after, taken), taken)
+        known.state = mark, after, self._file.era
+        known.size += size
+        if known.size > known.counted + _UNCOUNTED:
+            known.counted = known.size
+            self._kept.keep(namespace, known, known.size)
         return True
 
     def _load(self, message: Load, deadline: float | None) -> Loaded:
-        return self._glance(self._loaded, message, deadline)
+        namespaces, keys = message.namespaces, message.keys
+        known = len(namespaces) == 1 and (keys is None or keys[0] is None) and namespaces[0] in self._kept
+        return self._glance(self._loaded, message, deadline, known)
 
     def _commit(self, message: Commit, deadline: float | None) -> Committed | Moved:
-        answer = self._write(self._committed, message, deadline)
-        if answer is _IN_PLACE:
-            self._follow(message.changes[0], message.version)
-        return answer
+        return self._write(self._committed, message, deadline, self._follow)
 
     def _forget(self, message: Forget, deadline: float | None) -> None:
         self._write(_forgotten, message, deadline)
@@ -358,17 +439,18 @@ class SQLiteStore(Clocked):
 
     # What is done with the file, by somebody who has a handle to it.
 
-    def _loaded(self, execute: Execute, message: Load) -> Loaded:
+    def _loaded(self, execute: Execute, message: Load, era: int = _NO_ERA) -> Loaded:
         namespaces, keys = message.namespaces, message.keys
         if len(namespaces) == 1 and (keys is None or keys[0] is None):
             # A statement by itself is of one moment.
-            snapshot = self._snapshot(execute, namespaces[0])
+            snapshot = self._snapshot(execute, namespaces[0], era)
             return Loaded((snapshot.live(now := self.now()),), now)
         execute("BEGIN")
         # Before the first read, so that nothing in it is younger than the moment that is answered.
         now = self.now()
         snapshots = [
-            self._snapshot(execute, namespace).live(now)
+            # A look at the file would have been before this moment.
+            self._snapshot(execute, namespace, _NO_ERA).live(now)
             if wanted is None
             else _chosen(execute, namespace, wanted, message.names, now)
             for namespace, wanted in zip(namespaces, keys or [None] * len(namespaces), strict=True)
@@ -376,13 +458,19 @@ class SQLiteStore(Clocked):
         execute("COMMIT")
         return Loaded(tuple(snapshots), now)
 
-    def _snapshot(self, execute: Execute, namespace: Namespace) -> Snapshot:
+    def _snapshot(self, execute: Execute, namespace: Namespace, era: int) -> Snapshot:
         """The namespace with all its keys, also those that are expired."""
+        known = self._kept.get(namespace)
+        if known is not None:
+            mark, snapshot, known_in = known.state
+            if known_in == era != _NO_ERA:
+                return snapshot
+            if execute(_MARK, (known.digest,)).fetchone() == mark:
+                if era != _NO_ERA:
+                    known.state = mark, snapshot, era
+                return snapshot
         digest, address = place(namespace)
-        kept = self._kept.get(namespace)
-        if kept is not None and execute(_MARK, (digest,)).fetchone() == kept[0]:
-            return kept[1]
-        rows = execute(_LOAD, (digest,)).fetchall()
+        rows = execute(_LOAD, (_blob(digest),)).fetchall()
         if not rows:
             self._kept.drop(namespace)
             return EMPTY
@@ -390,25 +478,30 @@ class SQLiteStore(Clocked):
         entries.sort(key=_POSITION)
         snapshot = _made(header, entries, address, None)
         size = sum([len(row[0]) + len(row[5]) for row in entries]) + KEY_BYTES * len(entries)
-        self._kept.keep(namespace, (header[1:5], snapshot, size), size)
+        self._kept.keep(namespace, _Known(digest, (header[1:5], snapshot, era), size), size)
         return snapshot
 
-    def _follow(self, change: Change, version: bytes) -> None:
-        """Keep what a namespace is after a change that landed, so that it need not be read again."""
+    def _follow(self, message: Commit, answer: Committed | Moved) -> bool:
+        """Keep what a namespace is after a change that landed, so that it need not be read again; whether that is done."""
+        if answer is not _IN_PLACE:
+            return False
+        change, version = message.changes[0], message.version
         namespace, puts = change.namespace, change.puts
-        kept = self._kept.get(namespace)
-        if kept is None:
-            return
-        (head, last, first, touched), snapshot, size = kept
+        known = self._kept.get(namespace)
+        if known is None:
+            return True
+        ((head, last, first, touched), snapshot, _), size = known.state, known.size
         if head != change.head or first is not None or change.touch:
-            return
+            return False
         for put in puts.values():
             if put.ttl is not KEEP and _is_time(put.ttl):
                 # When the first of them expires is not told without reading.
-                return
+                return False
             size += len(put.packed) + KEY_BYTES
         mark = version, last + len(puts), None, touched
-        self._kept.keep(namespace, (mark, applied(change, snapshot, version, self.now), size), size)
+        state = mark, applied(change, snapshot, version, self.now), self._file.era
+        self._kept.keep(namespace, _Known(known.digest, state, size), size)
+        return True
 
     def _committed(self, execute: Execute, message: Commit) -> tuple[Committed | Moved, int]:
         now, token, changes = self.now(), message.token, message.changes
@@ -430,26 +523,18 @@ class SQLiteStore(Clocked):
             execute(_KEEP_TOKEN, (token, now + TOKEN_SECONDS))
             pages += 2
         if pages:
-            pages += self._swept(execute, now)
+            pages += self._swept(execute)
         return answer, pages
 
-    def _assigned(self, execute: Execute, message: Any) -> tuple[bool, int]:
-        head, rows = message
-        now, pages = self.now(), 1
-        version, _, digest, _ = rows[0]
-        if not execute(_TAKE_HEAD, (version, len(rows), digest, head, now)).rowcount:
-            return False, 0
-        for row in rows:
-            if not execute(_REPLACE[False], row).rowcount:
-                # The transaction is taken back.
-                return False, 0
-            pages += len(row[1]) >> 12
-        return True, pages + self._swept(execute, now)
-
-    def _swept(self, execute: Execute, now: float) -> int:
+    def _swept(self, execute: Execute) -> int:
         """Count a commit, after some of which what is expired goes; the pages that takes."""
         self._commits += 1
-        return _sweep(execute, now) if self._commits % _SWEEP_EVERY == 1 else 0
+        if self._commits % _SWEEP_EVERY != 1:
+            return 0
+        pages = _sweep(execute, self.now())
+        if pages:
+            self._file.era += 1
+        return pages
 
     def _listed(self, execute: Execute, message: List) -> Page:
         now = self.now()
@@ -490,9 +575,14 @@ def _released(execute: Execute, message: Release) -> tuple[None, int]:
 # Reading.
 
 
+def _era(_: Execute, __: Any, era: int = _NO_ERA) -> int | None:
+    return None if era == _NO_ERA else era
+
+
 def _chosen(execute: Execute, namespace: Namespace, wanted: Sequence[str], names: bool, now: float) -> Snapshot:
     """The namespace with those of its keys that are wanted and not expired."""
-    digest, address = place(namespace)
+    there, address = place(namespace)
+    digest = _blob(there)
     header = execute(_HEADER, (digest,)).fetchone()
     if header is None:
         return EMPTY
@@ -510,7 +600,7 @@ def _chosen(execute: Execute, namespace: Namespace, wanted: Sequence[str], names
             versions = {to_text(row[0], _WHERE): row[1] for row in left}
     rows = []
     for key in dict.fromkeys(wanted):
-        row = execute(_ENTRY, (digest, to_bytes(key))).fetchone()
+        row = execute(_ENTRY, (digest, _name(key))).fetchone()
         if row is not None and _is_live(row, touched, now):
             rows.append(row)
     rows.sort(key=_POSITION)
@@ -572,32 +662,32 @@ def _overwrite(execute: Execute, change: Change, version: bytes, now: float) -> 
                 return 0
             timed = True
             first = min(first, now + put.ttl)
-    digest, left = place(change.namespace)[0], len(puts)
+    digest, new, left = _blob(place(change.namespace)[0]), _blob(version), len(puts)
     parameters: tuple[Any, ...]
     if timed:
         due = None if first == math.inf else first
-        parameters = (version, left, due, first, now if touch else -math.inf, digest, head, now, now)
+        parameters = (new, left, due, first, now if touch else -math.inf, digest, _blob(head), now, now)
         taken = execute(_TAKE_HEAD_AND_TIME, parameters)
     else:
-        taken = execute(_TAKE_HEAD, (version, left, digest, head, now))
+        taken = execute(_TAKE_HEAD, (new, left, digest, _blob(head), now))
     if not taken.rowcount:
         return 0
     # Mostly the namespace and its keys are on one.
     pages = 1
     for key in change.deletes:
-        execute(_DELETE, (digest, to_bytes(key)))
+        execute(_DELETE, (digest, _name(key)))
     seen = change.checks
     for key, put in puts.items():
         left -= 1
-        name = to_bytes(key)
-        record = sealed(name, put.record)
+        name = _name(key)
+        record = _blob(sealed(name, put.record))
         pages += len(record) >> 12
         expiry: tuple[Any, ...] = () if put.ttl is KEEP else _expiry(put, now)
         if not put.last and seen.get(key) is not None:
-            parameters = (version, record, *expiry, digest, name) if expiry else (version, record, digest, name)
+            parameters = (new, record, *expiry, digest, name) if expiry else (new, record, digest, name)
             if execute(_REPLACE[bool(expiry)], parameters).rowcount:
                 continue
-        execute(_PUT[True, put.last, bool(expiry)], (digest, name, version, record, *(expiry or (None, None)), digest, left))
+        execute(_PUT[True, put.last, bool(expiry)], (digest, name, new, record, *(expiry or (None, None)), digest, left))
     return pages
 
 

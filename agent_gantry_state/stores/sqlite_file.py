@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -57,10 +57,12 @@ _CODES = {
 class _Handle:
     """A connection and the one cursor that is used on it."""
 
-    __slots__ = ("connection", "execute")
+    __slots__ = ("connection", "execute", "seen")
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
+        #: Of the handle that writes, what tells when another one has written.
+        self.seen: int | None = None
         self.execute: Execute = connection.cursor().execute
 
     def rollback(self) -> None:
@@ -113,12 +115,15 @@ class SQLiteFile:
         full: Whether each commit waits until the disk has it.
         layout: The number of the layout that `schema` makes; a database with a greater one is refused.
         schema: The statements that make a new database.
+        helpers: The statements that make what the handle that writes has for itself, in no file.
 
     Raises:
         StoreUnavailableError: Python's SQLite is too old.
     """
 
-    def __init__(self, path: Path | None, full: bool, layout: int, schema: tuple[str, ...]) -> None:
+    def __init__(
+        self, path: Path | None, full: bool, layout: int, schema: tuple[str, ...], helpers: tuple[str, ...] = ()
+    ) -> None:
         if sqlite3.sqlite_version_info < OLDEST:
             raise StoreUnavailableError(
                 f"the SQLite store needs SQLite {'.'.join(map(str, OLDEST))} or newer, and the sqlite3 module of this "
@@ -129,12 +134,16 @@ class SQLiteFile:
         self.full = full and path is not None
         self._layout = layout
         self._schema = schema
+        self._helpers = helpers
         self._handles = _Handles()
         self._idle = self._handles.idle
         self._known = False
         self._frozen = False
         self._closed = False
         self._torn = False
+        #: Goes up when the database may have changed in a way that nobody was told of. Only for whoever has the lock of the
+        #: handle that writes.
+        self.era = 0
         #: Pages written to the log since it was last brought home, and how many there may be.
         self._logged = 0
         self._log_bound: float = LOG_PAGES if path is not None else math.inf
@@ -143,9 +152,8 @@ class SQLiteFile:
         weakref.finalize(self, _Handles.close_at_end, self._handles)
 
     def _new_locks(self) -> None:
-        #: Held by whoever writes or waits to, and by whoever uses the handle that writes; taken in this order.
-        self._write_lock = threading.Lock()
-        self._handle_lock = self._handles.lock = threading.Lock()
+        #: Held by whoever uses the handle that writes, also while another process keeps him from writing.
+        self._lock = self._handles.lock = threading.Lock()
         self._read_lock = threading.Lock()
         self._returned = threading.Condition(self._read_lock)
         #: How many readers wait for a handle, and how many open one.
@@ -153,17 +161,25 @@ class SQLiteFile:
         self._suspended = False
         self._held: list[threading.Lock] = []
 
-    def glance(self, work: Callable[[Execute, Any], T], message: Any, deadline: float | None) -> T:
+    def glance(self, work: Callable[..., T], message: Any, deadline: float | None, look: bool) -> T:
         """`read`, for what is done in a moment: with the handle that writes, if it is free.
 
-        Every other handle has to fetch anew what that one has just written.
+        Every other handle has to fetch anew what that one has just written. And only this one can tell at once whether
+        somebody else has written. For who wants to *look*, *work* gets the `era` as well: what was read in the same one
+        still stands there.
         """
-        if self.path is None or not self._handle_lock.acquire(False):
+        if not self._lock.acquire(False):
             return self.read(work, message, deadline)
         try:
             handle = self._handles.writer
             if handle is not None:
-                return work(handle.execute, message)
+                if not look:
+                    return work(handle.execute, message)
+                seen = handle.execute("PRAGMA data_version").fetchone()[0]
+                if seen != handle.seen:
+                    handle.seen = seen
+                    self.era += 1
+                return work(handle.execute, message, self.era)
         except sqlite3.Error as error:
             self._drop_writer()
             if not _is_busy(error):
@@ -172,7 +188,7 @@ class SQLiteFile:
             self._drop_writer()
             raise
         finally:
-            self._handle_lock.release()
+            self._lock.release()
         return self.read(work, message, deadline)
 
     def read(self, work: Callable[[Execute, Any], T], message: Any, deadline: float | None) -> T:
@@ -210,41 +226,92 @@ class SQLiteFile:
                 self._give(handle)
                 return answer
 
-    def write(self, work: Callable[[Execute, Any], tuple[T, int]], message: Any, deadline: float | None) -> T:
+    def write(
+        self,
+        work: Callable[[Execute, Any], tuple[T, int]],
+        message: Any,
+        deadline: float | None,
+        landed: Callable[[Any, T], bool] | None = None,
+    ) -> T:
         """Do *work* in a transaction of its own, while nobody else writes.
 
         Args:
             work: As in `read`. Gives the answer and how many pages it wrote; if none, the transaction is taken back.
             message: As in `read`.
             deadline: As in `read`.
+            landed: Gets *message* and the answer once that is committed, before anybody looks. Says whether whoever goes by
+                the `era` knows all that was written; else a new one begins.
 
         Raises:
             WouldBlock: It would have to wait and may not.
             StoreError: The database cannot be written to. `committed` is None if the commit itself failed.
         """
-        if not self._write_lock.acquire(False):
-            self._wait_for(self._write_lock, deadline)
+        if not self._lock.acquire(False):
+            self._wait_for_lock(deadline)
         try:
-            if not self._handle_lock.acquire(False):
-                self._wait_for(self._handle_lock, deadline)
-            try:
-                handle = self._handles.writer
-                if handle is None:
-                    handle = self._open_writer(deadline)
-                if deadline is None and self.full:
+            handle = self._handles.writer
+            if handle is None:
+                handle = self._open_writer(deadline)
+            if deadline is None and self.full:
+                raise WouldBlock
+            if self._logged >= self._log_bound:
+                if deadline is None:
                     raise WouldBlock
-                if self._logged >= self._log_bound:
-                    if deadline is None:
-                        raise WouldBlock
-                    self._bring_home(handle)
-                return self._transaction(handle, work, message, deadline)
-            finally:
-                self._handle_lock.release()
+                self._bring_home(handle)
+            return self._transaction(handle, work, message, deadline, landed)
         finally:
-            self._write_lock.release()
+            self._lock.release()
+
+    def attempt(
+        self, statement: str, parameters: Sequence[Any], pages: int, landed: Callable[[Any], bool], message: Any
+    ) -> bool:
+        """Execute a statement that is a transaction by itself, waiting for nobody.
+
+        Args:
+            statement: Raises an `IntegrityError` if it is not to be done.
+            parameters: Its.
+            pages: How many it writes, roughly.
+            landed: As in `write`, with *message* alone.
+            message: Passed on.
+
+        Returns:
+            Whether it landed; if not, nothing was done.
+
+        Raises:
+            StoreError: What became of it is not known.
+        """
+        if not self._lock.acquire(False):
+            return False
+        try:
+            handle = self._handles.writer
+            if handle is None or self.full or self._logged >= self._log_bound:
+                return False
+            handle.execute(statement, parameters)
+            self._logged += pages
+            if not landed(message):
+                self.era += 1
+        except sqlite3.IntegrityError:
+            return False
+        except sqlite3.Error as error:
+            if _code(error) in _NOTHING_WRITTEN:
+                return False
+            self._drop_writer()
+            raise self._translated(error, None) from error
+        except BaseException:
+            self._drop_writer()
+            raise
+        else:
+            return True
+        finally:
+            self._lock.release()
 
     def _transaction(
-        self, handle: _Handle, work: Callable[[Execute, Any], tuple[T, int]], message: Any, deadline: float | None
+        self,
+        handle: _Handle,
+        work: Callable[[Execute, Any], tuple[T, int]],
+        message: Any,
+        deadline: float | None,
+        landed: Callable[[Any, T], bool] | None,
     ) -> T:
         """Needs the lock."""
         execute = handle.execute
@@ -261,12 +328,15 @@ class SQLiteFile:
                 committed = None
                 execute("COMMIT")
                 self._logged += pages
+                if landed is None or not landed(message, answer):
+                    self.era += 1
             else:
                 execute("ROLLBACK")
         except sqlite3.Error as error:
             self._drop_writer()
             raise self._translated(error, committed) from error
         except (StateError, WouldBlock):
+            self.era += 1
             handle.rollback()
             raise
         except BaseException:
@@ -290,8 +360,8 @@ class SQLiteFile:
                 return
 
     def _alone(self, work: Callable[[Execute, Any], T], message: Any, deadline: float | None) -> T:
-        if not self._handle_lock.acquire(False):
-            self._wait_for(self._handle_lock, deadline)
+        if not self._lock.acquire(False):
+            self._wait_for_lock(deadline)
         try:
             handle = self._handles.writer or self._open_writer(deadline)
             try:
@@ -302,12 +372,12 @@ class SQLiteFile:
         except sqlite3.Error as error:
             raise self._translated(error, False) from error
         finally:
-            self._handle_lock.release()
+            self._lock.release()
 
-    def _wait_for(self, lock: threading.Lock, deadline: float | None) -> None:
+    def _wait_for_lock(self, deadline: float | None) -> None:
         if deadline is None:
             raise WouldBlock
-        if not lock.acquire(timeout=max(deadline - time.monotonic(), 0)):
+        if not self._lock.acquire(timeout=max(deadline - time.monotonic(), 0)):
             raise StoreTimeoutError(
                 "the SQLite database is busy: other calls of this program were writing to it all the time that this one "
                 "may wait; nothing was written, and calling again may succeed",
@@ -320,11 +390,12 @@ class SQLiteFile:
             raise _closed()
         if deadline is None and self.path is not None:
             raise WouldBlock
-        self._handles.writer = handle = self._open(deadline or time.monotonic() + 1.0)
+        self._handles.writer = handle = self._open(deadline or time.monotonic() + 1.0, self._helpers)
         return handle
 
     def _drop_writer(self) -> None:
         """Needs the lock. One that is closed in a transaction takes it back."""
+        self.era += 1
         handle = self._handles.writer
         if handle is None:
             return
@@ -410,12 +481,12 @@ class SQLiteFile:
         self._closed = True
         with self._returned:
             self._returned.notify_all()
-        with self._write_lock, self._handle_lock:
+        with self._lock:
             self._handles.close()
 
     # Opening.
 
-    def _open(self, deadline: float) -> _Handle:
+    def _open(self, deadline: float, helpers: tuple[str, ...] = ()) -> _Handle:
         if self._torn:
             raise StoreError(
                 "this process was forked while another thread of its parent waited for the SQLite database, and cannot use "
@@ -427,7 +498,7 @@ class SQLiteFile:
         try:
             while True:
                 try:
-                    return self._connect()
+                    return self._connect(helpers)
                 except sqlite3.Error as error:
                     if not _is_busy(error):
                         raise self._translated(error, False) from error
@@ -435,16 +506,18 @@ class SQLiteFile:
         finally:
             _opening.release()
 
-    def _connect(self) -> _Handle:
-        if self.path is None:
-            handle = _Handle(_connection(":memory:"))
-            self._make(handle)
-            return handle
-        if not self._known:
+    def _connect(self, helpers: tuple[str, ...]) -> _Handle:
+        if self.path is not None and not self._known:
             self._find(self.path)
-        handle = _Handle(_connection(self._uri(_FROZEN if self._frozen else "mode=rw")))
+        where = ":memory:" if self.path is None else self._uri(_FROZEN if self._frozen else "mode=rw")
+        handle = _Handle(_connection(where))
         try:
-            self._set_up(handle)
+            if self.path is None:
+                self._make(handle)
+            else:
+                self._set_up(handle)
+            for statement in helpers:
+                handle.execute(statement)
         except BaseException:
             handle.close()
             raise
@@ -549,12 +622,12 @@ class SQLiteFile:
     def suspend(self) -> None:
         """Close what is open, and let nobody open anything until `resume`."""
         end = time.monotonic() + FORK_SECONDS
-        locks = (self._write_lock, self._handle_lock, self._read_lock)
+        locks = (self._lock, self._read_lock)
         self._held = [lock for lock in locks if lock.acquire(timeout=max(end - time.monotonic(), 0))]
         if self.path is None:
             # One in memory has no locks and no log; a child goes on with a copy.
             return
-        if self._handle_lock in self._held and self._handles.writer is not None:
+        if self._lock in self._held and self._handles.writer is not None:
             self._handles.writer.close()
             self._handles.writer = None
         if self._read_lock in self._held:
@@ -576,7 +649,7 @@ class SQLiteFile:
     def start_over(self) -> None:
         """What a child does after a fork."""
         handles = self._handles
-        self._torn = len(self._held) < 3 or bool(handles.readers or self._opening)
+        self._torn = len(self._held) < 2 or bool(handles.readers or self._opening)
         if self._torn:
             # Some are in use. They are never used here and never closed, so that the parent is left in peace.
             _keep_for_ever([handles.writer, *handles.readers])
@@ -668,6 +741,10 @@ def _wait(pause: float, deadline: float | None, error: sqlite3.Error) -> float:
 def _code(error: sqlite3.Error) -> int:
     code = getattr(error, "sqlite_errorcode", None)
     return _CODES.get(str(error), 0) if code is None else code & 0xFF
+
+
+#: With these a statement ends before anything of it is written.
+_NOTHING_WRITTEN: Final = (_BUSY, _LOCKED, _READONLY, _CORRUPT, _CANTOPEN, _NOTADB)
 
 
 def _is_busy(error: sqlite3.Error) -> bool:

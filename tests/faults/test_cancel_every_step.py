@@ -184,9 +184,9 @@ def loads_the_memory_of_the_last_one(self, namespace):
     return _last[-2] if len(_last) % 5 == 0 else loaded
 
 
-async def keeps_what_was_interrupted(self, work, deadline):
+async def keeps_what_was_interrupted(self, work, deadline, *also):
     connection = await self._take(deadline)
-    result = await work(connection)
+    result = await work(connection, *also)
     self._give(connection, True)
     return result
 

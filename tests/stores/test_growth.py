@@ -10,6 +10,7 @@ import pytest
 
 from agent_gantry_state import EvictionWarning, Gantry, Namespace
 from agent_gantry_state.bridge import bridge_to
+from agent_gantry_state.stores import memory, slots
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.protocol import EMPTY, Change, Commit, Committed, Forget, Load, Moved, Snapshot
 from agent_gantry_state.stores.whole import applied, chosen
@@ -51,11 +52,11 @@ def session(index):
 def test_commit_of_one_key_does_not_copy_the_others(store, talk):
     talk.write(A, **MANY)
     talk.send(by_key(talk, {"k1": put("a")}))
-    values = store._slots[A].own.values
+    values = store._slots[A].more.own.values
 
     talk.send(by_key(talk, {"k2": put("b")}))
 
-    assert store._slots[A].own.values is values
+    assert store._slots[A].more.own.values is values
     assert talk.content() == {**MANY, "k1": "a", "k2": "b"}
 
 
@@ -65,11 +66,11 @@ def test_tool_that_names_its_keys_does_not_copy_the_others(store):
         count = gantry.with_memory(keys=("k1",))(lambda memory: memory.update(k1=memory["k1"] + 1))
         count()
         (slot,) = store._slots.values()
-        values = slot.own.values
+        values = slot.more.own.values
 
         count()
 
-        assert slot.own.values is values
+        assert slot.more.own.values is values
         assert store.snapshot(slot.namespace).values == {**MANY, "k1": 3}
 
 
@@ -81,7 +82,7 @@ def test_load_of_a_few_keys_gives_them_in_their_order_without_looking_at_the_oth
     talk.send(by_key(talk, {"new": put(1)}))
     (some,) = talk.load(A, keys=(("new", "k7", "missing", "k3"),))
 
-    assert store._slots[A].own.placed is places
+    assert store._slots[A].more.own.placed is places
     assert [*some.values] == ["k3", "k7", "new"]
 
 
@@ -269,6 +270,63 @@ def test_forgotten_namespaces_leave_nothing_behind_however_long_they_had(store, 
         store.forget(Forget((session(index),)))
 
     assert len(store._slots._queue) < 2500
+
+
+def test_namespaces_that_come_and_go_do_not_add_up_while_they_wait_for_their_turn(clock):
+    store = MemoryStore(10_000, clock)
+    talk = Talk(bridge_to(store))
+    for index in range(5000):
+        talk.write(session(index), x=1)
+        store.forget(Forget((session(index),)))
+
+    assert len(store._slots._turns) < 2500
+
+
+def test_slot_whose_turn_was_lost_is_evicted_all_the_same(clock):
+    store = MemoryStore(2, clock)
+    talk = Talk(bridge_to(store))
+    talk.write(session(0), x=1)
+    talk.write(session(1), x=1)
+    store._slots._turns.clear()
+
+    with pytest.warns(EvictionWarning):
+        talk.write(session(2), x=1)
+
+    assert [*store._slots] == [session(1), session(2)]
+
+
+# What a million namespaces share.
+
+
+def test_no_commit_changes_what_all_snapshots_share(talk, clock):
+    writes = [{"k1": put("a", ttl=5)}, {"log": put([1])}, {"k2": put("b", ttl=7, slides=True)}, {"new": put(1)}]
+    for namespace, content in ((A, MANY), (session(1), {"k1": 1}), (session(2), {})):
+        talk.write(namespace, **content)
+        for puts in writes:
+            (seen,) = talk.load(namespace, keys=((*puts,),))
+            checks = {key: seen.versions.get(key) for key in puts}
+            rest = {"loaded_owner": seen.owner, "born": seen.born}
+            assert type(talk.send(Change(namespace, seen.head, puts, (), checks, touch=True, **rest))) is Committed
+            clock.now += 1
+        talk.load(namespace)
+
+    fresh = Snapshot({"x": 1}, {}, {"x": b"1"}, b"1")
+    assert (fresh.expires_at, fresh.slides, fresh.touched, memory._NONE) == ({}, {}, 0.0, {})
+    assert (EMPTY.values, EMPTY.packed, EMPTY.versions, slots._NO_MORE) == ({}, {}, {}, slots.More())
+
+
+def test_keys_of_the_first_commit_have_its_version_until_they_are_written_again(talk):
+    talk.write(A, x=1, y=2)
+    (first,) = talk.load(A)
+
+    talk.write(A, y=3, z=4)
+
+    (second,) = talk.load(A)
+    assert first.versions == dict.fromkeys("xy", first.head)
+    assert second.versions == {"x": first.head, "y": second.head, "z": second.head}
+    assert [second.version(key) for key in ("x", "z", "missing")] == [first.head, second.head, None]
+    (part,) = talk.load(A, keys=(("x", "missing"),))
+    assert part.versions == {"x": first.head}
 
 
 def test_namespace_that_is_to_go_sooner_goes_sooner(store, talk, clock):

@@ -46,10 +46,9 @@ from agent_gantry_state import (
 from agent_gantry_state.bridge import bridge_to
 from agent_gantry_state.stores import memcached as memcached_module
 from agent_gantry_state.stores.memcached import MemcachedStore
-from agent_gantry_state.stores.memcached_alinks import AsyncConnection
 from agent_gantry_state.stores.memcached_item import NO_TOKENS, dropped_until, has_token, with_token
 from agent_gantry_state.stores.memcached_server import Server
-from agent_gantry_state.stores.memcached_wire import VALUES, Disconnected, Garbled, read
+from agent_gantry_state.stores.memcached_wire import VALUES, Garbled, read
 from agent_gantry_state.stores.protocol import Change, Commit, Committed, Forget, Lease, Load, Moved, Release
 from agent_gantry_state.stores.urls import open_store
 from agent_gantry_state.testing import NOWHERE, A, B, StoreContract, Talk, put
@@ -965,6 +964,8 @@ async def test_callers_wait_for_a_connection_and_not_for_ever(anyio_backend):
         assert counts(server)["total_connections"] <= 6
 
         late = []
+        # On asyncio callers share connections, elsewhere each has one in its thread.
+        held = 2 if anyio_backend == "trio" else 1
 
         async def load(timeout):
             try:
@@ -974,12 +975,12 @@ async def test_callers_wait_for_a_connection_and_not_for_ever(anyio_backend):
 
         with stopped(server):
             async with anyio.create_task_group() as group:
-                for _ in range(2):
+                for _ in range(held):
                     group.start_soon(load, 2.0)
                 await anyio.sleep(0.5)
                 group.start_soon(load, 0.3)
-        assert sum("max_connections" in each for each in late) == 1
-        assert len(late) == 3
+        assert sum("max_connections" in each for each in late) == (anyio_backend == "trio")
+        assert len(late) == held + 1
         await talk.aask(Load((A,)))
         await store.aclose()
 
@@ -1201,81 +1202,6 @@ def test_reply_that_comes_in_pieces_is_read(size):
 
     assert read_so_far[:-1] == [None] * (len(pieces) - 1)
     assert read_so_far[-1] == [{b"k": (b"END\r\nVALUE k", b"7"), b"END": (b"", b"8")}]
-
-
-@pytest.mark.parametrize(("first", "second"), [(0.05, 0.3), (60.0, 0.1)])
-def test_connection_ends_at_the_deadline_of_the_request_that_is_under_way(first, second):
-    """Not at that of the one before, whether that was earlier or later."""
-
-    async def ask(connection, seconds):
-        began = time.monotonic()
-        connection.busy = True
-        with contextlib.suppress(Disconnected):
-            await connection.atalk(b"gets k\r\n", (VALUES,), began + seconds)
-            connection.busy = False
-        return time.monotonic() - began
-
-    async def main():
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            ours.setblocking(False)
-            connection = AsyncConnection(ours)
-            theirs.sendall(b"END\r\n")
-            await ask(connection, first)
-            assert connection.is_usable()
-            waited = await asyncio.wait_for(ask(connection, second), 30)
-            assert connection.expired
-            assert waited >= second - 0.01
-
-    asyncio.run(main())
-
-
-@pytest.mark.parametrize("asked_before", [False, True])
-def test_what_comes_unasked_while_the_event_loop_runs_ends_the_connection(asked_before):
-    async def main():
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        with theirs:
-            connection = AsyncConnection(ours)
-            if asked_before:
-                theirs.sendall(b"END\r\n")
-                await connection.atalk(b"gets k\r\n", (VALUES,), time.monotonic() + 30)
-            theirs.sendall(b"END\r\n")
-            with anyio.fail_after(30):
-                while not connection.lost:
-                    await asyncio.sleep(0)
-            assert not connection.is_usable()
-            assert ours.fileno() < 0
-
-    asyncio.run(main())
-
-
-def test_request_that_does_not_fit_into_the_socket_is_sent_whole():
-    payload, received = b"x" * 4_000_000, bytearray()
-
-    async def main():
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-
-        def take():
-            while len(received) < len(payload) and (piece := theirs.recv(1 << 20)):
-                received.extend(piece)
-            theirs.sendall(b"END\r\n")
-
-        with theirs:
-            connection = AsyncConnection(ours)
-            connection.busy = True
-            taking = threading.Thread(target=take)
-            asyncio.get_running_loop().call_later(0.01, taking.start)
-            try:
-                assert await connection.atalk(payload, (VALUES,), time.monotonic() + 10) == [{}]
-            finally:
-                connection.close()
-                taking.join()
-
-    asyncio.run(main())
-
-    assert received == payload
 
 
 # How it is named and opened.

@@ -427,8 +427,11 @@ def test_short_text_is_put_in_the_place_of_what_was_loaded_only(store):
 
 
 @pytest.mark.parametrize("how", ["decorator", "set", "expire"])
-def test_short_text_with_a_time_to_live_is_gone_after_it(store, clock, how):
-    gantry, _ = texts(store)
+@pytest.mark.parametrize("second", ["second", ["second"]])
+def test_what_is_written_with_a_time_to_live_is_gone_after_it(store, clock, how, second):
+    gantry, note = texts(store)
+    if type(second) is list:
+        note(["first"])
 
     @gantry.with_memory(ttl=10 if how == "decorator" else None)
     def expiring(text, memory):
@@ -439,8 +442,8 @@ def test_short_text_with_a_time_to_live_is_gone_after_it(store, clock, how):
         if how == "expire":
             memory.expire("text", 10)
 
-    expiring("second")
-    assert remembered(gantry) == {"text": "second"}
+    expiring(second)
+    assert remembered(gantry) == {"text": second}
     clock.now += 11
 
     assert remembered(gantry) == {}

@@ -467,15 +467,79 @@ def test_memory_that_nobody_changed_is_not_read_again(store, talk):
     seen = statements_of(store)
 
     before = talk.load(A)
+    assert seen == [sqlite_store._LOAD]
+    talk.load(A)
     seen.clear()
     again = talk.load(A)
 
-    assert seen == [sqlite_store._MARK]
+    assert seen == ["PRAGMA data_version"]
     assert again[0] is before[0]
     talk.write(A, k1="new", box=[2])
     seen.clear()
     assert talk.content(A) == {**{f"k{index}": index for index in range(100)}, "k1": "new", "box": [2]}
-    assert seen == [sqlite_store._MARK]
+    assert seen == ["PRAGMA data_version"]
+
+
+def test_memory_is_not_read_again_when_another_one_was_changed_by_somebody_else(store, talk, make):
+    talk.write(A, x=1)
+    for _ in range(2):
+        talk.load(A)
+    Talk(bridge_to(make())).write(B, x=2)
+    seen = statements_of(store)
+
+    assert talk.content(A) == {"x": 1}
+    assert seen == ["PRAGMA data_version", sqlite_store._MARK]
+    seen.clear()
+    assert talk.content(A) == {"x": 1}
+    assert seen == ["PRAGMA data_version"]
+
+
+def test_memories_loaded_together_are_of_one_moment_whichever_of_them_is_known(store, talk, make):
+    talk.write(A, n=1)
+    talk.write(B, n=1)
+    for _ in range(2):
+        talk.load(A)
+    handle, other = store._file._handles.writer, Talk(bridge_to(make()))
+    execute = handle.execute
+
+    def quicker(statement, *rest):
+        if statement == "BEGIN":
+            changes = [other.change(namespace, {"n": put(2)}) for namespace in (A, B)]
+            other.send(*changes)
+        return execute(statement, *rest)
+
+    handle.execute = quicker
+
+    assert [snapshot.values for snapshot in talk.load(A, B)] == [{"n": 2}, {"n": 2}]
+
+
+@pytest.mark.parametrize("change", ["touch", "ttl", "sweep"])
+def test_what_a_store_has_changed_itself_and_not_followed_is_read_again(store, talk, change):
+    clock = Clock()
+    store.clock = clock
+    talk.write(B, y=1)
+    talk.commit(A, {"x": put(1, ttl=5.0, slides=change == "touch")}, touch=True)
+    before = talk.load(A)[0]
+    assert talk.load(A)[0] is before
+
+    if change == "touch":
+        clock.now += 4.0
+        talk.commit(A, touch=True)
+        clock.now += 4.0
+        expected = {"x": 1}
+    elif change == "ttl":
+        talk.write(A, x=put(2, ttl=None))
+        clock.now += 9.0
+        expected = {"x": 2}
+    else:
+        clock.now += 9.0
+        store._commits = 0
+        talk.write(B, y=2)
+        # By this clock it would still be there.
+        store.clock = Clock()
+        expected = {}
+
+    assert talk.content(A) == expected
 
 
 def test_what_is_kept_is_what_another_store_would_read(path, make):
@@ -507,6 +571,32 @@ def test_what_is_kept_is_what_another_store_would_read(path, make):
             assert [getattr(snapshot, name) for name in fields] == [getattr(seen[2], name) for name in fields]
 
 
+def test_what_is_read_anew_while_a_call_commits_is_not_taken_for_what_it_wrote(path):
+    with Gantry(f"sqlite:///{path}", session="s1") as gantry:
+        store = gantry._wiring.settings.bridge.store
+        with gantry.memory() as memory:
+            memory["x"] = 1
+
+        @gantry.with_memory
+        def tool(memory):
+            memory["x"] += 1
+
+        tool()
+        (namespace,) = store._kept._entries
+        plain = store._write
+
+        def write(*arguments):
+            # As another thread may, when there is too much to keep all of it.
+            store._kept.drop(namespace)
+            store.load(Load((namespace,)))
+            return plain(*arguments)
+
+        store._write = write
+        tool()
+
+        assert store.load(Load((namespace,))).snapshots[0].values == {"x": 3}
+
+
 BODIES = {
     "text": lambda memory, n: memory.update(text=f"v{n}"),
     "the same": lambda memory, n: memory.update(text="v0"),
@@ -536,7 +626,7 @@ def test_what_tools_write_is_kept_as_a_fresh_reader_finds_it(path, body):
         for n in range(3):
             left = tool(n)
         (namespace,) = store._kept._entries
-        mark, known, _ = store._kept.get(namespace)
+        mark, known, _ = store._kept.get(namespace).state
         with closing(SQLiteStore(path)) as other:
             (fresh,) = other.load(Load((namespace,))).snapshots
             stands = other._file.read(
@@ -760,7 +850,7 @@ def test_attempt_blocks_for_nobody(path, store, talk):
 
     with locked(path), pytest.raises(WouldBlock):
         store.attempt(message)
-    with store._file._write_lock, pytest.raises(WouldBlock):
+    with store._file._lock, pytest.raises(WouldBlock):
         store.attempt(message)
 
     assert store.attempt(Load((A,))).snapshots[0].values == {"x": 1}
@@ -770,7 +860,7 @@ def test_attempt_blocks_for_nobody(path, store, talk):
 def test_readers_do_not_wait_for_a_writer(path, store, talk):
     talk.write(A, x=1)
 
-    with locked(path), store._file._write_lock:
+    with locked(path), store._file._lock:
         assert store.load(Load((A,), timeout=0.0)).snapshots[0].values == {"x": 1}
         assert store.attempt(Load((A, B))).snapshots[0].values == {"x": 1}
         assert len(store.list(List(timeout=0.0)).listed) == 1
@@ -848,6 +938,9 @@ async def test_cancelled_caller_does_not_cut_a_commit_that_waits(path):
             assert memory["n"] == 2
 
 
+COMMITS = ("COMMIT", sqlite_store._ASSIGN)
+
+
 def threads_of(monkeypatch):
     """Notes in which threads transactions end."""
     where = []
@@ -858,7 +951,7 @@ def threads_of(monkeypatch):
         execute = self.execute
 
         def noting(statement, *rest):
-            if statement.startswith(("COMMIT", "PRAGMA wal_checkpoint", "PRAGMA journal_mode")):
+            if statement.startswith((*COMMITS, "PRAGMA wal_checkpoint", "PRAGMA journal_mode")):
                 where.append((statement, threading.get_ident()))
             return execute(statement, *rest)
 
@@ -880,7 +973,7 @@ async def test_no_wait_for_the_disk_happens_on_the_loops_thread(path, monkeypatc
         for n in range(5):
             await note(n)
 
-    assert len([statement for statement, _ in where if statement == "COMMIT"]) >= 5
+    assert len([statement for statement, _ in where if statement.startswith(COMMITS)]) >= 5
     assert threading.get_ident() not in {thread for _, thread in where}
 
 
@@ -897,8 +990,8 @@ async def test_usual_commit_needs_no_other_thread_but_bringing_the_log_home_does
             await note(n)
 
     here = threading.get_ident()
-    assert [thread for statement, thread in where if statement == "COMMIT"].count(here) > 600
-    pragmas = [thread for statement, thread in where if statement != "COMMIT"]
+    assert [thread for statement, thread in where if statement.startswith(COMMITS)].count(here) > 600
+    pragmas = [thread for statement, thread in where if not statement.startswith(COMMITS)]
     assert any(statement.startswith("PRAGMA wal_checkpoint") for statement, _ in where)
     assert here not in pragmas
 
@@ -1171,10 +1264,10 @@ def test_child_of_a_fork_in_the_middle_of_a_wait_says_so_and_leaves_its_parent_a
         other.execute("BEGIN IMMEDIATE")
         waiting = threading.Thread(target=note, args=(2,))
         waiting.start()
-        lock = gantry._wiring.settings.bridge.store._file._write_lock
-        # Not the moment of its first attempt, which does not wait.
-        while not all(lock.locked() or time.sleep(0.01) for _ in range(1000)):
-            pass
+        lock = gantry._wiring.settings.bridge.store._file._lock
+        # Not the moment of its first attempt, which does not wait; it has to go on, to be seen in another one.
+        while not all(lock.locked() and time.sleep(0.0005) is None for _ in range(50)):
+            time.sleep(0.01)
         child = os.fork()
         if not child:
             try:
@@ -1285,6 +1378,102 @@ def test_failure_of_the_commit_itself_leaves_its_outcome_open(store, talk, monke
     assert caught.value.committed is None
     assert talk.content() == {"x": 1}
     assert store.commit(message) == Committed()
+
+
+@pytest.mark.parametrize(("words", "committed"), [("disk I/O error", None), ("attempt to write a readonly database", False)])
+def test_failure_of_a_commit_in_one_statement_says_what_is_known_of_it(path, words, committed):
+    with Gantry(f"sqlite:///{path}", session="s1") as gantry:
+        store = gantry._wiring.settings.bridge.store
+
+        @gantry.with_memory
+        def tool(n, memory):
+            memory["x"] = n
+
+        for n in range(3):
+            tool(n)
+        handle = store._file._handles.writer
+        execute = handle.execute
+
+        def failing(statement, *rest):
+            if statement == sqlite_store._ASSIGN or (committed is False and statement == "BEGIN IMMEDIATE"):
+                if committed is None:
+                    execute(statement, *rest)
+                raise sqlite3.OperationalError(words)
+            return execute(statement, *rest)
+
+        handle.execute = failing
+        with pytest.raises(StoreError) as caught:
+            tool(3)
+
+        assert caught.value.committed is committed
+        with gantry.memory() as memory:
+            assert memory == {"x": 2 if committed is False else 3}
+        tool(4)
+        with gantry.memory() as memory:
+            assert memory == {"x": 4}
+
+
+@pytest.mark.parametrize(("key", "commit"), [("x", sqlite_store._ASSIGN), ("new", "COMMIT")])
+def test_interrupt_right_behind_a_commit_leaves_nothing_untrue(path, key, commit):
+    with Gantry(f"sqlite:///{path}", session="s1") as gantry:
+        store = gantry._wiring.settings.bridge.store
+
+        @gantry.with_memory
+        def tool(key, n, memory):
+            memory[key] = n
+
+        for n in range(3):
+            tool("x", n)
+        handle = store._file._handles.writer
+        execute = handle.execute
+
+        def interrupted(statement, *rest):
+            cursor = execute(statement, *rest)
+            if statement == commit:
+                raise KeyboardInterrupt
+            return cursor
+
+        handle.execute = interrupted
+
+        with pytest.raises(KeyboardInterrupt):
+            tool(key, 3)
+
+        with gantry.memory() as memory:
+            assert memory == {"x": 2, key: 3}
+
+
+@pytest.mark.parametrize("gone", "abc")
+def test_keys_written_at_once_land_together_or_not_at_all(path, gone):
+    with Gantry(f"sqlite:///{path}", session="s1") as gantry:
+        store = gantry._wiring.settings.bridge.store
+
+        @gantry.with_memory
+        def tool(n, memory):
+            memory.update(dict.fromkeys("abc", n))
+            if n == 4:
+                execute("DELETE FROM entry WHERE key = ?", (gone.encode(),))
+
+        for n in range(3):
+            tool(n)
+        handle, seen = store._file._handles.writer, []
+        execute = handle.execute
+
+        def noting(statement, *rest):
+            seen.append(statement)
+            try:
+                return execute(statement, *rest)
+            except sqlite3.IntegrityError:
+                seen.extend(raw(path, "SELECT key FROM entry WHERE version = (SELECT version FROM entry WHERE key = 0)"))
+                raise
+
+        handle.execute = noting
+
+        tool(3)
+        assert seen == ["PRAGMA data_version", sqlite_store._ASSIGN + 2 * sqlite_store._MORE]
+        tool(4)
+        assert seen[4:7] == [(0,), *[(key.encode(),) for key in "abc" if key != gone]]
+        with gantry.memory() as memory:
+            assert memory == dict.fromkeys("abc", 4)
 
 
 def test_layout_has_not_changed_without_its_number(path, talk):
