@@ -42,7 +42,7 @@ _get = dict.get
 def is_due(memory: Memory) -> bool:
     """Whether this use is to restart the time of the keys that slide, though it writes nothing."""
     base = memory._base
-    return touches(memory) and bool(base.slides) and memory._now - base.touched > TOUCH_AFTER * min(base.slides.values())
+    return bool(base.slides) and touches(memory) and memory._now - base.touched > TOUCH_AFTER * min(base.slides.values())
 
 
 def touches(memory: Memory) -> bool:
@@ -102,7 +102,7 @@ def plain_changes(memory: Memory) -> tuple[dict[str, Any], dict[str, bytes]] | N
         if kind is type(old) and value == old:
             continue
         plain[key] = value
-    if encoded:
+    if encoded and not memory._terms.bare:
         for key, before in encoded.items():
             if key in touched:
                 continue
@@ -124,6 +124,8 @@ def changes_of(memory: Memory) -> Changes | None:
     """
     base, terms, extra = memory._base, memory._terms, memory._extra
     values, packed = base.values, base.packed
+    if not memory._touched and (not packed or terms.bare) and len(memory) == len(values):
+        return None
     puts: dict[str, Put] = {}
     deletes: list[str] = []
     added: dict[str, Any] = {}

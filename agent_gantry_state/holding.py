@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from agent_gantry_state.changes import is_due, touches
 from agent_gantry_state.compartments import has_reserved, is_reserved
 from agent_gantry_state.errors import SessionOwnerError
 from agent_gantry_state.memory import Changes, Memory, Terms, open_memory
 from agent_gantry_state.merge import Merge
-from agent_gantry_state.savepoint import apply_changes
+from agent_gantry_state.savepoint import apply_changes, content_of, snapshot_of
 from agent_gantry_state.scopes import Identity
 from agent_gantry_state.stores.protocol import Change
 from agent_gantry_state.views import View, flush, read_only, undeclared
 
 __all__ = ["Held", "Want", "change_of", "refuse_owner"]
+
+
+_NONE: Final[frozenset[str]] = frozenset()
 
 
 class Want(NamedTuple):
@@ -44,21 +47,19 @@ class Want(NamedTuple):
     @classmethod
     def of(cls, terms: Terms, identity: Identity | None, keys: tuple[str, ...] | None = None, prefix: str = "") -> Want:
         """What a caller wants of a namespace with these terms."""
-        owner, adopts = ("", False) if identity is None else (identity.owner, identity.adopt)
-        kept = terms.serializable or terms.exclusive
-        return cls(
-            terms,
-            owner if terms.owned else None,
-            adopts and terms.owned,
-            terms.keys if keys is None else keys,
-            parts=(prefix,) if kept and terms.keys is None else (),
-            checked=terms.keys or () if kept else (),
-        )
+        owner: str | None = None
+        adopts = False
+        if terms.owned:
+            owner, adopts = ("", False) if identity is None else (identity.owner, identity.adopt)
+        loaded = terms.keys if keys is None else keys
+        if not (terms.serializable or terms.exclusive):
+            return cls(terms, owner, adopts, loaded)
+        parts, checked = ((prefix,), ()) if terms.keys is None else ((), terms.keys)
+        return cls(terms, owner, adopts, loaded, False, parts, checked)
 
     def for_nested(self) -> Want:
         """The same for the call around it, which holds it only for the one inside."""
-        terms = Terms(self.terms.scope, limits=self.terms.limits, bare=True)
-        return self._replace(terms=terms, parts=(), checked=(), nested=True)
+        return Want(self.terms.for_nested(), self.owner, self.adopts, self.keys, True)
 
     def beside(self, view: Want) -> Want:
         """This, of a memory that a body sees, in a call that has a view of the same namespace as well."""
@@ -105,12 +106,18 @@ class Held:
         self.want = want
         self.keys = None if want.keys is None else set(want.keys)
         self.origin = origin
-        self.parts: set[str] = set()
-        self.checked: set[str] = set()
+        self.parts: frozenset[str] = _NONE
+        self.checked: frozenset[str] = _NONE
+        self.keep(want)
         self.view: View | None = None
         self.views: list[View] = [] if views is None else views
         self.bases: dict[str, bytes] = {}
         self.born: bytes | None = None
+
+    def keep(self, want: Want) -> None:
+        """Have what *want* names unchanged when the unit commits."""
+        if want.parts or want.checked:
+            self.parts, self.checked = self.parts.union(want.parts), self.checked.union(want.checked)
 
     @property
     def whole(self) -> bool:
@@ -158,7 +165,9 @@ class Held:
         keys = self.want.terms.keys
         if keys is not None and (self.keys is None or not self.keys.issubset(keys)):
             return True
-        return self.memory._base.reserved or any(view.held is self for view in self.views)
+        if self.memory._base.reserved:
+            return True
+        return bool(self.views) and any(view.held is self for view in self.views)
 
     def make_entire(self) -> None:
         """Have the keys of compartments in the memory, for a call inside or a view that may look for them."""
@@ -192,6 +201,18 @@ class Held:
             self.split()
         else:
             self.flush()
+
+    def has_moved(self, inner: Held, change: Change) -> bool:
+        """Whether a *change* cannot be taken up as it is, that a call inside made of what it had loaded from here."""
+        memory = self.memory
+        for key, seen in change.checks.items():
+            if content_of(memory, key) != seen:
+                return True
+        if not change.whole:
+            return False
+        there, base = snapshot_of(memory), inner.memory._base
+        seen_keys = inner.guarded({**base.versions, **there.versions})
+        return any(there.version(key) != base.version(key) for key in seen_keys)
 
     def take_up(
         self,
@@ -260,7 +281,7 @@ def refuse_owner(want: Want, there: str | None) -> None:
 
 
 def change_of(
-    memory: Memory, changes: Changes | None, owner: str | None = None, whole: bool = False, checked: set[str] | None = None
+    memory: Memory, changes: Changes | None, owner: str | None = None, whole: bool = False, checked: Collection[str] = ()
 ) -> Change:
     """What a call did to a memory, for a store.
 

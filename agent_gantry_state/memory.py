@@ -76,6 +76,13 @@ class Terms:
     default: Callable[[], Snapshot] | None = None
     bare: bool = False
     limits: Limits = UNDECLARED
+    _nested: Terms | None = field(default=None, init=False, repr=False, compare=False)
+
+    def for_nested(self) -> Terms:
+        """These for the call around one, which holds the memory only for the one inside; made once."""
+        if self._nested is None:
+            object.__setattr__(self, "_nested", Terms(self.scope, limits=self.limits, bare=True))
+        return self._nested  # type: ignore[return-value]
 
     def joined(self, other: Terms) -> Terms:
         """These terms for a memory that another declaration asks for as well."""

@@ -150,17 +150,22 @@ def _same(one: Any, other: Any) -> bool:
     return codec.pack(one) == codec.pack(other)
 
 
-def graft(target: Any, source: Any) -> Any:
+def graft(target: Any, source: Any, is_copy: bool = False) -> Any:
     """Make *target* equal to *source* in place, so that variables that hold a part of it stay alive.
 
     Dicts, lists and sets of *target* are kept wherever *source* has one of the same type in the same place; anything else
     is taken from *source*.
 
+    Args:
+        target: What may be held.
+        source: What it is to be like.
+        is_copy: Whether nobody else has *source* or a part of it.
+
     Returns:
         *target* where it could be kept, else *source*.
     """
     # From a private copy: the source may hold parts of the target, which change on the way.
-    return _graft(target, codec.unpack(codec.pack(source)), set())
+    return _graft(target, source if is_copy else codec.unpack(codec.pack(source)), set())
 
 
 def _graft(target: Any, source: Any, used: set[int]) -> Any:
@@ -170,12 +175,17 @@ def _graft(target: Any, source: Any, used: set[int]) -> Any:
         return source
     used.add(id(target))
     if kind is dict:
-        kept = {key: _graft(target[key], value, used) if key in target else value for key, value in source.items()}
+        kept = {
+            key: value if type(value) in codec.IMMUTABLE or key not in target else _graft(target[key], value, used)
+            for key, value in source.items()
+        }
         target.clear()
         target.update(kept)
     elif kind is list:
         # What is at the same index is the same thing, as far as anybody can tell.
-        items = [_graft(old, new, used) for old, new in zip(target, source, strict=False)]
+        items = [
+            new if type(new) in codec.IMMUTABLE else _graft(old, new, used) for old, new in zip(target, source, strict=False)
+        ]
         target[:] = items + source[len(target) :]
     else:
         target.clear()

@@ -48,7 +48,7 @@ def unit_around() -> UnitOfWork | None:
         OrphanedCallError: That call has failed.
     """
     frame: Any = CURRENT.get()
-    if isinstance(frame, Alone):
+    if frame is None or isinstance(frame, Alone):
         return None
     unit: UnitOfWork | None = unit_of(frame) if type(frame) is list else frame
     return unit if unit is None or unit.is_here else None
@@ -60,7 +60,7 @@ def unit_of(frame: list[Any]) -> Any:
     Raises:
         OrphanedCallError: The call has failed.
     """
-    with NESTING:
+    with NESTING.lock:
         settings, identity, process, there, state = frame
         if type(there) is UnitOfWork:
             return there
@@ -69,6 +69,7 @@ def unit_of(frame: list[Any]) -> Any:
             # Whoever ends the call may be looking at its memory now: what becomes of it here must not be seen there.
             seen = there if state is State.OPEN else _twin(there)
             frame[3] = unit = UnitOfWork.of(seen, Want.of(there._terms, identity), settings.bridge, process)
+            unit.sole = settings.sole
             # Only now: whoever ends the call says so first, and then looks for a unit.
             unit.state = state = frame[4]
         if state is State.FAILED:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from agent_gantry_state import codec
 from agent_gantry_state.changes import pack_at, refuse_key, refuse_reserved
+from agent_gantry_state.compartments import has_reserved
 from agent_gantry_state.memory import EXPIRY, Inherited, Memory, extra_of, given_ttl, ttl_of
 from agent_gantry_state.merge import ABSENT, graft
-from agent_gantry_state.stores.protocol import KEEP, UNSHARED, Change, Snapshot, Ttl
+from agent_gantry_state.stores.protocol import KEEP, UNSHARED, Change, Put, Snapshot, Ttl
 
 __all__ = ["apply_changes", "extend_memory", "snapshot_of", "was_deleted"]
 
 _set = dict.__setitem__
+_TEXT = frozenset({str})
 
 
 def snapshot_of(memory: Memory, keys: Iterable[str] | None = None, versions: bool = True) -> Snapshot:
@@ -29,32 +31,26 @@ def snapshot_of(memory: Memory, keys: Iterable[str] | None = None, versions: boo
     Raises:
         UnstorableValueError: It holds something that cannot be stored.
     """
-    values: dict[str, Any] = {}
+    base = memory._base
+    # All of it is looked at in C, and one by one only what is not as it mostly is.
+    values: dict[str, Any] = dict(memory) if keys is None else {key: memory[key] for key in keys if key in memory}
+    if not _TEXT.issuperset(map(type, values)):
+        for key in values:
+            refuse_key(key)
+    reserved = has_reserved(values)
+    if reserved and not memory._terms.bare:
+        for key in values:
+            if key not in base.values:
+                refuse_reserved(key)
     packed: dict[str, bytes] = {}
-    contents: dict[str, bytes] = {}
+    if not codec.IMMUTABLE.issuperset(map(type, values.values())):
+        for key, value in values.items():
+            if type(value) not in codec.IMMUTABLE:
+                values[key], packed[key] = None, _packed(memory, key, value)
     expires_at: dict[str, float] = {}
     slides: dict[str, float] = {}
-    base, touched, bare = memory._base, memory._touched, memory._terms.bare
     timeless = memory._extra is None and memory._terms.ttl is KEEP and base.first_expiry == math.inf
-    for key in list(memory) if keys is None else [key for key in keys if key in memory]:
-        value = memory[key]
-        if type(key) is not str:
-            refuse_key(key)
-        if not bare and key not in base.values:
-            refuse_reserved(key)
-        if type(value) in codec.IMMUTABLE:
-            values[key] = value
-            if versions:
-                contents[key] = codec.pack(value)
-        else:
-            # What no body sees is changed by nobody who does not say so.
-            known = base.packed.get(key) if bare and key not in touched else None
-            encoded = pack_at(value, key) if known is None else known
-            values[key], packed[key] = None, encoded
-            if versions:
-                contents[key] = encoded
-        if timeless:
-            continue
+    for key in () if timeless else values:
         ttl, _ = ttl_of(memory, key)
         if ttl is KEEP and key in base.slides:
             slides[key] = base.slides[key]
@@ -63,7 +59,45 @@ def snapshot_of(memory: Memory, keys: Iterable[str] | None = None, versions: boo
     until = None
     if keys is not None or base.until is not None:
         until = math.inf if timeless and memory else _last_expiry(memory)
-    return Snapshot(values, packed, contents, base.head, base.owner, expires_at, slides, base.touched, base.born, until)
+    # A dict for whoever reads, and nobody writes to what a snapshot says.
+    contents = cast("dict[str, bytes]", _Contents(values, packed)) if versions else {}
+    return Snapshot(
+        values, packed, contents, base.head, base.owner, expires_at, slides, base.touched, base.born, until, reserved
+    )
+
+
+def content_of(memory: Memory, key: str) -> bytes | None:
+    """The version of a key in `snapshot_of` the memory; None if it is not there."""
+    value = memory.get(key, ABSENT)
+    return None if value is ABSENT else _packed(memory, key, value)
+
+
+def _packed(memory: Memory, key: str, value: Any) -> bytes:
+    # What no body sees is changed by nobody who does not say so.
+    known = memory._base.packed.get(key) if memory._terms.bare and key not in memory._touched else None
+    return pack_at(value, key) if known is None else known
+
+
+class _Contents(Mapping[str, bytes]):
+    """The encoded values of a snapshot by key; each is encoded when somebody asks for it."""
+
+    __slots__ = ("_packed", "_values")
+
+    def __init__(self, values: dict[str, Any], packed: dict[str, bytes]) -> None:
+        self._values = values
+        self._packed = packed
+
+    def __getitem__(self, key: str) -> bytes:
+        return self._packed[key] if key in self._packed else codec.pack(self._values[key])
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
 
 
 def _last_expiry(memory: Memory) -> float:
@@ -147,12 +181,12 @@ def apply_changes(
             if key not in memory and key in bases:
                 _set(memory, key, codec.unpack(bases[key]))
             memory.add(key, added[key])
-        elif key in memory and pack_at(memory[key], key) == put.packed:
+        elif key in memory and _is_put(memory[key], key, put):
             # Only its time is new: what the call around added to it stays an addition.
             memory._touched.setdefault(key, EXPIRY)
         else:
             value = put.value if put.value is not UNSHARED else codec.unpack(put.packed)
-            memory[key] = graft(memory[key], value) if key in memory else value
+            memory[key] = graft(memory[key], value, is_copy=True) if key in memory else value
             assigned = True
         if ttl[0] is KEEP and memory._terms.ttl is KEEP:
             continue
@@ -172,6 +206,14 @@ def apply_changes(
                 extra.lent.add(key)
     if change.touch:
         extra_of(memory).touches = True
+
+
+def _is_put(value: Any, key: str, put: Put) -> bool:
+    """Whether a value of the memory is what is to be put there."""
+    if type(value) is type(put.value) in codec.IMMUTABLE and type(value) is not float:
+        # Of one of these types, what is equal has the same bytes.
+        return bool(value == put.value)
+    return pack_at(value, key) == put.packed
 
 
 def was_deleted(memory: Memory, key: str) -> bool:

@@ -91,7 +91,7 @@ class Identity:
         put("owner", self._keys.get("user", ""))
         #: Namespaces that the built-in resolvers found for it, by app and scope; a cache of the call path.
         put("namespaces", {})
-        #: Where they stand in a memory store, by the wiring's key for the scope; likewise.
+        #: Where they stand in a memory store, by the wiring's key for the scope, and what its calls begin with; likewise.
         put("slots", {})
 
     def __setattr__(self, name: str, value: object) -> None:

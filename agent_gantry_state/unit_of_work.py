@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from agent_gantry_state.bridge import on_event_loop
-from agent_gantry_state.changes import changes_of, is_due
+from agent_gantry_state.changes import changes_of, is_due, plain_changes
 from agent_gantry_state.committing import Part, Parts, new_token, new_version
 from agent_gantry_state.compartments import all_known_as, is_reserved
 from agent_gantry_state.errors import (
@@ -43,6 +43,7 @@ from agent_gantry_state.turns import EXCLUSIVE_SECONDS, Grant, Turn, Turns, give
 from agent_gantry_state.views import View, end, flush, read_only, show
 
 if TYPE_CHECKING:
+    from agent_gantry_state.stores.memory import MemoryStore, Slot
     from agent_gantry_state.typed import Shape
 
 __all__ = ["NESTING", "State", "UnitOfWork", "finish_far", "finish_one", "forked", "orphan"]
@@ -52,6 +53,7 @@ class _Nesting:
     """The lock that is held while a nested call is made a part of the one around it, and while that one ends.
 
     Attributes:
+        lock: The lock. (Used by itself, for methods written in Python would cost three times as much.)
         process: Stands for this process: calls that were begun before it was forked are its parent's.
     """
 
@@ -60,14 +62,8 @@ class _Nesting:
 
     def renew(self) -> None:
         """In a child process: a thread that is not there any more may have held it."""
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self.process = object()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *exc: object) -> None:
-        self._lock.release()
 
 
 NESTING = _Nesting()
@@ -84,7 +80,8 @@ class State(enum.Enum):
     FAILED = "failed"
 
 
-_OVER = frozenset({State.LANDED, State.FAILED})
+_OPEN, _CLOSING, _LANDED, _FAILED = State.OPEN, State.CLOSING, State.LANDED, State.FAILED
+_OVER = frozenset({_LANDED, _FAILED})
 
 
 class _WhileItCommits(Pause):
@@ -124,6 +121,7 @@ class UnitOfWork:
         "inner",
         "outer",
         "reruns",
+        "sole",
         "state",
     )
 
@@ -139,7 +137,7 @@ class UnitOfWork:
         self._views: list[View] = []
         #: Whether what it holds was loaded at more than one moment.
         self._moments = False
-        self.state = State.OPEN
+        self.state = _OPEN
         #: Queues of its nested calls.
         self.inner: Turns | None = None
         self._watch: tuple[Observers, str | None] | None = None
@@ -150,6 +148,8 @@ class UnitOfWork:
         self.declared: tuple[Namespace | None, ...] = ()
         #: Whether its body runs again after a conflict: this holds for all that it has, also for calls inside.
         self.reruns = False
+        #: The store that all of its memories are in, if that is one of this process and nobody else has to be asked or told.
+        self.sole: MemoryStore | None = None
 
     @classmethod
     def of(cls, memory: Memory, want: Want, bridge: Any, process: object = None) -> UnitOfWork:
@@ -178,9 +178,9 @@ class UnitOfWork:
         """
         above = self.outer
         while above is not None:
-            if above.state is State.FAILED:
+            if above.state is _FAILED:
                 raise orphan()
-            if above.state is not State.LANDED and (above.bridge is self.bridge or same_stores(above.bridge, self.bridge)):
+            if above.state is not _LANDED and (above.bridge is self.bridge or same_stores(above.bridge, self.bridge)):
                 return above
             above = above.outer
         return None
@@ -188,29 +188,52 @@ class UnitOfWork:
     # Loading.
 
     def begin(self) -> Steps[tuple[Memory, ...]]:
-        """Wait for its turn, where it wants memories to itself, and load the memories, in the order of its wants.
+        """`start`, and give the memories, in the order of its wants."""
+        yield from self.start()
+        return tuple([self.held[namespace].seen() for namespace in self._wants])
+
+    def start(self) -> Steps[None]:
+        """Wait for its turn, where it wants memories to itself, and load the memories.
 
         Raises:
             ExclusiveTimeoutError: Its turn did not come.
             OrphanedCallError: A call around it has failed.
             SessionOwnerError: A memory belongs to somebody else.
         """
-        exclusive = [namespace for namespace, want in self._wants.items() if want.terms.exclusive]
-        if exclusive:
-            deadline = time.monotonic() + EXCLUSIVE_SECONDS
-            # In one order for all, so that no two wait for each other.
-            for namespace in sorted(exclusive, key=lambda each: each.digest):
-                yield from self._take_turn(namespace, deadline)
-        yield from self.hold(self._wants)
-        return tuple([self.held[namespace].seen() for namespace in self._wants])
+        for want in self._wants.values():
+            if want.terms.exclusive:
+                return self._start_in_turn()
+        # Without a generator of its own, through which everything that is asked and answered would have to go.
+        return self.hold(self._wants)
 
-    def hold(self, wants: Mapping[Namespace, Want]) -> Steps[None]:
+    def _start_in_turn(self) -> Steps[None]:
+        exclusive = [namespace for namespace, want in self._wants.items() if want.terms.exclusive]
+        deadline = time.monotonic() + EXCLUSIVE_SECONDS
+        # In one order for all, so that no two wait for each other.
+        for namespace in sorted(exclusive, key=lambda each: each.digest):
+            yield from self._take_turn(namespace, deadline)
+        yield from self.hold(self._wants)
+
+    def hold(self, wants: Mapping[Namespace, Want], nested: bool = False) -> Steps[None]:
         """Have memories of these namespaces, loading what was not loaded before from one snapshot.
+
+        Args:
+            wants: What is wanted of each.
+            nested: Whether it is a call inside this one that wants them.
 
         Raises:
             MemoryErasedError: A namespace of which keys were loaded has been erased since.
             OrphanedCallError: A call around this one has failed.
             SessionOwnerError: One belongs to somebody else.
+        """
+        # Nothing is waited for as long as nothing is missing.
+        return self._fetch(self._missing(wants, nested))
+
+    def _missing(self, wants: Mapping[Namespace, Want], nested: bool) -> dict[Namespace, Want]:
+        """What has to be loaded for these wants.
+
+        Raises:
+            SessionOwnerError: What has been loaded belongs to somebody else.
         """
         missing: dict[Namespace, Want] = {}
         for namespace, want in wants.items():
@@ -221,49 +244,57 @@ class UnitOfWork:
                 except SessionOwnerError as error:
                     _count_failure(self.bridge, error)
                     raise
-                if held.want.terms.bare and not want.terms.bare:
-                    held.open_to(want)
-            if held is None or not held.has(want.keys):
-                missing[namespace] = want
-        if missing:
-            host = self.host()
-            if host is None:
-                self._moments = bool(self.held)
-                if type(self.bridge) is Several:
-                    yield from self._load_all(missing, self.bridge)
-                else:
-                    loaded = yield _load(missing, self.bridge)
-                    _refuse_owners(missing, loaded, self.bridge)
-                    with NESTING:
-                        for (namespace, want), snapshot in zip(missing.items(), loaded.snapshots, strict=True):
-                            self._take(namespace, want, snapshot, loaded.now, None)
-            else:
-                yield from host.hold({namespace: want.for_nested() for namespace, want in missing.items()})
-                with NESTING:
-                    for namespace, want in missing.items():
-                        origin = host.held[namespace]
-                        origin.make_entire()
-                        origin.flush()
-                        snapshot = snapshot_of(origin.memory, want.keys)
-                        self._take(namespace, want, snapshot, origin.memory._now, origin)
-        for namespace, want in wants.items():
-            if want.parts or want.checked:
-                held = self.held[namespace]
-                held.parts.update(want.parts)
-                held.checked.update(want.checked)
+                if not nested:
+                    held.keep(want)
+                    if held.want.terms.bare and not want.terms.bare:
+                        held.open_to(want)
+                if held.has(want.keys):
+                    continue
+            missing[namespace] = want.for_nested() if nested else want
+        return missing
 
-    def _load_all(self, missing: dict[Namespace, Want], several: Several) -> Steps[None]:
+    def _fetch(self, missing: Mapping[Namespace, Want]) -> Steps[None]:
+        """Load what is missing from one snapshot: from the stores, or from the call around this one."""
+        if not missing:
+            return
+        host = None if self.outer is None else self.host()
+        if host is None:
+            self._moments = bool(self.held)
+            if type(self.bridge) is Several:
+                yield from self._load_all(missing, self.bridge)
+                return
+            if self.sole is None:
+                loaded: Loaded = yield _load(missing, self.bridge)
+                snapshots, now = loaded.snapshots, loaded.now
+            else:
+                snapshots, now = self.sole.snapshots([(namespace, want.keys) for namespace, want in missing.items()])
+            found = dict(zip(missing, snapshots, strict=True))
+            _refuse_owners(missing, found, self.bridge)
+            with NESTING.lock:
+                for namespace, want in missing.items():
+                    self._take(namespace, want, found[namespace], now, None)
+            return
+        if below := host._missing(missing, nested=True):
+            yield from host._fetch(below)
+        with NESTING.lock:
+            for namespace, want in missing.items():
+                origin = host.held[namespace]
+                origin.make_entire()
+                origin.flush()
+                snapshot = snapshot_of(origin.memory, want.keys)
+                self._take(namespace, want, snapshot, origin.memory._now, origin)
+
+    def _load_all(self, missing: Mapping[Namespace, Want], several: Several) -> Steps[None]:
         """Load from several stores; what one of them has is of one moment."""
         found: dict[Namespace, tuple[Snapshot, float]] = {}
         for bridge in several.bridges:
             wants = {namespace: want for namespace, want in missing.items() if several.of(namespace) is bridge}
             if wants:
                 loaded: Loaded = yield _load(wants, bridge)
-                _refuse_owners(wants, loaded, bridge)
-                found.update(
-                    (namespace, (each, loaded.now)) for namespace, each in zip(wants, loaded.snapshots, strict=True)
-                )
-        with NESTING:
+                snapshots = dict(zip(wants, loaded.snapshots, strict=True))
+                _refuse_owners(wants, snapshots, bridge)
+                found.update({namespace: (each, loaded.now) for namespace, each in snapshots.items()})
+        with NESTING.lock:
             for namespace, want in missing.items():
                 self._take(namespace, want, *found[namespace], None)
 
@@ -337,7 +368,7 @@ class UnitOfWork:
             if host is None:
                 turns = turns_of(bridge.store)
             else:
-                with NESTING:
+                with NESTING.lock:
                     turns = host.inner = host.inner or Turns()
             turn, grant = turns.ask(namespace, deadline), None
             try:
@@ -359,7 +390,7 @@ class UnitOfWork:
                 turn.leave()
 
     def _keep_turn(self, turn: Turn, grant: Grant | None, host: UnitOfWork | None) -> bool:
-        with NESTING:
+        with NESTING.lock:
             if self.state in _OVER or (host is not None and host.state in _OVER):
                 return False
             self._turns[turn.namespace] = turn
@@ -404,14 +435,18 @@ class UnitOfWork:
         """
         if not self.is_here:
             raise forked()
-        with NESTING:
+        with NESTING.lock:
             # A nested call that ends from now on goes on by itself, or not at all.
-            self.state = State.CLOSING
+            self.state = _CLOSING
         parts: Parts | None = None
         try:
-            commit = self.commit()
-            deadline = None
-            while True:
+            if self._views:
+                # The body has ended: what it sees need not be up to date, but where one view writes what another shows.
+                flush(self._views, last=len(self._views) == 1)
+            at_once = self.sole is not None and self.outer is None and self._assigned(self.sole)
+            commit = None if at_once else self.commit()
+            deadline = host = None
+            while not at_once:
                 host = None if self.outer is None else self.host()
                 if host is None:
                     if commit is None:
@@ -431,12 +466,14 @@ class UnitOfWork:
                         commit = yield from part.look()
                     yield from part.write(commit, refuse)
                     break
-                if host.state is State.CLOSING:
+                if host.state is _CLOSING:
                     deadline = deadline or time.monotonic() + self.bridge.commit_timeout
                     yield from _wait_until(deadline)
                     continue
-                # What it was made in may have ended since, and this one be taken up further out.
-                yield from host.hold({n: held.want.for_nested() for n, held in self.held.items() if n not in host.held})
+                if not self.held.keys() <= host.held.keys():
+                    # What it was made in has ended since, and this one is taken up further out.
+                    wants = {n: held.want for n, held in self.held.items() if n not in host.held}
+                    yield from host.hold(wants, nested=True)
                 answer = host.absorb(self, commit)
                 if answer is None:
                     continue
@@ -445,22 +482,60 @@ class UnitOfWork:
                 commit = self._part.settle(*answer, by_content=True)
                 self._part.count_merge()
         except BaseException as error:
-            self.state = State.FAILED
+            self.state = _FAILED
             _count_failure(self.bridge, error)
             if self._watch is not None and isinstance(error, (MemoryConflictError, PartialCommitError)):
                 yield from self._tell(error, [] if parts is None else parts.landed)
             raise
-        with NESTING:
-            self.state = State.LANDED
-            end(self._views)
+        with NESTING.lock:
+            self.state = _LANDED
+            if self._views:
+                end(self._views)
             if host is None:
                 self._let_go()
         if landed is not None:
             landed()
-        yield from self.release()
+        if self._turns or self._grants:
+            yield from self.release()
         if self._watch is not None and host is None:
             observers, tool = self._watch
             yield from observers.committed(tool, _changed(self._parts))
+
+    def _assigned(self, store: MemoryStore) -> bool:
+        """Whether there was no more to do than what a store in this process does without a message, and that is done."""
+        if self._moments:
+            return False
+        written: list[tuple[Slot, bytes | None, dict[str, Any], dict[str, bytes], float]] = []
+        kept = False
+        for held in list(self.held.values()):
+            memory, base = held.memory, held.memory._base
+            values: dict[str, Any] = {}
+            packed: dict[str, bytes] = {}
+            if memory._touched or base.packed or len(memory) != len(base.values):
+                if (plain := plain_changes(memory)) is None:
+                    return False
+                values, packed = plain
+            if values or self._views:
+                # It looks at the names of the keys only.
+                named: Any = (values, (), {})
+                held.refuse(named if values else None)
+            if not values:
+                if is_due(memory):
+                    return False
+                kept = kept or bool(held.parts or held.checked)
+                continue
+            slot = store.slot(memory._namespace)  # type: ignore[arg-type]
+            if slot is None or base.head is None or not (base.first or base.later):
+                # What a namespace begins with is written with its first key.
+                return False
+            if held.want.owner not in (None, base.owner):
+                return False
+            written.append((slot, base.head, values, packed, held.want.terms.limits.plain_bytes))
+        if written and (kept or not store.assign_all(written, new_version())):
+            # What had to stay as it was must be looked at in the same step.
+            return False
+        self._parts = []
+        return True
 
     def _tell(self, error: MemoryConflictError | PartialCommitError, landed: list[Part]) -> Steps[None]:
         """Tell the observers what became of a call that has failed."""
@@ -492,31 +567,32 @@ class UnitOfWork:
     def _let_go(self) -> None:
         """Note what has become of its namespaces, for calls inside that outlive it, and forget those around it."""
         for held in self.held.values():
-            held.born, held.origin = held.committed_born(), None
+            if held.origin is not None:
+                held.born, held.origin = held.committed_born(), None
         for part in self._parts:
             for (held, changes), change in zip(part.made, part.pending, strict=True):
                 if changes is not None:
                     held.born = change.born or part.version
-        while self.outer is not None and self.outer.state is State.LANDED:
+        while self.outer is not None and self.outer.state is _LANDED:
             self.outer = self.outer.outer
 
     def fail(self) -> None:
         """Discard what the call changed, unless it has landed. What it has to itself is still to be released."""
-        if self.state is not State.LANDED:
-            with NESTING:
-                self.state = State.FAILED
+        if self.state is not _LANDED:
+            with NESTING.lock:
+                self.state = _FAILED
                 end(self._views)
 
     def end(self, state: State) -> None:
         """Note what has become of its call, unless it was this unit that has committed it."""
-        with NESTING:
-            if self.state is State.CLOSING:
+        with NESTING.lock:
+            if self.state is _CLOSING:
                 self.state = state
 
     @property
     def is_open(self) -> bool:
         """Whether its body may still be running."""
-        return self.state is State.OPEN
+        return self.state is _OPEN
 
     @property
     def is_here(self) -> bool:
@@ -536,24 +612,22 @@ class UnitOfWork:
                 return
 
     def commit(self) -> Commit | None:
-        """The commit of what the call changed; None if there is nothing to commit."""
+        """The commit of what the call changed, as far as its views are flushed; None if there is nothing to commit."""
         pending: list[Change] = []
         made: list[tuple[Held, Changes | None]] = []
         writes = False
-        if self._views:
-            # The body has ended: what it sees need not be brought up to date, but where one view writes what another shows.
-            flush(self._views, last=len(self._views) == 1)
         for held in list(self.held.values()):
             memory = held.memory
             changes = changes_of(memory)
-            held.refuse(changes)
+            if changes is not None or self._views:
+                held.refuse(changes)
             if changes is not None or is_due(memory):
                 writes = True
-            elif held.whole and memory._base.head == b"":
+            elif not (held.parts or held.checked):
+                continue
+            elif held.parts and memory._base.head == b"":
                 # It was read at several moments, between which it has changed.
                 raise conflict({held.want.terms.scope: []}, serializable=True)
-            elif not (held.whole or held.checked):
-                continue
             made.append((held, changes))
             checked = held.checked
             if changes is not None and self._views:
@@ -572,33 +646,31 @@ class UnitOfWork:
 
         None: this unit has ended just now.
         """
-        with NESTING:
-            if self.state is not State.OPEN:
+        with NESTING.lock:
+            if self.state is not _OPEN:
                 return None
             for namespace, held in inner.held.items():
                 refuse_owner(held.want, self.held[namespace].owner)
             if commit is not None:
-                current: list[Snapshot] = []
+                both = list(zip(inner._part.made, commit.changes, strict=True))
                 moved = False
-                for (held, _), change in zip(inner._part.made, commit.changes, strict=True):
-                    self.held[change.namespace].expect(change)
-                    memory = self.held[change.namespace].memory
-                    there = snapshot_of(memory, None if change.whole else change.checks)
-                    base = held.memory._base
-                    moved = moved or any(there.versions.get(key) != seen for key, seen in change.checks.items())
-                    if change.whole and not moved:
-                        seen = held.guarded({**base.versions, **there.versions})
-                        moved = any(there.versions.get(key) != base.versions.get(key) for key in seen)
-                    current.append(there)
+                for (held, _), change in both:
+                    mine = self.held[change.namespace]
+                    mine.expect(change)
+                    moved = moved or mine.has_moved(held, change)
                 if moved:
-                    return current, [self.held[change.namespace].memory._now for change in commit.changes]
-                for (held, changes), change in zip(inner._part.made, commit.changes, strict=True):
+                    memories = [self.held[change.namespace].memory for change in commit.changes]
+                    keys = [None if change.whole else change.checks for change in commit.changes]
+                    current = [snapshot_of(memory, wanted) for memory, wanted in zip(memories, keys, strict=True)]
+                    return current, [memory._now for memory in memories]
+                for (held, changes), change in both:
                     self._absorb(held, changes, change)
-                show(self._views)
+                if self._views:
+                    show(self._views)
             for namespace, held in inner.held.items():
-                mine = self.held[namespace]
-                mine.parts |= held.parts
-                mine.checked |= held.checked
+                if held.parts or held.checked:
+                    mine = self.held[namespace]
+                    mine.parts, mine.checked = mine.parts | held.parts, mine.checked | held.checked
         return [], []
 
     def _absorb(self, held: Held, changes: Changes | None, change: Change) -> None:
@@ -629,15 +701,16 @@ def _wait_until(deadline: float) -> Steps[None]:
     yield _WhileItCommits(0.002)
 
 
-def _load(wants: dict[Namespace, Want], bridge: Any) -> Load:
-    partial = any(want.keys is not None for want in wants.values())
-    return Load(tuple(wants), tuple(want.keys for want in wants.values()) if partial else None, bridge.load_timeout)
+def _load(wants: Mapping[Namespace, Want], bridge: Any) -> Load:
+    keys = tuple([want.keys for want in wants.values()])
+    return Load(tuple(wants), None if keys.count(None) == len(keys) else keys, bridge.load_timeout)
 
 
-def _refuse_owners(wants: dict[Namespace, Want], loaded: Loaded, bridge: Any) -> None:
+def _refuse_owners(wants: Mapping[Namespace, Want], snapshots: Mapping[Namespace, Snapshot], bridge: Any) -> None:
     try:
-        for want, snapshot in zip(wants.values(), loaded.snapshots, strict=True):
-            refuse_owner(want, snapshot.owner)
+        for namespace, want in wants.items():
+            if want.owner is not None:
+                refuse_owner(want, snapshots[namespace].owner)
     except SessionOwnerError as error:
         _count_failure(bridge, error)
         raise
@@ -686,9 +759,9 @@ def finish_far(memory: Memory, identity: Identity | None, bridge: Any, end: Call
                 part.token, part.deadline = token, deadline
                 yield from part.write(part.settle(answer.snapshots, answer.now))
     except BaseException:
-        end(State.FAILED)
+        end(_FAILED)
         raise
-    end(State.LANDED)
+    end(_LANDED)
 
 
 def _made_of(memory: Memory, identity: Identity | None) -> tuple[Changes | None, Change] | None:

@@ -329,7 +329,7 @@ class View:
             if key not in memory:
                 _set(memory, key, base.value(key))
             elif not _is_content(memory[key], base, key):
-                _set(memory, key, graft(memory[key], base.value(key)))
+                _set(memory, key, graft(memory[key], base.value(key), is_copy=True))
         memory._base = base
         memory._touched = {}
         memory._extra = None

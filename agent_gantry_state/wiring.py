@@ -50,6 +50,7 @@ class Settings:
         elsewhere: Scopes that are not in that store.
         frameworks: Those of the gantry's own resolvers that say who calls.
         single: In place of `direct`, under the same conditions, the way to the store if there is one for all scopes.
+        sole: `direct`, if all scopes are in it.
     """
 
     bridge: Bridge
@@ -61,6 +62,7 @@ class Settings:
     elsewhere: frozenset[str] = frozenset()
     frameworks: tuple[IdentityResolver, ...] = ()
     single: Bridge | None = None
+    sole: MemoryStore | None = None
 
     def said(self) -> Identity | None:
         """Who calls here, as the framework says it that runs here.
@@ -77,6 +79,8 @@ class Settings:
             ResolverError: A resolver failed.
         """
         entered = ENTERED.get()
+        if not self.frameworks:
+            return entered
         # Nearer is what was entered where the framework had said the same already.
         if (said := self.said()) is None or (entered is not None and self._said_around(entered) == said):
             return entered
@@ -245,7 +249,8 @@ class Wiring:
         elsewhere = frozenset(bridge.elsewhere) if isinstance(bridge, Several) else frozenset[str]()
         located = tuple([each for each in resolvers if callable(each)])
         frameworks: Any = tuple([each for each in resolvers if hasattr(each, "identify")])
-        return Settings(bridge, located, self._identity, direct, home, self._observers, elsewhere, frameworks, single)
+        sole = None if isinstance(bridge, Several) else direct
+        return Settings(bridge, located, self._identity, direct, home, self._observers, elsewhere, frameworks, single, sole)
 
     def claim(self, name: str, fn: Callable[..., Any]) -> None:
         """Note that *name* is the tool *fn*, for its memories are filed under that name.

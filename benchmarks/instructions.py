@@ -119,6 +119,22 @@ def calls() -> Iterator[tuple[str, Callable[[], Any]]]:
         outer = gantry()
         inner = outer.with_memory(body)
         yield f"nested {name}", outer.with_memory(lambda memory, inner=inner: inner())
+        deep = inner
+        for _ in range(5):
+            deep = outer.with_memory(lambda memory, inner=deep: inner())
+        yield f"nested five deep {name}", deep
+        yield f"nested, calls five {name}", outer.with_memory(lambda memory, inner=inner: [inner() for _ in range(5)])
+        yield f"exclusive {name}", gantry().with_memory(exclusive=True)(body)
+        pair = gantry()
+
+        def two(memory: dict[str, Any], prefs: dict[str, Any], body: Any = body) -> Any:
+            return body(memory), prefs["k1"]
+
+        def both(memory: dict[str, Any], prefs: dict[str, Any], body: Any = body) -> Any:
+            return body(memory), body(prefs)
+
+        for label, function in (("stacked", two), ("stacked, both used", both)):
+            yield f"{label} {name}", pair.with_memory(pair.with_memory(function, scope="user", into="prefs"))
 
 
 def driven(tool: Callable[[], Any]) -> Callable[[], None]:

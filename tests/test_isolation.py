@@ -6,6 +6,7 @@ import anyio
 import pytest
 
 from agent_gantry_state import DeclarationError, MemoryConflictError, Session, SyncSession, UndeclaredKeyError, merge
+from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.protocol import Load
 
 pytestmark = pytest.mark.once
@@ -22,6 +23,17 @@ def loads(gantry, monkeypatch):
     """The keys that each load asks for."""
     seen = []
     bridge = gantry._wiring.settings.bridge
+    if isinstance(bridge.store, MemoryStore):
+        # Which is asked without a message, too.
+        snapshots = bridge.store.snapshots
+
+        def asked(wanted, names=False):
+            wanted = list(wanted)
+            seen.append(tuple(keys for _, keys in wanted))
+            return snapshots(wanted, names)
+
+        monkeypatch.setattr(bridge.store, "snapshots", asked)
+        return seen
 
     def watched(steps):
         answer = None

@@ -729,7 +729,7 @@ def test_fork_at_the_moment_of_a_nested_call_leaves_the_child_free(start):
         locked, may_end = threading.Event(), threading.Event()
 
         def hold():
-            with NESTING, turns._LOCK:
+            with NESTING.lock, turns._LOCK:
                 locked.set()
                 may_end.wait()
 

@@ -665,7 +665,9 @@ class TwoCallers(RuleBasedStateMachine):
         merged, conflicts = dict(self.scalars), []
         for name in ("x", "y"):
             before, there, here = (side.get(name, ABSENT) for side in (base, self.scalars, memory))
-            if exact(here) in (exact(before), exact(there)):
+            counted = {type(before), type(here)} <= {int, float}
+            # Of a number that both made the same of another one nobody can say that it is not a count of both.
+            if exact(here) == exact(before) or (exact(here) == exact(there) and not counted):
                 continue
             if exact(there) != exact(before):
                 conflicts.append(name)

@@ -16,9 +16,9 @@ from typing import Any
 
 from agent_gantry_state.codec import IMMUTABLE
 from agent_gantry_state.errors import MemoryConflictError, StateWarning
-from agent_gantry_state.injection.plan import Opened, Plan
+from agent_gantry_state.injection.plan import Plan
 from agent_gantry_state.nesting import CURRENT, leave
-from agent_gantry_state.scopes import ENTERED, Entered, Identity, refuse_orphan
+from agent_gantry_state.scopes import ATTEMPT, ENTERED, Entered, Identity, refuse_orphan
 from agent_gantry_state.steps import Pause, Steps
 from agent_gantry_state.unit_of_work import UnitOfWork
 from agent_gantry_state.wiring import Settings
@@ -56,14 +56,17 @@ def call(
         kwargs: What the caller passed by name.
         attempt: How often the body has run before.
     """
-    plan.refuse(kwargs)
+    if kwargs:
+        plan.refuse(kwargs)
     while True:
         settings = plan.wiring.settings
-        opened = plan.open(settings, settings.entered())
-        unit = opened.unit
+        identity = settings.caller()
+        opening = plan.opening(settings, identity)
+        unit = plan.unit(opening, settings)
         try:
-            settings.bridge.run(unit.begin())
-            placed, named = _placed(plan, opened, settings, args, kwargs, shift)
+            settings.bridge.run(unit.start())
+            named = kwargs.copy()
+            placed = plan.place(args, named, plan.given(unit, opening, settings, identity), shift)
             token = CURRENT.set(unit)
             try:
                 result = fn(*placed, **named)
@@ -106,14 +109,17 @@ async def acall(
         landed: Told the result when everything is committed, even if the caller is cancelled just then.
         attempt: How often the body has run before.
     """
-    plan.refuse(kwargs)
+    if kwargs:
+        plan.refuse(kwargs)
     while True:
         settings = plan.wiring.settings
-        opened = plan.open(settings, settings.entered())
-        unit = opened.unit
+        identity = settings.caller()
+        opening = plan.opening(settings, identity)
+        unit = plan.unit(opening, settings)
         try:
-            await settings.bridge.arun(unit.begin())
-            placed, named = _placed(plan, opened, settings, args, kwargs, shift)
+            await settings.bridge.arun(unit.start())
+            named = kwargs.copy()
+            placed = plan.place(args, named, plan.given(unit, opening, settings, identity), shift)
             token = CURRENT.set(unit)
             try:
                 result = await (fn(*placed, **named) if body is None else body(fn, *placed, **named))
@@ -135,7 +141,8 @@ def generate(
     plan: Plan, fn: Callable[..., Any], shift: int, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Generator[Any, Any, Any]:
     """Call a generator function: the unit of work spans the iteration, and is current only while the body runs."""
-    plan.refuse(kwargs)
+    if kwargs:
+        plan.refuse(kwargs)
     plan.bind(shift, args, kwargs)
     return _generated(plan, fn, shift, args, kwargs, plan.wiring.settings.entered())
 
@@ -149,12 +156,14 @@ def _generated(
     entered: Entered | None,
 ) -> Generator[Any, Any, Any]:
     settings = plan.wiring.settings
-    opened = plan.open(settings, entered)
-    unit = opened.unit
-    inside = _Inside(opened, settings, entered)
+    identity = settings.identity if entered is None else entered.identity
+    opening = plan.opening(settings, identity)
+    unit = plan.unit(opening, settings)
+    inside = _Inside(unit, identity, settings, entered)
     try:
-        settings.bridge.run(unit.begin())
-        placed, named = _placed(plan, opened, settings, args, kwargs, shift)
+        settings.bridge.run(unit.start())
+        named = kwargs.copy()
+        placed = plan.place(args, named, plan.given(unit, opening, settings, identity), shift)
         body = fn(*placed, **named)
         step, given = body.send, None
         while True:
@@ -184,7 +193,8 @@ def agenerate(
     plan: Plan, fn: Callable[..., Any], shift: int, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> AsyncGenerator[Any, Any]:
     """Call an async generator function, as `generate` does."""
-    plan.refuse(kwargs)
+    if kwargs:
+        plan.refuse(kwargs)
     plan.bind(shift, args, kwargs)
     return _agenerated(plan, fn, shift, args, kwargs, plan.wiring.settings.entered())
 
@@ -198,12 +208,14 @@ async def _agenerated(
     entered: Entered | None,
 ) -> AsyncGenerator[Any, Any]:
     settings = plan.wiring.settings
-    opened = plan.open(settings, entered)
-    unit = opened.unit
-    inside = _Inside(opened, settings, entered)
+    identity = settings.identity if entered is None else entered.identity
+    opening = plan.opening(settings, identity)
+    unit = plan.unit(opening, settings)
+    inside = _Inside(unit, identity, settings, entered)
     try:
-        await settings.bridge.arun(unit.begin())
-        placed, named = _placed(plan, opened, settings, args, kwargs, shift)
+        await settings.bridge.arun(unit.start())
+        named = kwargs.copy()
+        placed = plan.place(args, named, plan.given(unit, opening, settings, identity), shift)
         body = fn(*placed, **named)
         step, given = body.asend, None
         while True:
@@ -236,11 +248,11 @@ class _Inside:
     __slots__ = ("_entered", "_frame", "_settings", "_tokens")
     _tokens: tuple[Token[Any], Token[Any]]
 
-    def __init__(self, opened: Opened, settings: Settings, entered: Entered | None) -> None:
-        self._frame: Any = opened.unit
+    def __init__(self, unit: UnitOfWork, identity: Identity | None, settings: Settings, entered: Entered | None) -> None:
+        self._frame: Any = unit
         self._settings = settings
         # One of its own where a framework may say something else in each step.
-        self._entered = Entered(opened.identity or Identity()) if settings.frameworks else entered
+        self._entered = Entered(identity or Identity()) if settings.frameworks else entered
 
     def __enter__(self) -> None:
         if self._settings.frameworks and self._entered is not None:
@@ -253,17 +265,10 @@ class _Inside:
             leave(token)
 
 
-def _placed(
-    plan: Plan, opened: Opened, settings: Settings, args: tuple[Any, ...], kwargs: dict[str, Any], shift: int
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments for the function, with what is injected among them."""
-    named = dict(kwargs)
-    return plan.place(args, named, plan.given(opened, settings), shift), named
-
-
 def _committed(plan: Plan, unit: UnitOfWork, attempt: int) -> bool:
     """Commit; False if the body is to run again because of a conflict."""
-    refuse_orphan()
+    if ATTEMPT.get() is not None:
+        refuse_orphan()
     try:
         unit.bridge.run(unit.finish())
     except MemoryConflictError:
@@ -276,7 +281,8 @@ def _committed(plan: Plan, unit: UnitOfWork, attempt: int) -> bool:
 
 async def _acommitted(plan: Plan, unit: UnitOfWork, attempt: int, finish: Steps[None]) -> bool:
     """`_committed`, for a caller on an event loop."""
-    refuse_orphan()
+    if ATTEMPT.get() is not None:
+        refuse_orphan()
     try:
         await unit.bridge.arun_uncut(finish)
     except MemoryConflictError:

@@ -11,8 +11,8 @@ import itertools
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from agent_gantry_state.compartments import prefix_of
@@ -25,7 +25,7 @@ from agent_gantry_state.memory import Memory, Terms
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.nesting import unit_around
 from agent_gantry_state.resolvers import resolve
-from agent_gantry_state.scopes import IMPERSONAL_SCOPES, Entered, Identity
+from agent_gantry_state.scopes import IMPERSONAL_SCOPES, Identity
 from agent_gantry_state.session import Session, SyncSession
 from agent_gantry_state.unit_of_work import UnitOfWork
 from agent_gantry_state.wiring import Settings, Wiring
@@ -33,7 +33,7 @@ from agent_gantry_state.wiring import Settings, Wiring
 if TYPE_CHECKING:
     from agent_gantry_state.typed import Shape
 
-__all__ = ["Declaration", "Kind", "Opened", "Plan", "stateful_parameters", "takes_memory_itself"]
+__all__ = ["Declaration", "Kind", "Opening", "Plan", "stateful_parameters", "takes_memory_itself"]
 
 Kind = Literal["memory", "context", "session"]
 #: For what is not a dict: what an async tool gets, and a sync one.
@@ -43,6 +43,8 @@ _CLASSES: dict[Kind, tuple[type[Any], type[Any]]] = {
 }
 _KNOWN = {cls.__name__: cls for pair in _CLASSES.values() for cls in pair}
 
+#: What an identity keeps of the calls that it makes.
+_MOST_OPENINGS = 256
 #: Of how many namespaces' scopes a plan notes what it wants: a resolver may answer with any number of them.
 _MOST_WANTS = 64
 _PACKAGE = f"{__name__.partition('.')[0]}."
@@ -66,6 +68,8 @@ class Declaration:
         default: What the memory begins with, as the decorator says it.
         default_factory: Makes that.
         shape: The class of which the parameter gets an instance, as its annotation says; None: it gets a memory.
+        is_view: Whether the parameter gets something else than what is in one namespace.
+        is_memory: Whether it gets just that.
     """
 
     scope: str
@@ -79,16 +83,18 @@ class Declaration:
     default: Mapping[str, Any] | None = None
     default_factory: Callable[[], Mapping[str, Any]] | None = None
     shape: Shape | None = None
+    is_view: bool = field(init=False, repr=False, compare=False)
+    is_memory: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        is_view = bool(self.further or self.private or self.shape)
+        object.__setattr__(self, "is_view", is_view)
+        object.__setattr__(self, "is_memory", self.kind == "memory" and not is_view)
 
     @property
     def scopes(self) -> tuple[str, ...]:
         """All of its scopes, the nearest first."""
         return (self.scope, *self.further)
-
-    @property
-    def is_view(self) -> bool:
-        """Whether the parameter gets something else than what is in one namespace."""
-        return bool(self.further or self.private or self.shape)
 
     @property
     def is_filed_by_name(self) -> bool:
@@ -101,21 +107,26 @@ class Declaration:
         return f"with_{self.kind}"
 
 
-class Opened:
-    """A call that begins: its unit of work, and what it is to be given.
+class Opening:
+    """What a call of a tool begins with, for one caller: it is the same for each of them.
 
     Attributes:
-        unit: Its unit of work.
-        identity: Who calls.
-        namespaces: For each declaration its namespaces, the nearest first; none for a context whose session is not known.
+        wants: What is wanted of each namespace.
+        given: Each declaration, with its namespaces, the nearest first; none for a context whose session is not known.
+        declared: All of them in order, where some are loaded later than the rest; else none.
     """
 
-    __slots__ = ("identity", "namespaces", "unit")
+    __slots__ = ("declared", "given", "wants")
 
-    def __init__(self, unit: UnitOfWork, identity: Identity | None, namespaces: tuple[tuple[Namespace, ...], ...]) -> None:
-        self.unit = unit
-        self.identity = identity
-        self.namespaces = namespaces
+    def __init__(
+        self,
+        wants: dict[Namespace, Want],
+        given: tuple[tuple[Declaration, tuple[Namespace, ...]], ...],
+        declared: tuple[Namespace, ...],
+    ) -> None:
+        self.wants = wants
+        self.given = given
+        self.declared = declared
 
 
 class Plan:
@@ -160,12 +171,15 @@ class Plan:
         self._registered: str | None = None
         self._claimed = False
         self._impersonal: dict[str, Namespace] = {}
-        #: What the short call path notes: for its first memory, where in the store it stands, for scopes that are nobody's.
+        #: What is noted of memories that are nobody's: for the short call path where in the store the first one stands, and
+        #: what calls begin with that nobody makes.
         self.is_impersonal = declarations[0].scope in IMPERSONAL_SCOPES
         self.slots: dict[Any, Any] = {}
         #: What it wants of the namespaces of views, whoever calls.
         self._wants: dict[tuple[str, str, int, str], Want] = {}
         self.key = wiring.key(declarations[0].scope)
+        #: Under which an identity keeps what its calls begin with; another one once the tool has another name.
+        self._opens = object()
 
     def _refuse_reruns(self) -> None:
         if self.retries:
@@ -321,6 +335,7 @@ class Plan:
             self._claimed = False
             self._impersonal.clear()
             self.slots.clear()
+            self._opens = object()
         if any(declaration.is_filed_by_name for declaration in self.declarations):
             self._claim()
 
@@ -398,18 +413,40 @@ class Plan:
             cache[key] = namespace
         return namespace
 
-    def open(self, settings: Settings, entered: Entered | None) -> Opened:
-        """The unit of work of a call that begins now.
-
-        Args:
-            settings: What holds for the gantry.
-            entered: The identity that was entered where the call was made; None: the gantry's own.
+    def opening(self, settings: Settings, identity: Identity | None) -> Opening:
+        """What a call begins with that *identity* makes now.
 
         Raises:
             MissingIdentityError: Something that a memory depends on is not known of the caller.
+        """
+        if settings.resolvers:
+            return self._opening(settings, identity)
+        known = self.slots if identity is None else identity.slots
+        try:
+            opening: Opening = known[self._opens]
+        except KeyError:
+            opening = self._opening(settings, identity)
+            if len(known) >= _MOST_OPENINGS:
+                # It may be the identity of the whole program, and tools may come and go.
+                known.clear()
+            known[self._opens] = opening
+        return opening
+
+    def unit(self, opening: Opening, settings: Settings) -> UnitOfWork:
+        """The unit of work of a call that begins now.
+
+        Raises:
             OrphanedCallError: The call in whose body this one is made has failed.
         """
-        identity = settings.identity if entered is None else entered.identity
+        unit = UnitOfWork(opening.wants, settings.bridge, unit_around())
+        unit.reruns = self.retries > 0
+        unit.declared = opening.declared
+        unit.sole = settings.sole
+        if settings.observers is not None:
+            unit.watched(settings.observers, self.name)
+        return unit
+
+    def _opening(self, settings: Settings, identity: Identity | None) -> Opening:
         wants: dict[Namespace, Want] = {}
         namespaces: list[tuple[Namespace, ...]] = []
         beside: list[tuple[Namespace, Terms]] = []
@@ -437,14 +474,9 @@ class Plan:
         for namespace, terms in beside:
             if (there := wants.get(namespace)) is not None:
                 wants[namespace] = there._replace(terms=replace(there.terms.joined(terms), keys=there.terms.keys))
-        unit = UnitOfWork(wants, settings.bridge, unit_around())
-        unit.reruns = self.retries > 0
-        if beside:
-            # What is loaded later than the rest is committed in its place all the same.
-            unit.declared = tuple(itertools.chain(*namespaces))
-        if settings.observers is not None:
-            unit.watched(settings.observers, self.name)
-        return Opened(unit, identity, tuple(namespaces))
+        # What is loaded later than the rest is committed in its place all the same.
+        declared = tuple(itertools.chain(*namespaces)) if beside else ()
+        return Opening(wants, tuple(zip(self.declarations, namespaces, strict=True)), declared)
 
     def _want_layers(
         self, declaration: Declaration, settings: Settings, identity: Identity | None, wants: dict[Namespace, Want]
@@ -487,33 +519,29 @@ class Plan:
             self._claim()
         return prefix_of(self.name)
 
-    def given(self, opened: Opened, settings: Settings) -> tuple[Any, ...]:
+    def given(self, unit: UnitOfWork, opening: Opening, settings: Settings, identity: Identity | None) -> Sequence[Any]:
         """What each declaration gives the function, in a call whose unit has begun."""
-        unit, identity = opened.unit, opened.identity
         given: list[Any] = []
-        for declaration, namespaces in zip(self.declarations, opened.namespaces, strict=True):
-            namespace = namespaces[0] if namespaces else None
-            if declaration.kind == "context":
+        for declaration, namespaces in opening.given:
+            if declaration.is_memory:
+                given.append(unit.held[namespaces[0]].seen())
+            elif declaration.is_view:
+                given.append(unit.look(namespaces, declaration.terms, self._prefix(declaration), declaration.shape))
+            elif declaration.kind == "context":
+                namespace = namespaces[0] if namespaces else None
                 locate = functools.partial(self.locate, settings=settings, identity=identity)
                 context = self.flavour("context")
                 given.append(context(unit, self.name, identity, namespace, locate, self._usual_terms))
-                continue
-            assert namespace is not None  # noqa: S101 - only a context does without
-            terms = declaration.terms
-            if declaration.kind == "session":
-                given.append(
-                    self.flavour("session")(unit, namespace, Want.of(self.wiring.owned(terms, namespace), identity, ()))
-                )
-            elif declaration.is_view:
-                given.append(unit.look(namespaces, terms, self._prefix(declaration), declaration.shape))
             else:
-                given.append(unit.held[namespace].seen())
-        return tuple(given)
+                (namespace,) = namespaces
+                want = Want.of(self.wiring.owned(declaration.terms, namespace), identity, ())
+                given.append(self.flavour("session")(unit, namespace, want))
+        return given
 
     def _usual_terms(self, scope: str, namespace: Namespace) -> Terms:
         return self.wiring.owned(self.wiring.terms(scope), namespace)
 
-    def place(self, args: tuple[Any, ...], kwargs: dict[str, Any], given: tuple[Any, ...], shift: int) -> tuple[Any, ...]:
+    def place(self, args: tuple[Any, ...], kwargs: dict[str, Any], given: Sequence[Any], shift: int) -> tuple[Any, ...]:
         """Put what is injected where the function takes it: into *kwargs*, or among the positional arguments it returns.
 
         *shift* is 1 for a bound method, whose arguments begin behind `self`.

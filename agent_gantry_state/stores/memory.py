@@ -11,7 +11,7 @@ import math
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -123,7 +123,7 @@ class MemoryStore(Clocked):
         slot.used = slot.special().by_key = True
         own = slot.more.own
         there = self._shared(slot) if names or own is None else own
-        return chosen(there.live(self.now()), keys, names)
+        return chosen(there if there.first_expiry == math.inf else there.live(self.now()), keys, names)
 
     def _there(self, change: Change) -> Snapshot:
         """What a change finds. Needs the lock."""
@@ -143,16 +143,20 @@ class MemoryStore(Clocked):
 
     def load(self, message: Load, /) -> Loaded:
         """Answer a `Load`."""
+        every = (None,) * len(message.namespaces)
+        wanted = zip(message.namespaces, message.keys or every, strict=True)
+        return Loaded(*self.snapshots(wanted, message.names))
+
+    def snapshots(
+        self, wanted: Iterable[tuple[Namespace, tuple[str, ...] | None]], names: bool = False
+    ) -> tuple[tuple[Snapshot, ...], float]:
+        """Namespaces as they stand at one moment, and the time: `load` without a message."""
         with self._lock:
-            if message.keys is None:
-                snapshots = [self.snapshot(namespace) for namespace in message.namespaces]
-            else:
-                snapshots = [
-                    self.snapshot(namespace) if keys is None else self._chosen(namespace, keys, message.names)
-                    for namespace, keys in zip(message.namespaces, message.keys, strict=True)
-                ]
-            now = self.now()
-        return Loaded(tuple(snapshots), now)
+            found = [
+                self.snapshot(namespace) if keys is None else self._chosen(namespace, keys, names)
+                for namespace, keys in wanted
+            ]
+            return tuple(found), self.now()
 
     def commit(self, message: Commit, /) -> Committed | Moved:
         """Answer a `Commit`."""
@@ -211,27 +215,78 @@ class MemoryStore(Clocked):
             Whether it did; if not, nothing was done.
         """
         with self._lock:
-            if self._closed:
-                self._refuse_closed()
-            there = slot.snapshot
-            if slot.home is not self.home or there.head != head or there.first_expiry != math.inf:
+            after = self._after(slot, head, values, packed, version, max_bytes)
+            if after is None:
                 return False
-            more, encoded = SMALL_BYTES * len(values), there.packed
-            if packed:
-                for key, after in packed.items():
-                    more += len(after) - len(encoded.get(key, b""))
-                encoded = encoded | packed
+            slot.snapshot = after
+        return True
+
+    def assign_all(
+        self, written: Sequence[tuple[Slot, bytes | None, dict[str, Any], dict[str, bytes], float]], version: bytes
+    ) -> bool:
+        """`assign` to several namespaces in one step.
+
+        Args:
+            written: What `assign` is given of each, without the version.
+            version: The new head of each, and the version of each key written.
+        """
+        with self._lock:
+            slots: list[Slot] = []
+            before: list[Snapshot] = []
+            after: list[Snapshot] = []
+            for slot, head, values, packed, max_bytes in written:
+                there = slot.snapshot
+                if slot.more.by_key and len(there.values) > _FEW_KEYS:
+                    # Who asks for some keys must not pay for copying all.
+                    return False
+                if (made := self._after(slot, head, values, packed, version, max_bytes)) is None:
+                    return False
+                slots.append(slot)
+                before.append(there)
+                after.append(made)
+            try:
+                for slot in slots:
+                    slot.snapshot = after.pop(0)
+            except BaseException:
+                # A signal may come in between, and then nothing is written.
+                for slot, there in zip(slots, before, strict=True):
+                    slot.snapshot = there
+                raise
+        return True
+
+    def _after(
+        self,
+        slot: Slot,
+        head: bytes | None,
+        values: dict[str, Any],
+        packed: dict[str, bytes],
+        version: bytes,
+        max_bytes: float,
+    ) -> Snapshot | None:
+        """What `assign` puts in the place of what stands in a slot; None: it is not for that. Needs the lock."""
+        if self._closed:
+            self._refuse_closed()
+        there = slot.snapshot
+        if slot.home is not self.home or there.head != head or there.first_expiry != math.inf:
+            return None
+        more, encoded = SMALL_BYTES * len(values), there.packed
+        if packed:
+            for key, after in packed.items():
+                more += len(after) - len(encoded.get(key, b""))
+            encoded = encoded | packed
+        size = there.size + more
+        if size > max_bytes:
+            there.measure()
             size = there.size + more
             if size > max_bytes:
-                there.measure()
-                size = there.size + more
-                if size > max_bytes:
-                    return False
-            later = there.later.copy()
-            for key in values:
-                later[key] = version
-            slot.snapshot = there.following(there.values | values, encoded, later, version, size)
-        return True
+                return None
+        later = there.later.copy()
+        for key in values:
+            later[key] = version
+        made = there.following(there.values | values, encoded, later, version, size)
+        if len(made.values) == len(there.values):
+            made.placed = there.placed
+        return made
 
     def put(
         self, slot: Slot, base: Snapshot, key: str, value: Any, packed: bytes | None, version: bytes, max_bytes: float

@@ -21,7 +21,8 @@ __all__ = ["Image", "applied", "chosen", "damaged", "is_moved", "is_newer", "rea
 
 def chosen(snapshot: Snapshot, keys: tuple[str, ...], names: bool) -> Snapshot:
     """The part of a snapshot that a load asks for; what that takes does not depend on how many other keys there are."""
-    found = [key for key in dict.fromkeys(keys) if key in snapshot.values]
+    values, packed, later = snapshot.values, snapshot.packed, snapshot.later
+    found = [key for key in dict.fromkeys(keys) if key in values]
     if len(found) > 1:
         found.sort(key=snapshot.places().__getitem__)
 
@@ -29,13 +30,13 @@ def chosen(snapshot: Snapshot, keys: tuple[str, ...], names: bool) -> Snapshot:
         return {key: mapping[key] for key in found if key in mapping}
 
     return Snapshot(
-        kept(snapshot.values),
-        kept(snapshot.packed),
-        snapshot.versions if names else kept(snapshot.later),
+        {key: values[key] for key in found},
+        kept(packed) if packed else {},
+        snapshot.versions if names else kept(later) if later else {},
         snapshot.head,
         snapshot.owner,
-        kept(snapshot.expires_at),
-        kept(snapshot.slides),
+        kept(snapshot.expires_at) if snapshot.expires_at else {},
+        kept(snapshot.slides) if snapshot.slides else {},
         snapshot.touched,
         snapshot.born,
         snapshot.last_expiry(),

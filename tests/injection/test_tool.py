@@ -1528,3 +1528,28 @@ def test_returned_generator_is_warned_about():
 
         with pytest.warns(StateWarning, match="returned a generator"):
             tool()
+
+
+# What a call begins with is kept for each caller.
+
+
+def test_name_that_is_registered_later_holds_for_each_of_several_memories(gantry):
+    @gantry.with_memory(scope="tool", into="own")
+    @gantry.with_memory
+    def tool(memory, own):
+        return own.add("n")
+
+    assert (tool(), tool()) == (1, 2)
+    tool.plan.register("default.counter")
+    assert (tool(), tool()) == (1, 2)
+
+
+def test_identity_of_a_program_does_not_keep_what_tools_began_with_that_are_gone(gantry):
+    def two(memory, more):
+        memory["n"] = more["n"] = 1
+
+    identity = gantry.identity()
+    for _ in range(600):
+        gantry.with_memory(gantry.with_memory(two, scope="global", into="more"))()
+
+    assert len(identity.slots) < 300

@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 
-from agent_gantry_state import EvictionWarning, Namespace
+from agent_gantry_state import EvictionWarning, Gantry, Namespace
 from agent_gantry_state.bridge import bridge_to
 from agent_gantry_state.stores import memory, slots
 from agent_gantry_state.stores.memory import MemoryStore
@@ -58,6 +58,20 @@ def test_commit_of_one_key_does_not_copy_the_others(store, talk):
 
     assert store._slots[A].more.own.values is values
     assert talk.content() == {**MANY, "k1": "a", "k2": "b"}
+
+
+def test_tool_that_names_its_keys_does_not_copy_the_others(store):
+    with Gantry(store=store, session="s") as gantry:
+        gantry.with_memory(lambda memory: memory.update(MANY))()
+        count = gantry.with_memory(keys=("k1",))(lambda memory: memory.update(k1=memory["k1"] + 1))
+        count()
+        (slot,) = store._slots.values()
+        values = slot.more.own.values
+
+        count()
+
+        assert slot.more.own.values is values
+        assert store.snapshot(slot.namespace).values == {**MANY, "k1": 3}
 
 
 def test_load_of_a_few_keys_gives_them_in_their_order_without_looking_at_the_others(store, talk):

@@ -10,7 +10,7 @@ import pytest
 
 from agent_gantry_state import EvictionWarning, Gantry, MemoryTooLargeError, Namespace, Scope, StoreURLError
 from agent_gantry_state.bridge import bridge_to
-from agent_gantry_state.stores.memory import MemoryStore
+from agent_gantry_state.stores.memory import MemoryStore, Slot
 from agent_gantry_state.stores.protocol import Committed, Lease, List, Load
 from agent_gantry_state.testing import A, B, Clock, StoreContract, Talk, put
 
@@ -241,6 +241,42 @@ def test_listing_is_no_use(store):
 
 class Interruption(BaseException):
     """What a signal raises, wherever the program is."""
+
+
+class Interrupted(Slot):
+    """A slot in which a signal comes just before it is written."""
+
+    __slots__ = ("_there",)
+
+    @property
+    def snapshot(self):
+        return self._there
+
+    @snapshot.setter
+    def snapshot(self, snapshot):
+        if hasattr(self, "_there"):
+            raise Interruption
+        self._there = snapshot
+
+
+def test_values_that_are_assigned_to_several_namespaces_are_written_to_all_or_to_none():
+    store = MemoryStore()
+    talk = Talk(bridge_to(store))
+    for namespace in (A, B):
+        talk.write(namespace, n=1)
+    one, other = store.slot(A), store.slot(B)
+    written = [(slot, slot.snapshot.head, {"n": 2}, {}, 1000_000.0) for slot in (one, other)]
+    broken = Interrupted(B, other.snapshot, store.home)
+
+    with pytest.raises(Interruption):
+        store.assign_all([written[0], (broken, *written[1][1:])], b"version1")
+    assert (talk.content(A), talk.content(B)) == ({"n": 1}, {"n": 1})
+
+    assert not store.assign_all([written[0], (other, b"another", *written[1][2:])], b"version2")
+    assert (talk.content(A), talk.content(B)) == ({"n": 1}, {"n": 1})
+
+    assert store.assign_all(written, b"version3")
+    assert (talk.content(A), talk.content(B)) == ({"n": 2}, {"n": 2})
 
 
 @pytest.mark.parametrize("there", ["absent", "present", "loaded by key"])
