@@ -10,7 +10,15 @@ import anyio
 import pytest
 import servers
 
-from agent_gantry_state import Gantry, MemoryConflictError, NotAtomicError, PartialCommitError, Scope, StoreUnavailableError
+from agent_gantry_state import (
+    Gantry,
+    MemoryConflictError,
+    NotAtomicError,
+    PartialCommitError,
+    Scope,
+    StoreTimeoutError,
+    StoreUnavailableError,
+)
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.postgresql import PostgreSQLStore
 from agent_gantry_state.stores.urls import open_store
@@ -172,7 +180,8 @@ def test_server_that_dies_after_another_was_written_leaves_an_error_that_says_so
 
         assert (caught.value.landed, caught.value.missing) == (("session",), ("user",))
         assert caught.value.committed is None
-        assert isinstance(caught.value.__cause__, StoreUnavailableError)
+        # On a busy machine the second that it has is over before it has been looked for often enough.
+        assert isinstance(caught.value.__cause__, (StoreUnavailableError, StoreTimeoutError))
         assert mortal.url not in str(caught.value)
 
 
