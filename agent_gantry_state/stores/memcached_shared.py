@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import math
 import os
 import socket
@@ -18,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from agent_gantry_state.errors import StoreError
 from agent_gantry_state.stores.memcached_connection import CHUNK, Connection, failed, outlived, replied
 from agent_gantry_state.stores.memcached_wire import Disconnected, Garbled, Refused, Replies, Request, replies
 from agent_gantry_state.stores.pool import Silence
@@ -58,6 +60,7 @@ class SharedConnection(Connection):
 
     __slots__ = (
         "_buffer",
+        "_context",
         "_is_flushing",
         "_is_reading",
         "_is_retired",
@@ -98,8 +101,10 @@ class SharedConnection(Connection):
         #: What sends and reads on a loop that watches no sockets.
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_reading = False
+        # What the loop does for all of them is no matter of whoever was first, whose context would be kept for it.
+        self._context = contextvars.Context()
         try:
-            self._loop.add_reader(sock, self._read)
+            self._context.run(self._loop.add_reader, sock, self._read)
         except NotImplementedError:
             # The loop that Windows has.
             self._is_watched = False
@@ -114,7 +119,7 @@ class SharedConnection(Connection):
 
     def is_free(self) -> bool:
         """Whether a request would be answered soon: nothing large is under way before it, and the server is there."""
-        if self._under_way or self._queue:
+        if self._under_way or self._queue or self._rest is not None:
             return self._rest is None and not self._buffer
         if self.is_stale():
             # The loop has not looked at it yet.
@@ -137,20 +142,25 @@ class SharedConnection(Connection):
             self._start_timer(deadline, began)
         queue = self._queue
         queue.append(asked)
-        if self._is_flushing:
+        if self._is_flushing or self._rest is not None:
+            # It goes with the others, or after that of which a part is still to be sent; that may be answered already.
             pass
         elif self._many or self._under_way or len(queue) > 1:
             self._is_flushing = True
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self._flush, context=self._context)
         else:
             self._send_queue()
         return answer
 
     def abandon(self, answer: asyncio.Future[Replies]) -> None:
         """Note that nobody waits any more for what `ask` gave."""
-        answer.cancel()
+        # Of a loop that was closed over those who wait, nobody waits any more.
+        with contextlib.suppress(RuntimeError):
+            answer.cancel()
         if any(asked.answer is answer for asked in self._under_way):
             self.retire()
+        else:
+            self._end_if_over()
 
     def retire(self) -> None:
         """Take no more requests, and close when the last one is answered."""
@@ -192,6 +202,10 @@ class SharedConnection(Connection):
                 asked = queue.popleft()
                 self._under_way.append(asked)
                 sent -= len(asked.request.payload)
+            if not (sent or self._is_watched):
+                # Such a loop tells nobody when there is room again: it has to be given something to send.
+                self._under_way.append(queue.popleft())
+                sent = -len(self._under_way[-1].request.payload)
             # The end of the last one's, of which so much is missing.
             self._rest = memoryview(self._under_way[-1].request.payload)[sent:] if sent else memoryview(b"")
             self._send_rest()
@@ -202,7 +216,7 @@ class SharedConnection(Connection):
     def _send_rest(self) -> None:
         """Go on with what did not fit into the socket as soon as more does."""
         if self._is_watched:
-            self._loop.add_writer(self.sock, self._write)
+            contextvars.Context().run(self._loop.add_writer, self.sock, self._write)
         else:
             self._run(self._awrite())
 
@@ -283,13 +297,17 @@ class SharedConnection(Connection):
                     continue
                 if found is None:
                     break
-                under_way.popleft()
                 answers, at = found
                 if not asked.answer.done():
-                    asked.answer.set_result(replied(asked.request, answers, self.life, asked.began))
+                    self._answer(asked, answers)
+                under_way.popleft()
         except (Refused, Garbled) as error:
             self._lose(error)
             return
+        except BaseException:
+            # A signal perhaps: what has come is gone, and what comes next must not be taken for it.
+            self._lose(Disconnected())
+            raise
         if at:
             self._silence.count = 0
         if come is buffer:
@@ -299,12 +317,20 @@ class SharedConnection(Connection):
         if self._is_retired:
             self._end_if_over()
 
+    def _answer(self, asked: _Asked, answers: list[Any]) -> None:
+        try:
+            asked.answer.set_result(replied(asked.request, answers, self.life, asked.began))
+        except StoreError as error:
+            # The server does not tell its time.
+            asked.answer.set_exception(error)
+            asked.answer.exception()
+
     # Ending.
 
     def _start_timer(self, deadline: float, now: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(deadline - now, self._look)
+        self._timer = self._loop.call_later(deadline - now, self._look, context=self._context)
         self._timer_at = deadline
 
     def _look(self) -> None:

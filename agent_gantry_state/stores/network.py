@@ -312,6 +312,8 @@ class RemoteStore:
 
     def _answer(self, message: Message | _WhichServer, deadline: float) -> Steps[Any]:
         """The logic for a message, which is asked once more where that is safe."""
+        # Steps that go on by themselves may have been between two messages when it was closed.
+        self._refuse_closed()
         last = False
         while True:
             try:

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
+import gc
 import os
 import socket
 import threading
 import time
+import weakref
 
 import anyio
 import pytest
 from servers import HOST, started, stopped
 
-from agent_gantry_state import Gantry, Namespace, StoreError, StoreTimeoutError, StoreUnavailableError
+from agent_gantry_state import (
+    Gantry,
+    Namespace,
+    StoreClosedError,
+    StoreError,
+    StoreTimeoutError,
+    StoreUnavailableError,
+)
 from agent_gantry_state.bridge import bridge_to
+from agent_gantry_state.steps import Pause
 from agent_gantry_state.stores.memcached import MemcachedStore
 from agent_gantry_state.stores.memcached_server import Server
 from agent_gantry_state.stores.memcached_shared import SharedConnection
@@ -347,6 +358,99 @@ def test_refusal_of_one_request_is_no_matter_of_the_others(on_loop):
     on_loop(test)
 
 
+def test_request_that_is_refused_before_all_of_it_was_sent_has_nothing_put_into_its_middle(on_loop):
+    received = bytearray()
+    large = b"set a 0 0 8000000\r\n" + b"x" * 8_000_000
+
+    async def test(it):
+        refused = it.ask(large, kinds=(LINE,))
+        await asyncio.sleep(0.01)
+        it.server.sendall(b"SERVER_ERROR out of memory storing object\r\n")
+        with pytest.raises(StoreError, match="no room"):
+            await refused
+        # Another connection is taken, if there may be one.
+        assert not it.connection.is_free()
+        behind = [it.ask(b"gets b"), it.ask(b"gets c")]
+
+        def take():
+            while not received.endswith(b"gets c\r\n") and (piece := it.server.recv(1 << 20)):
+                received.extend(piece)
+
+        await asyncio.to_thread(take)
+        it.reply(b"1", b"2")
+        assert [data(each) for each in await asyncio.gather(*behind)] == [b"1", b"2"]
+
+    on_loop(test)
+
+    assert bytes(received) == large + b"\r\ngets b\r\ngets c\r\n"
+
+
+def test_server_that_no_longer_tells_its_time_is_an_error_of_who_asked_for_it(on_loop):
+    async def test(it):
+        asked, other = it.connection.ask(gets(Server("clock"), [b"k"]), time.monotonic() + 30), it.ask()
+        await asyncio.sleep(0.01)
+        it.server.sendall(b"STAT pid 1\r\nEND\r\nEND\r\n")
+        it.reply(b"1")
+        with pytest.raises(StoreError, match="does not tell its time"):
+            await asyncio.wait_for(asked, 5)
+        assert data(await other) == b"1"
+
+    on_loop(test)
+
+
+def test_replies_that_were_lost_to_a_signal_leave_none_to_those_behind():
+    signals = [KeyboardInterrupt()]
+
+    def interrupted(data, at):
+        if signals:
+            raise signals.pop()
+        return VALUES(data, at)
+
+    async def main():
+        it = Shared()
+        with it.server:
+            asked = [it.ask(), it.ask(kinds=(interrupted,)), it.ask()]
+            await asyncio.sleep(0)
+            it.reply(b"1", b"2")
+            with pytest.raises(KeyboardInterrupt):
+                it.connection._read()
+            with contextlib.suppress(OSError):
+                it.reply(b"3")
+            first, *others = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 5)
+        assert data(first) == b"1"
+        assert [(type(each), each.committed) for each in others] == [(StoreUnavailableError, None)] * 2
+        assert it.connection.sock.fileno() < 0
+
+    asyncio.run(main())
+
+
+def test_full_socket_is_waited_for_on_a_loop_that_watches_none(on_loop, monkeypatch):
+    async def test(it):
+        begun = []
+        run = SharedConnection._run
+        monkeypatch.setattr(SharedConnection, "_run", lambda self, work: (begun.append(work), run(self, work)))
+        full = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                full += it.connection.sock.send(b"x" * 1000)
+        asked = [it.ask(b"gets a"), it.ask(b"gets b")]
+        await asyncio.sleep(0.1)
+        # One that sends and one that reads.
+        assert len(begun) <= 2
+        received = bytearray()
+
+        def take():
+            while len(received) < full + len(b"gets a\r\ngets b\r\n"):
+                received.extend(it.server.recv(1 << 20))
+
+        await asyncio.to_thread(take)
+        assert received.endswith(b"xgets a\r\ngets b\r\n")
+        it.reply(b"1", b"2")
+        assert [data(each) for each in await asyncio.gather(*asked)] == [b"1", b"2"]
+
+    on_loop(test)
+
+
 @pytest.mark.parametrize("asked_before", [1, 3])
 def test_who_asks_on_a_connection_that_has_just_ended_is_told(on_loop, asked_before):
     async def test(it):
@@ -433,6 +537,34 @@ def test_who_gives_up_takes_the_connection_from_those_who_come_later_and_from_no
     on_loop(test)
 
 
+def test_connection_that_is_to_end_does_so_when_the_last_who_waits_behind_something_large_gives_up(on_loop):
+    async def test(it):
+        large, behind = it.ask(b"x" * 8_000_000), it.ask(b"gets b")
+        await asyncio.sleep(0.01)
+        it.connection.abandon(large)
+        assert not it.connection.is_lost
+        it.connection.abandon(behind)
+        assert it.connection.is_lost
+
+    on_loop(test)
+
+
+def test_who_gives_up_after_the_loop_was_closed_ends_the_connection():
+    async def ask():
+        it = Shared()
+        answer = it.ask()
+        # What has a task go on.
+        answer.add_done_callback(lambda _: None)
+        return it, answer
+
+    loop = asyncio.new_event_loop()
+    it, answer = loop.run_until_complete(ask())
+    loop.close()
+    with it.server:
+        it.connection.abandon(answer)
+    assert it.connection.sock.fileno() < 0
+
+
 # The store.
 
 
@@ -503,6 +635,60 @@ def test_caller_that_is_ended_leaves_those_beside_it_their_answers(how):
         # Those, the one that asks, and the one that came later.
         assert connections(server) == made + 2
         await store.aclose()
+
+    with started("memcached") as server:
+        asyncio.run(main(server))
+
+
+def test_commit_that_was_between_two_messages_when_the_store_was_closed_sends_no_more():
+    def steps():
+        yield Load((A,))
+        yield Pause(0.2)
+        yield Commit(b"t" * 16, b"v" * 8, (Change(A, None, {"x": put(1)}, (), {"x": None}),))
+
+    async def main(server):
+        store = MemcachedStore(f"{HOST}:{server.port}")
+        bridge = bridge_to(store)
+        await Talk(bridge).aask(Load((A,)))
+        made = connections(server)
+        committing = asyncio.ensure_future(bridge.arun_uncut(steps()))
+        await asyncio.sleep(0.05)
+        await asyncio.to_thread(store.close)
+        with pytest.raises(StoreClosedError) as caught:
+            await committing
+        assert caught.value.committed is False
+        # This one.
+        assert connections(server) == made + 1
+
+    with started("memcached") as server:
+        asyncio.run(main(server))
+
+
+def test_context_of_who_came_first_is_not_kept_for_the_others():
+    class Own:
+        pass
+
+    variable = contextvars.ContextVar("variable")
+
+    async def main(server):
+        async with Gantry(MemcachedStore(f"{HOST}:{server.port}")) as gantry:
+
+            @gantry.with_memory
+            async def count(memory):
+                memory.add("n", 1)
+
+            async def call():
+                own = Own()
+                variable.set(own)
+                async with gantry.session("s"):
+                    await count()
+                return weakref.ref(own)
+
+            own = await asyncio.ensure_future(call())
+            # What woke this task has to end.
+            await asyncio.sleep(0)
+            gc.collect()
+            assert own() is None
 
     with started("memcached") as server:
         asyncio.run(main(server))
