@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 import warnings
@@ -10,6 +11,8 @@ import pytest
 
 from agent_gantry_state import EvictionWarning, Gantry, MemoryTooLargeError, Namespace, Scope, StoreURLError
 from agent_gantry_state.bridge import bridge_to
+from agent_gantry_state.injection import short
+from agent_gantry_state.nesting import CURRENT
 from agent_gantry_state.stores import memory
 from agent_gantry_state.stores.memory import MemoryStore, Slot
 from agent_gantry_state.stores.protocol import Committed, Lease, List, Load
@@ -359,6 +362,43 @@ def test_what_was_evicted_by_a_commit_that_is_interrupted_is_in_no_store_any_mor
         with pytest.warns(EvictionWarning):
             in_a_thread(lambda index=index: talk.write(session(index), x=1))
     assert [*store._slots] == [session(3)]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_signal_as_soon_as_a_call_has_begun_leaves_no_call_around_the_next(store, monkeypatch, is_async):
+    class Context:
+        get, reset = CURRENT.get, CURRENT.reset
+
+        @staticmethod
+        def set(around):
+            token = CURRENT.set(around)
+            if signalled and around is not None:
+                raise signalled.pop()
+            return token
+
+    signalled = []
+    monkeypatch.setattr(short, "CURRENT", Context)
+    gantry = Gantry(store, session="s")
+
+    @gantry.with_memory
+    def note(text, memory):
+        memory["text"] = text
+
+    @gantry.with_memory
+    async def anote(text, memory):
+        memory["text"] = text
+
+    async def both():
+        with pytest.raises(Interruption):
+            await anote("second") if is_async else note("second")
+        # In the same context, as what is typed next.
+        note("third")
+
+    note("first")
+    signalled.append(Interruption())
+    asyncio.run(both())
+
+    assert remembered(gantry) == {"text": "third"}
 
 
 def texts(store):
