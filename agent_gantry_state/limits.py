@@ -70,7 +70,7 @@ def known(base: Snapshot, current: Snapshot) -> Snapshot:
     """
     if current.until is None or current.head is None or current.born != base.born:
         return current
-    rest = {key: value for key, value in base.values.items() if key not in current.versions}
+    rest = {key: value for key, value in base.values.items() if current.version(key) is None}
     packed = {key: value for key, value in base.packed.items() if key in rest}
     return Snapshot({**rest, **current.values}, {**packed, **current.packed}, {}, current.head, until=current.until)
 

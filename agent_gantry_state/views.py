@@ -160,7 +160,7 @@ class Layered(Memory):
         touched = self._touched.get(key, _MISSING)
         if key not in self._below or (self._extra is not None and key in self._extra.ttls):
             return False
-        if touched is not _REVEALED and (touched is not _MISSING or key in self._base.versions):
+        if touched is not _REVEALED and (touched is not _MISSING or self._base.version(key) is not None):
             return False
         # A change in place is a write to the nearest, too.
         packed = self._below[key].packed
@@ -359,7 +359,9 @@ class View:
         change = self._change(changes)
         base, prefix = memory._base, self._prefix
         # What the body took a value from that the namespace itself does not have: what a merge starts from.
-        bases = {prefix + key: _content(base, key) for key in change.puts if key in base.values and key not in base.versions}
+        bases = {
+            prefix + key: _content(base, key) for key in change.puts if key in base.values and base.version(key) is None
+        }
         added = {} if changes is None else {prefix + key: n for key, n in changes[2].items()}
         timed = [prefix + key for key in timed_by(memory)]
         merges = {prefix + key: merge for key, merge in self.terms.merges.items()}
@@ -404,12 +406,12 @@ class View:
         base, namespace = memory._base, memory._namespace
         assert namespace is not None  # noqa: S101 - it was opened with one
         puts, deletes = ({}, []) if changes is None else changes[:2]
-        checks = {key: _content(base, key) if key in base.versions else None for key in (*puts, *deletes)}
+        checks = {key: None if base.version(key) is None else _content(base, key) for key in (*puts, *deletes)}
         change = Change(namespace, base.head, puts, deletes, checks, False, touches(memory))
         there = snapshot_of(self.held.memory, [prefix + key for key in checks])
         if prefix:
             there = _stripped(there, len(prefix))
-        if all(there.versions.get(key) == seen for key, seen in checks.items()):
+        if all(there.version(key) == seen for key, seen in checks.items()):
             return change
         rebase = Rebase(memory, changes, change, there, memory._now, born=there.born)
         change = rebase.run()

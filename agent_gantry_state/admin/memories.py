@@ -136,7 +136,7 @@ def _compartment_of(key: str) -> str | None:
 
 def stored(namespace: Namespace, snapshot: Snapshot, now: float) -> StoredMemory:
     """A memory as a store has given it at *now*."""
-    keys = []
+    keys, versions = [], snapshot.versions
     for key, value in snapshot.values.items():
         packed = snapshot.packed.get(key)
         deadline = snapshot.deadline(key)
@@ -144,7 +144,7 @@ def stored(namespace: Namespace, snapshot: Snapshot, now: float) -> StoredMemory
             StoredKey(
                 key,
                 codec.pack(value) if packed is None else packed,
-                snapshot.versions[key].hex(),
+                versions[key].hex(),
                 deadline,
                 None if deadline is None else deadline - now,
                 snapshot.slides.get(key),

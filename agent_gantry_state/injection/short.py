@@ -141,8 +141,10 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
             if memory is None:
                 return call(plan, fn, 0, args, kwargs)
         frame: list[Any] = [settings, identity, NESTING.process, memory, _OPEN]
-        token = set_current(frame)
+        token: Token[Any] | None = None
         try:
+            # In here, for a signal may come as soon as it is set.
+            token = set_current(frame)
             if len(args) == index and not kwargs:
                 result = fn(*args, memory)
             elif len(args) > index:
@@ -250,8 +252,10 @@ def _short_acaller(
             if memory is None:
                 return await acall(plan, fn, shift, args, kwargs, body, landed)
         frame: list[Any] = [settings, identity, NESTING.process, memory, _OPEN]
-        token = set_current(frame)
+        token: Token[Any] | None = None
         try:
+            # In here, for a signal may come as soon as it is set.
+            token = set_current(frame)
             if len(args) == index and not kwargs:
                 result = await run(*args, memory)
             elif len(args) > index:
@@ -309,9 +313,13 @@ def _short_acaller(
     return called
 
 
-def _fail_short(frame: list[Any], token: Token[Any]) -> UnitOfWork | None:
+def _fail_short(frame: list[Any], token: Token[Any] | None) -> UnitOfWork | None:
     """Leave the body of a call, and mark that as failed; its unit, to be abandoned, if one was made for calls inside."""
-    leave(token)
+    if token is None:
+        # A signal came as it was entered, by nobody's body.
+        CURRENT.set(None)
+    else:
+        leave(token)
     return _failed(frame)
 
 

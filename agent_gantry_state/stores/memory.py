@@ -452,6 +452,9 @@ class MemoryStore(Clocked):
         restore = None if more.own is None else _restoring(more.own, change)
 
         def undo() -> None:
+            if slot.home is not self.home:
+                # Evicted by what came after it: one that is in no store must not get into this one again.
+                return
             slot.snapshot, more.own, more.tokens, until = there
             if restore is not None:
                 restore()
@@ -471,8 +474,9 @@ class MemoryStore(Clocked):
         if after.head is None:
             return
         if slot is None:
-            # All of it was written just now.
-            after.later, after.first, after.size = _NONE, version, max(_LEAST_SIZE, after.size)
+            if snapshot.head is None:
+                # All of it was written just now; else it was evicted by what the same commit wrote before.
+                after.later, after.first, after.size = _NONE, version, max(_LEAST_SIZE, after.size)
             slot = Slot(change.namespace, after, self.home)
             if after.first_expiry != math.inf:
                 slot.special().until = after.last_expiry()

@@ -9,6 +9,7 @@ import warnings
 import pytest
 
 from agent_gantry_state import EvictionWarning, Gantry, Namespace
+from agent_gantry_state.admin.memories import stored
 from agent_gantry_state.bridge import bridge_to
 from agent_gantry_state.stores import memory, slots
 from agent_gantry_state.stores.memory import MemoryStore
@@ -84,6 +85,72 @@ def test_load_of_a_few_keys_gives_them_in_their_order_without_looking_at_the_oth
 
     assert store._slots[A].more.own.placed is places
     assert [*some.values] == ["k3", "k7", "new"]
+
+
+@pytest.fixture
+def gathered(monkeypatch):
+    """How often somebody has asked a snapshot for the versions of all of its keys."""
+    asked, versions = [], Snapshot.versions.fget
+
+    def counted(snapshot):
+        asked.append(snapshot)
+        return versions(snapshot)
+
+    monkeypatch.setattr(Snapshot, "versions", property(counted))
+    return asked
+
+
+def test_versions_are_gathered_once_for_a_memory_that_is_looked_at(gathered, talk):
+    talk.write(A, **MANY)
+    (whole,) = talk.load(A)
+    del gathered[:]
+
+    there = stored(A, whole, 0.0)
+
+    assert {key.version for key in there.keys} == {whole.head.hex()}
+    assert len(gathered) == 1
+
+
+def test_versions_are_not_gathered_for_each_key_of_a_commit_that_came_second(gathered, store):
+    with Gantry(store=store, session="s") as gantry:
+        gantry.with_memory(lambda memory: memory.update(MANY))()
+        other = gantry.with_memory(keys=("k1",))(lambda memory: memory.add("k1", 1))
+        gantry.with_memory(keys=("k2",))(lambda memory: memory.add("k2", 1))()
+
+        @gantry.with_memory
+        def count(memory):
+            for key in MANY:
+                memory.add(key, 1)
+            with gantry.independent():
+                other()
+
+        del gathered[:]
+        count()
+
+        with gantry.memory() as after:
+            assert after == {**{key: value + 1 for key, value in MANY.items()}, "k1": 3, "k2": 4}
+    assert len(gathered) < 10
+
+
+def test_versions_are_not_gathered_for_each_key_that_a_body_wrote_before_a_private_call(gathered, store):
+    with Gantry(store=store, session="s") as gantry:
+        gantry.with_memory(lambda memory: memory.update(MANY))()
+        private = gantry.with_memory(private=True, name="private")(lambda memory: memory.update(x=1))
+
+        @gantry.with_memory
+        def count(memory):
+            for key in MANY:
+                memory[key] += 1
+            private()
+            for key in MANY:
+                memory[key] += 1
+
+        del gathered[:]
+        count()
+
+        with gantry.memory() as after:
+            assert after == {key: value + 2 for key, value in MANY.items()}
+    assert len(gathered) < 20
 
 
 def test_key_that_was_deleted_and_made_again_comes_last(talk):

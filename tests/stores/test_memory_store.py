@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 import warnings
@@ -10,8 +11,12 @@ import pytest
 
 from agent_gantry_state import EvictionWarning, Gantry, MemoryTooLargeError, Namespace, Scope, StoreURLError
 from agent_gantry_state.bridge import bridge_to
+from agent_gantry_state.injection import short
+from agent_gantry_state.nesting import CURRENT
+from agent_gantry_state.stores import memory
 from agent_gantry_state.stores.memory import MemoryStore, Slot
 from agent_gantry_state.stores.protocol import Committed, Lease, List, Load
+from agent_gantry_state.stores.whole import applied
 from agent_gantry_state.testing import A, B, Clock, StoreContract, Talk, put
 
 
@@ -320,6 +325,80 @@ def test_commit_to_several_namespaces_that_is_interrupted_changes_none(there):
 
     assert outcomes[0] is False
     assert outcomes[-1] is True
+
+
+def test_keys_of_what_is_evicted_by_its_own_commit_keep_their_versions(clock):
+    store = MemoryStore(1, clock)
+    talk = Talk(bridge_to(store))
+    talk.write(A, x=1, y=2)
+    (before,) = talk.load(A)
+    changes = talk.change(B, {"x": put(1)}), talk.change(A, {"x": put(3)})
+
+    with pytest.warns(EvictionWarning):
+        talk.send(*changes)
+
+    (after,) = talk.load(A)
+    assert after.versions == {"x": after.head, "y": before.head}
+
+
+def test_what_was_evicted_by_a_commit_that_is_interrupted_is_in_no_store_any_more(clock, monkeypatch):
+    store = MemoryStore(1, clock)
+    talk = Talk(bridge_to(store))
+    talk.write(A, x=put(1, ttl=5))
+    changes = [talk.change(namespace, {"x": put(2, ttl=50)}) for namespace in (A, B, session(1))]
+
+    def interrupted(change, *rest):
+        if change is changes[2]:
+            raise Interruption
+        return applied(change, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "applied", interrupted)
+        with pytest.raises(Interruption):
+            talk.send(*changes)
+
+    assert [talk.content(namespace) for namespace in (A, B, session(1))] == [{}, {}, {}]
+    for index in (2, 3):
+        with pytest.warns(EvictionWarning):
+            in_a_thread(lambda index=index: talk.write(session(index), x=1))
+    assert [*store._slots] == [session(3)]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_signal_as_soon_as_a_call_has_begun_leaves_no_call_around_the_next(store, monkeypatch, is_async):
+    class Context:
+        get, reset = CURRENT.get, CURRENT.reset
+
+        @staticmethod
+        def set(around):
+            token = CURRENT.set(around)
+            if signalled and around is not None:
+                raise signalled.pop()
+            return token
+
+    signalled = []
+    monkeypatch.setattr(short, "CURRENT", Context)
+    gantry = Gantry(store, session="s")
+
+    @gantry.with_memory
+    def note(text, memory):
+        memory["text"] = text
+
+    @gantry.with_memory
+    async def anote(text, memory):
+        memory["text"] = text
+
+    async def both():
+        with pytest.raises(Interruption):
+            await anote("second") if is_async else note("second")
+        # In the same context, as what is typed next.
+        note("third")
+
+    note("first")
+    signalled.append(Interruption())
+    asyncio.run(both())
+
+    assert remembered(gantry) == {"text": "third"}
 
 
 def texts(store):
