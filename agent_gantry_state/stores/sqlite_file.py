@@ -37,6 +37,10 @@ OLDEST: Final = (3, 35, 0)
 #: Seconds that a fork waits for what other threads are doing with a database.
 FORK_SECONDS = 2.0
 _LOOK_AGAIN: Final = 0.02
+#: What a lock is acquired with by whoever does not wait for it.
+_NOT_WAITING: Final = (False,)
+#: What is popped from a list of handles.
+_LAST: Final = (-1,)
 _FROZEN: Final = "mode=ro&immutable=1"
 
 _BUSY, _LOCKED, _READONLY, _IOERR, _CORRUPT, _FULL, _CANTOPEN, _NOTADB = 5, 6, 8, 10, 11, 13, 14, 26
@@ -168,10 +172,10 @@ class SQLiteFile:
         somebody else has written. For who wants to *look*, *work* gets the `era` as well: what was read in the same one
         still stands there.
         """
-        if not self._lock.acquire(False):
-            return self.read(work, message, deadline)
+        got: list[bool] = []
         try:
-            handle = self._handles.writer
+            got.extend(map(self._lock.acquire, _NOT_WAITING))
+            handle = self._handles.writer if got[0] else None
             if handle is not None:
                 if not look:
                     return work(handle.execute, message)
@@ -185,10 +189,12 @@ class SQLiteFile:
             if not _is_busy(error):
                 raise self._translated(error, False) from error
         except BaseException:
-            self._drop_writer()
+            if True in got:
+                self._drop_writer()
             raise
         finally:
-            self._lock.release()
+            if True in got:
+                self._lock.release()
         return self.read(work, message, deadline)
 
     def read(self, work: Callable[[Execute, Any], T], message: Any, deadline: float | None) -> T:
@@ -205,25 +211,26 @@ class SQLiteFile:
         """
         if self.path is None:
             return self._alone(work, message, deadline)
-        pause = 0.0005
+        pause, mine = 0.0005, list[_Handle]()
         while True:
             try:
-                handle = self._idle.pop()
-            except IndexError:
-                handle = self._take(deadline)
-            try:
-                answer = work(handle.execute, message)
+                try:
+                    # In one step, here and where it is given back: a signal in between must not leave it to nobody.
+                    mine.extend(map(self._idle.pop, _LAST))
+                except IndexError:
+                    self._take(mine, deadline)
+                answer = work(mine[0].execute, message)
+                self._give(mine)
             except sqlite3.Error as error:
                 # A handle on which anything went wrong is not used again.
-                self._discard(handle)
+                self._discard(mine)
                 if not _is_busy(error):
                     raise self._translated(error, False) from error
                 pause = _wait(pause, deadline, error)
             except BaseException:
-                self._discard(handle)
+                self._discard(mine)
                 raise
             else:
-                self._give(handle)
                 return answer
 
     def write(
@@ -246,9 +253,9 @@ class SQLiteFile:
             WouldBlock: It would have to wait and may not.
             StoreError: The database cannot be written to. `committed` is None if the commit itself failed.
         """
-        if not self._lock.acquire(False):
-            self._wait_for_lock(deadline)
+        got: list[bool] = []
         try:
+            self._take_lock(got, deadline)
             handle = self._handles.writer
             if handle is None:
                 handle = self._open_writer(deadline)
@@ -260,7 +267,8 @@ class SQLiteFile:
                 self._bring_home(handle)
             return self._transaction(handle, work, message, deadline, landed)
         finally:
-            self._lock.release()
+            if True in got:
+                self._lock.release()
 
     def attempt(
         self, statement: str, parameters: Sequence[Any], pages: int, landed: Callable[[Any], bool], message: Any
@@ -280,10 +288,10 @@ class SQLiteFile:
         Raises:
             StoreError: What became of it is not known.
         """
-        if not self._lock.acquire(False):
-            return False
+        got: list[bool] = []
         try:
-            handle = self._handles.writer
+            got.extend(map(self._lock.acquire, _NOT_WAITING))
+            handle = self._handles.writer if got[0] else None
             if handle is None or self.full or self._logged >= self._log_bound:
                 return False
             handle.execute(statement, parameters)
@@ -298,12 +306,14 @@ class SQLiteFile:
             self._drop_writer()
             raise self._translated(error, None) from error
         except BaseException:
-            self._drop_writer()
+            if True in got:
+                self._drop_writer()
             raise
         else:
             return True
         finally:
-            self._lock.release()
+            if True in got:
+                self._lock.release()
 
     def _transaction(
         self,
@@ -360,9 +370,9 @@ class SQLiteFile:
                 return
 
     def _alone(self, work: Callable[[Execute, Any], T], message: Any, deadline: float | None) -> T:
-        if not self._lock.acquire(False):
-            self._wait_for_lock(deadline)
+        got: list[bool] = []
         try:
+            self._take_lock(got, deadline)
             handle = self._handles.writer or self._open_writer(deadline)
             try:
                 return work(handle.execute, message)
@@ -372,12 +382,19 @@ class SQLiteFile:
         except sqlite3.Error as error:
             raise self._translated(error, False) from error
         finally:
-            self._lock.release()
+            if True in got:
+                self._lock.release()
 
-    def _wait_for_lock(self, deadline: float | None) -> None:
+    def _take_lock(self, got: list[bool], deadline: float | None) -> None:
+        """Acquire the lock, and note that in *got*."""
+        # In one step, like everywhere here: a signal that comes between the two must not leave it to nobody.
+        got.extend(map(self._lock.acquire, _NOT_WAITING))
+        if got[0]:
+            return
         if deadline is None:
             raise WouldBlock
-        if not self._lock.acquire(timeout=max(deadline - time.monotonic(), 0)):
+        got.extend(map(self._lock.acquire, (True,), (max(deadline - time.monotonic(), 0),)))
+        if not got[1]:
             raise StoreTimeoutError(
                 "the SQLite database is busy: other calls of this program were writing to it all the time that this one "
                 "may wait; nothing was written, and calling again may succeed",
@@ -406,8 +423,8 @@ class SQLiteFile:
             self._handles.writer = None
             handle.close()
 
-    def _take(self, deadline: float | None) -> _Handle:
-        """A handle to read with, where none is at hand."""
+    def _take(self, mine: list[_Handle], deadline: float | None) -> None:
+        """Put a handle to read with into *mine*, where none is at hand."""
         if self._closed:
             raise _closed()
         if deadline is None:
@@ -415,9 +432,11 @@ class SQLiteFile:
         with self._returned:
             while self._suspended or len(self._handles.readers) + self._opening >= MAX_READERS:
                 try:
-                    return self._idle.pop()
+                    mine.extend(map(self._idle.pop, _LAST))
                 except IndexError:
                     pass
+                else:
+                    return
                 self._waiting += 1
                 in_time = self._returned.wait(max(deadline - time.monotonic(), 0))
                 self._waiting -= 1
@@ -430,27 +449,27 @@ class SQLiteFile:
                         committed=False,
                     )
             self._opening += 1
-        opened: list[_Handle] = []
         try:
-            opened.append(self._open(deadline))
+            mine.append(self._open(deadline))
         finally:
             with self._returned:
                 self._opening -= 1
-                self._handles.readers.update(opened)
+                self._handles.readers.update(mine)
                 self._returned.notify()
-        return opened[0]
 
-    def _give(self, handle: _Handle) -> None:
-        self._idle.append(handle)
+    def _give(self, mine: list[_Handle]) -> None:
+        self._idle.extend(map(mine.pop, _LAST))
         if self._closed:
             self._handles.close_idle()
         elif self._waiting:
             with self._returned:
                 self._returned.notify()
 
-    def _discard(self, handle: _Handle) -> None:
-        handle.close()
-        self._handles.readers.discard(handle)
+    def _discard(self, mine: list[_Handle]) -> None:
+        for handle in mine:
+            handle.close()
+        self._handles.readers.difference_update(mine)
+        mine.clear()
         if self._waiting:
             with self._returned:
                 self._returned.notify()
@@ -492,10 +511,12 @@ class SQLiteFile:
                 "this process was forked while another thread of its parent waited for the SQLite database, and cannot use "
                 "it safely: open a new gantry in the child, or fork when no tool runs"
             )
-        if not _opening.acquire(timeout=max(deadline - time.monotonic(), 0)):
-            raise StoreTimeoutError("the SQLite database could not be opened in time", committed=False)
+        got: list[bool] = []
         pause = 0.0005
         try:
+            got.extend(map(_opening.acquire, (True,), (max(deadline - time.monotonic(), 0),)))
+            if not got[0]:
+                raise StoreTimeoutError("the SQLite database could not be opened in time", committed=False)
             while True:
                 try:
                     return self._connect(helpers)
@@ -504,7 +525,8 @@ class SQLiteFile:
                         raise self._translated(error, False) from error
                     pause = _wait(pause, deadline, error)
         finally:
-            _opening.release()
+            if True in got:
+                _opening.release()
 
     def _connect(self, helpers: tuple[str, ...]) -> _Handle:
         if self.path is not None and not self._known:

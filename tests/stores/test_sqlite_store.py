@@ -1525,3 +1525,43 @@ def test_async_call_whose_commit_has_to_wait_commits_once(tmp_path, full):
 
         with gantry.memory("session") as memory:
             assert memory == {"n": 2, "log": [1, 2]}
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no such timers here")
+def test_interrupts_do_not_leave_the_file_locked(path):
+    gantry = Gantry(f"sqlite:///{path}")
+
+    class Interruption(BaseException):
+        pass
+
+    armed, interrupted = False, 0
+
+    def interrupt(*_):
+        nonlocal armed, interrupted
+        if armed:
+            armed, interrupted = False, interrupted + 1
+            raise Interruption
+
+    @gantry.with_memory
+    def note(text, memory):
+        memory["text"] = text
+
+    ways = random.Random(5)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for number in range(3000):
+            with gantry.session("s"):
+                note("there")
+                with contextlib.suppress(Interruption):
+                    armed = True
+                    signal.setitimer(signal.ITIMER_REAL, ways.uniform(2e-6, 1.2e-4))
+                    note(str(number))
+                    armed = False
+                signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+    assert interrupted > 100
+    with closing(gantry), gantry.session("s"):
+        note("after")
