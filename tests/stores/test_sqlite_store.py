@@ -1527,6 +1527,7 @@ def test_async_call_whose_commit_has_to_wait_commits_once(tmp_path, full):
             assert memory == {"n": 2, "log": [1, 2]}
 
 
+@pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # One that was just being opened.
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no such timers here")
 def test_interrupts_do_not_leave_the_file_locked(path):
     gantry = Gantry(f"sqlite:///{path}")
@@ -1562,6 +1563,7 @@ def test_interrupts_do_not_leave_the_file_locked(path):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
+    gc.collect()
     assert interrupted > 100
     with closing(gantry), gantry.session("s"):
         note("after")
