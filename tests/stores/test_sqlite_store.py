@@ -1529,7 +1529,7 @@ def test_async_call_whose_commit_has_to_wait_commits_once(tmp_path, full):
 
 @pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # One that was just being opened.
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no such timers here")
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 hears of a signal within `finally`, too")
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 may leave out a `finally` for a signal")
 def test_interrupts_do_not_leave_the_file_locked(path):
     gantry = Gantry(f"sqlite:///{path}")
 
