@@ -846,9 +846,15 @@ def test_server_without_a_connection_left_is_unavailable():
     with servers.started("postgresql", "-c", "max_connections=4", "-c", "superuser_reserved_connections=0") as server:
         with contextlib.ExitStack() as stack:
             store = stack.enter_context(closing(PostgreSQLStore(server.url)))
-            with contextlib.suppress(psycopg.OperationalError):
-                for _ in range(4):
+            taken, end = 0, time.monotonic() + 10
+            while taken < 4:
+                try:
                     stack.enter_context(psycopg.connect(server.url))
+                    taken += 1
+                except psycopg.OperationalError:
+                    # The connection by which the server was found to be up may be about to end.
+                    assert time.monotonic() < end
+                    time.sleep(0.01)
 
             with pytest.raises(StoreUnavailableError, match=r"too many clients|remaining connection slots") as caught:
                 store.commit(one([Change(A, None, {"x": put(1)}, (), {"x": None})]))
