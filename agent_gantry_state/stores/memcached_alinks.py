@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Iterable
 from typing import Any
 
 from agent_gantry_state import steps as _steps
-from agent_gantry_state.errors import StoreError, StoreUnavailableError
+from agent_gantry_state.errors import StoreError
 from agent_gantry_state.stores.memcached_connection import CHUNK, FAILURES, failed, new_socket, too_many
 from agent_gantry_state.stores.memcached_server import Server
 from agent_gantry_state.stores.memcached_shared import SharedConnection
@@ -112,12 +112,7 @@ class _Shared:
     async def _any(self, deadline: float) -> SharedConnection:
         """A connection, which is made if there is none that would answer soon and may be another one."""
         if self._silence.count >= SILENT_REQUESTS:
-            try:
-                self._silence.refuse()
-            except StoreUnavailableError:
-                # Whoever tries again and again lets others run meanwhile, those who ask the server among them.
-                await asyncio.sleep(0)
-                raise
+            await self._silence.arefuse()
         while (connection := self._free()) is None:
             is_full = len(self._open) + len(self._retired) + self._connecting >= self._limit
             if is_full and self._open:

@@ -86,6 +86,15 @@ class Silence:
             pause = _FIRST_PAUSE * 2.0 ** min(self.count - SILENT_REQUESTS, 10)
             self._again = now + min(pause, LONGEST_PAUSE)
 
+    async def arefuse(self) -> None:
+        """`refuse`, for a caller on an event loop."""
+        try:
+            self.refuse()
+        except StoreUnavailableError:
+            # Whoever tries again and again lets others run meanwhile, those who ask the server among them.
+            await asyncio.sleep(0)
+            raise
+
     def note(self, error: BaseException, began: float) -> None:
         """Note how a request ended to which it gave no answer."""
         now = time.monotonic()
@@ -241,12 +250,7 @@ class AsyncPool(Generic[A]):
     async def use(self, work: Callable[..., Awaitable[T]], deadline: float, *also: Any) -> T:
         """As `Pool.use`."""
         if self._silence.count >= SILENT_REQUESTS:
-            try:
-                self._silence.refuse()
-            except StoreUnavailableError:
-                # Whoever tries again and again lets others run meanwhile, those who ask the server among them.
-                await asyncio.sleep(0)
-                raise
+            await self._silence.arefuse()
         connection = await self._take(deadline)
         began = time.monotonic()
         try:
