@@ -18,7 +18,7 @@ from agent_gantry_state.codec import IMMUTABLE
 from agent_gantry_state.errors import MemoryConflictError, StateWarning
 from agent_gantry_state.injection.plan import Plan
 from agent_gantry_state.nesting import CURRENT, leave
-from agent_gantry_state.scopes import ATTEMPT, ENTERED, Entered, Identity, refuse_orphan
+from agent_gantry_state.scopes import ENTERED, Entered, Identity, refuse_orphan
 from agent_gantry_state.steps import Pause, Steps
 from agent_gantry_state.unit_of_work import UnitOfWork
 from agent_gantry_state.wiring import Settings
@@ -267,8 +267,7 @@ class _Inside:
 
 def _committed(plan: Plan, unit: UnitOfWork, attempt: int) -> bool:
     """Commit; False if the body is to run again because of a conflict."""
-    if ATTEMPT.get() is not None:
-        refuse_orphan()
+    refuse_orphan()
     try:
         unit.bridge.run(unit.finish())
     except MemoryConflictError:
@@ -281,8 +280,7 @@ def _committed(plan: Plan, unit: UnitOfWork, attempt: int) -> bool:
 
 async def _acommitted(plan: Plan, unit: UnitOfWork, attempt: int, finish: Steps[None]) -> bool:
     """`_committed`, for a caller on an event loop."""
-    if ATTEMPT.get() is not None:
-        refuse_orphan()
+    refuse_orphan()
     try:
         await unit.bridge.arun_uncut(finish)
     except MemoryConflictError:
