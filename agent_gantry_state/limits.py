@@ -106,8 +106,7 @@ def _counted(limits: Limits, change: Change, before: Snapshot) -> float:
     if before.head is None:
         # What a memory begins with is not there before it is written.
         before = EMPTY
-    before.measure()
-    size = before.size
+    size = before.measure()
     for key, put in change.puts.items():
         size += 2 * key.__sizeof__() + put.size - len(before.packed.get(key, b""))
     if size > limits.plain_bytes and change.puts:

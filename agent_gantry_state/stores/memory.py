@@ -275,11 +275,8 @@ class MemoryStore(Clocked):
                 more += len(after) - len(encoded.get(key, b""))
             encoded = encoded | packed
         size = there.size + more
-        if size > max_bytes:
-            there.measure()
-            size = there.size + more
-            if size > max_bytes:
-                return None
+        if size > max_bytes and (size := there.measure() + more) > max_bytes:
+            return None
         later = there.later.copy()
         for key in values:
             later[key] = version
@@ -323,11 +320,8 @@ class MemoryStore(Clocked):
                 more = len(packed) - len(encoded[key])
                 encoded[key] = packed
             size = there.size + more
-            if size > max_bytes:
-                there.measure()
-                size = there.size + more
-                if size > max_bytes:
-                    return False
+            if size > max_bytes and (size := there.measure() + more) > max_bytes:
+                return False
             # What `following` does.
             after: Snapshot = _new(Snapshot)
             after.values, after.packed, after.later, after.first = values, encoded, later, there.first

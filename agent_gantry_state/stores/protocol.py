@@ -247,12 +247,13 @@ class Snapshot:
         """The version of a key; None if it is not stored."""
         return self.later.get(key) or (self.first if key in self.values else None)
 
-    def measure(self) -> None:
-        """Set `size`, without encoding anything."""
+    def measure(self) -> float:
+        """Set `size`, without encoding anything, and give it."""
         # Twice what Python needs for a str, a number, bytes or None is more than each takes when it is encoded.
         values, packed = self.values, self.packed
         plain = sum([key.__sizeof__() + value.__sizeof__() for key, value in values.items()])
         self.size = 2 * plain + sum(map(len, packed.values()))
+        return self.size
 
     @property
     def entire(self) -> Snapshot:

@@ -380,10 +380,8 @@ class SQLiteStore(Clocked):
         if packed:
             more += sum([len(body) - len(encoded.get(key, b"")) for key, body in packed.items()])
             encoded = encoded | packed
-        if base.size + more > max_bytes:
-            base.measure()
-            if base.size + more > max_bytes:
-                return False
+        if base.size + more > max_bytes and base.measure() + more > max_bytes:
+            return False
         there, new, size = base.values, _blob(version), 0
         parameters: list[Any] = []
         seen: bytes | bytearray = _blob(head)
