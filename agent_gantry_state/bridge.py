@@ -144,6 +144,9 @@ class _Methods:
     attempt_values: Callable[..., bool] | None = None
     #: Gives what is known to stand there, without a message; see `SQLiteStore.attempt_whole`.
     attempt_whole: Callable[..., Any] | None = None
+    #: For callers that may block, load and commit without a message; see `MemcachedStore.load_at_once` and `commit_at_once`.
+    load_at_once: Callable[..., Any] | None = None
+    commit_at_once: Callable[..., bool] | None = None
 
     def __init__(self, store: Any, owned: bool = False) -> None:
         self.store = store
@@ -310,14 +313,19 @@ class Network(Thread):
     On another event loop than asyncio's, callers go through a worker thread.
     """
 
+    def __init__(self, store: Any, owned: bool = False) -> None:
+        super().__init__(store, owned)
+        self._errand_for: Callable[..., Any] | None = getattr(store, "errand_for", None)
+        self.load_at_once = getattr(store, "load_at_once", None)
+        self.commit_at_once = getattr(store, "commit_at_once", None)
+
     async def aperform(self, request: Message | Wait) -> Any:
         if in_asyncio() and not isinstance(request, Wait):
             return await self.store.answer(request)
         return await super().aperform(request)
 
     async def arun_uncut(self, steps: Steps[T]) -> T:
-        errand_for = getattr(self.store, "errand_for", None)
-        errand = None if errand_for is None or not in_asyncio() else errand_for(steps)
+        errand = None if self._errand_for is None or not in_asyncio() else self._errand_for(steps)
         if errand is None:
             return await super().arun_uncut(steps)
         cancelled = await _to_end(errand.is_over, errand.woken)

@@ -15,7 +15,7 @@ from agent_gantry_state.notes import Counters
 from agent_gantry_state.steps import Pause, Steps
 from agent_gantry_state.stores.protocol import Commit, Committed, Forget, Moved
 
-__all__ = ["sent"]
+__all__ = ["send_timeout", "sent"]
 
 #: Seconds between a send that failed and the next one: at first, and at most. A random part of each is taken.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25
@@ -23,8 +23,18 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25
 _SHORTEST = 1.0
 
 
+def send_timeout(left: float) -> float:
+    """Seconds that a send is given of those that are left: one whose answer is lost must leave time for another one."""
+    half = left / 2
+    return half if half > _SHORTEST else min(left, _SHORTEST)
+
+
 def sent(
-    message: Commit | Forget, deadline: float, again: bool, counters: Counters | None = None
+    message: Commit | Forget,
+    deadline: float,
+    again: bool,
+    counters: Counters | None = None,
+    failed: StoreError | None = None,
 ) -> Steps[Committed | Moved | None]:
     """Have a store do what *message* says, by *deadline* on the monotonic clock.
 
@@ -33,6 +43,7 @@ def sent(
         deadline: When to give up.
         again: Whether to send it again while the store cannot be reached or does not answer.
         counters: Told each time that it does.
+        failed: How it ended when it was sent for the first time, if that was done.
 
     Raises:
         StateError: The store failed; `committed` covers all that was sent.
@@ -41,10 +52,11 @@ def sent(
     pause = _FIRST_PAUSE
     while True:
         left = max(deadline - time.monotonic(), 0.0)
-        # One whose answer is lost must leave time for another one.
-        timeout = min(max(left / 2, _SHORTEST), left) if again else left
         try:
-            answer: Committed | Moved | None = yield _within(message, timeout)
+            if failed is not None:
+                error, failed = failed, None
+                raise error
+            answer: Committed | Moved | None = yield _within(message, send_timeout(left) if again else left)
         except StateError as error:
             committed = None if error.committed is None else committed
             error.committed = committed

@@ -25,6 +25,7 @@ from agent_gantry_state.errors import (
     OrphanedCallError,
     PartialCommitError,
     SessionOwnerError,
+    StoreError,
     StoreTimeoutError,
 )
 from agent_gantry_state.events import Observers
@@ -744,15 +745,22 @@ def finish_one(memory: Memory, identity: Identity | None, bridge: Any, send: Cal
         _unit_of(memory, identity, bridge, made).settle_with(answer, send)
 
 
-def finish_far(memory: Memory, identity: Identity | None, bridge: Any, end: Callable[[State], None]) -> Steps[None]:
+def finish_far(
+    memory: Memory,
+    identity: Identity | None,
+    bridge: Any,
+    end: Callable[[State], None],
+    tried: tuple[bytes, float, StoreError | None] | None = None,
+) -> Steps[None]:
     """`finish_one` for a store whose answer can be lost. *end* is told what has become of the call as soon as it is known,
-    for whoever runs this may be cancelled while it lands."""
+    for whoever runs this may be cancelled while it lands. If the store has *tried* without a message: the token, until when
+    there is time, and the error."""
     try:
         made = _made_of(memory, identity)
         if made is not None:
-            token, deadline = new_token(), time.monotonic() + bridge.commit_timeout
+            token, deadline, failed = tried or (new_token(), time.monotonic() + bridge.commit_timeout, None)
             message = Commit(token, token[:8], (made[1],))
-            answer = yield from sent(message, deadline, again=True, counters=bridge.counters)
+            answer = yield from sent(message, deadline, again=True, counters=bridge.counters, failed=failed)
             if isinstance(answer, Moved):
                 part = _unit_of(memory, identity, bridge, made)._part
                 # It goes on as what was sent, of which the store may still do one more.

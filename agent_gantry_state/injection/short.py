@@ -9,6 +9,7 @@ over to them. It repeats in few lines what stands elsewhere: a frame is what it 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from contextvars import Token
 from functools import partial
@@ -18,8 +19,8 @@ from typing import Any
 from agent_gantry_state import codec
 from agent_gantry_state.changes import CONTAINERS, FEW, pack_at, plain_changes
 from agent_gantry_state.codec import IMMUTABLE
-from agent_gantry_state.committing import new_version, spare_version
-from agent_gantry_state.errors import MemoryConflictError
+from agent_gantry_state.committing import new_token, new_version, spare_version
+from agent_gantry_state.errors import MemoryConflictError, StoreError
 from agent_gantry_state.injection.call import (
     GENERATORS,
     aabandon,
@@ -37,6 +38,7 @@ from agent_gantry_state.memory import Memory, Terms, open_memory
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.nesting import CURRENT, leave, unit_of
 from agent_gantry_state.scopes import ATTEMPT, ENTERED, refuse_orphan
+from agent_gantry_state.sending import send_timeout
 from agent_gantry_state.stores.memory import Slot
 from agent_gantry_state.stores.protocol import EMPTY, KEEP, Load, Loaded, Snapshot, WouldBlock
 from agent_gantry_state.stores.slots import ASK
@@ -135,7 +137,7 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
             memory._terms, memory._now, memory._touched = terms, 0.0, {}
         elif (memory := begin(settings, identity)) is None:
             if (single := settings.single) is not None:
-                memory = ask(settings, identity, slot)
+                memory = ask(settings, identity, slot, True)
                 if type(memory) is Load:
                     memory = take(memory, single.perform(memory), identity)
             if memory is None:
@@ -246,7 +248,7 @@ def _short_acaller(
             memory._terms, memory._now, memory._touched = terms, 0.0, {}
         elif (memory := begin(settings, identity)) is None:
             if (single := settings.single) is not None:
-                memory = ask(settings, identity, slot)
+                memory = ask(settings, identity, slot, False)
                 if type(memory) is Load:
                     memory = take(memory, await single.ask_whole(memory), identity)
             if memory is None:
@@ -362,27 +364,48 @@ async def _afinish_nesting(unit: UnitOfWork, landed: Callable[[], None] | None) 
         raise
 
 
+def _plain(memory: Memory) -> tuple[dict[str, Any], dict[str, bytes]] | None:
+    """What a call wrote, if it is no more than plain values to what it had loaded; see `plain_changes`."""
+    base = memory._base
+    if not (base.plain and (base.first or base.later)) or (base.owner is None and memory._terms.owned):
+        return None
+    return plain_changes(memory)
+
+
 def _assigned(bridge: Any, memory: Memory, max_bytes: float) -> bool:
     """Whether a store on this machine has committed a call as it was loaded, which wrote no more than plain values."""
-    base = memory._base
-    if bridge.attempt_values is None or not (base.plain and (base.first or base.later)):
+    if bridge.attempt_values is None or (plain := _plain(memory)) is None:
         return False
-    if base.owner is None and memory._terms.owned:
-        return False
-    changes = plain_changes(memory)
-    if changes is None:
-        return False
-    values, packed = changes
-    return not values or bridge.attempt_values(memory._namespace, base, values, packed, new_version(), max_bytes)
+    values, packed = plain
+    return not values or bridge.attempt_values(memory._namespace, memory._base, values, packed, new_version(), max_bytes)
 
 
 def _finish_single(frame: list[Any], memory: Memory, max_bytes: float) -> None:
     """`_finish_short` where the store is not this process."""
     bridge = frame[0].bridge
     if bridge.resendable:
-        bridge.run(finish_far(memory, frame[1], bridge, partial(_end, frame)))
+        _finish_far(frame, memory, bridge, max_bytes)
     elif not _assigned(bridge, memory, max_bytes):
         finish_one(memory, frame[1], bridge, bridge.perform)
+
+
+def _finish_far(frame: list[Any], memory: Memory, bridge: Any, max_bytes: float) -> None:
+    """`finish_far`, first without a message, if it is plain values that were written."""
+    tried = None
+    if bridge.commit_at_once is not None and (plain := _plain(memory)) is not None:
+        values, packed = plain
+        if not values:
+            return
+        token, seconds, failed = new_token(), bridge.commit_timeout, None
+        deadline = time.monotonic() + seconds
+        base, timeout = memory._base, send_timeout(seconds)
+        try:
+            if bridge.commit_at_once(memory._namespace, base, values, packed, token, timeout, max_bytes):
+                return
+        except StoreError as error:
+            failed = error
+        tried = token, deadline, failed
+    bridge.run(finish_far(memory, frame[1], bridge, partial(_end, frame), tried))
 
 
 async def _afinish_single(frame: list[Any], memory: Memory, max_bytes: float, landed: Callable[[], None] | None) -> None:
@@ -509,13 +532,13 @@ def _beginner(plan: Plan) -> Callable[[Settings, Any], Memory | None]:
 
 def _asker(
     plan: Plan,
-) -> tuple[Callable[[Settings, Any, Slot], Load | Memory], Callable[[Load, Loaded, Any], Memory | None]]:
-    """What to ask a store that has to be asked, if it has not the answer at hand; and what to make of its answer: None if
-    this is not for the short way."""
+) -> tuple[Callable[[Settings, Any, Slot, bool], Load | Memory | None], Callable[[Load, Loaded, Any], Memory | None]]:
+    """What to ask a store that has to be asked, if it has not the answer at hand and cannot be asked without a message by a
+    caller that may block; and what to make of its answer: None if this is not for the short way."""
     terms, scope, impersonal = plan.declarations[0].terms, plan.declarations[0].scope, plan.is_impersonal
     slides, owned = terms.slides, terms.owned
 
-    def ask(settings: Settings, identity: Any, slot: Slot) -> Load | Memory:
+    def ask(settings: Settings, identity: Any, slot: Slot, may_block: bool) -> Load | Memory | None:
         if slot.home is settings.home:
             namespace = slot.namespace
         else:
@@ -523,6 +546,11 @@ def _asker(
             # Says no more than that, of a store that has to be asked.
             _slots(plan, identity)[plan.key] = Slot(namespace, ASK, settings.home)
         bridge: Any = settings.bridge
+        if may_block and bridge.load_at_once is not None:
+            snapshot, now = bridge.load_at_once(namespace)
+            if owned and snapshot.owner is not None and snapshot.owner != identity.owner:
+                return None
+            return open_memory(namespace, snapshot, now, terms)
         if bridge.attempt_whole is not None and not slides:
             snapshot = bridge.attempt_whole(namespace)
             if snapshot is not None and not (owned and snapshot.owner is not None and snapshot.owner != identity.owner):

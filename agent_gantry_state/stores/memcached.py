@@ -53,6 +53,7 @@ from agent_gantry_state.stores.memcached_wire import (
     Replies,
     Request,
     deletes,
+    get,
     gets,
     stores,
 )
@@ -76,7 +77,7 @@ from agent_gantry_state.stores.protocol import (
     Snapshot,
 )
 from agent_gantry_state.stores.urls import StoreURL
-from agent_gantry_state.stores.whole import applied, chosen, is_moved
+from agent_gantry_state.stores.whole import applied, assigned, chosen, is_moved
 
 __all__ = ["MemcachedStore", "from_url"]
 
@@ -94,18 +95,30 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
 _COMMITTED = Committed()
 
 
+class _Place(NamedTuple):
+    """Where a namespace and its lease are kept."""
+
+    server: Server
+    key: bytes
+    lease: bytes
+
+
 class _Kept:
     """A namespace as this process knows it.
 
     Attributes:
+        place: Where it is kept.
         data: Its bytes; b"" where there is none.
         change: The number of the change that made it, and the life of the server in which the number holds; None if that
             is not known, or there is none. It is replaced as a whole, for several threads may have this.
     """
 
-    __slots__ = ("change", "data", "snapshot", "tokens")
+    __slots__ = ("change", "data", "place", "snapshot", "tokens")
 
-    def __init__(self, data: bytes, snapshot: Snapshot, tokens: bytes, change: tuple[bytes, object] | None) -> None:
+    def __init__(
+        self, place: _Place, data: bytes, snapshot: Snapshot, tokens: bytes, change: tuple[bytes, object] | None
+    ) -> None:
+        self.place = place
         self.data = data
         self.snapshot = snapshot
         self.tokens = tokens
@@ -115,7 +128,7 @@ class _Kept:
 #: A lease's item, the life of the server, the holder, and until when.
 _Leased = tuple[bytes | None, object, bytes, float]
 _UNLEASED: _Leased = (None, None, b"", -math.inf)
-_NOTHING = _Kept(b"", EMPTY, NO_TOKENS, None)
+_NOTHING = _Kept(_Place(Server("nowhere"), b"", b""), b"", EMPTY, NO_TOKENS, None)
 
 
 class _Doubt(NamedTuple):
@@ -131,13 +144,10 @@ class _Doubt(NamedTuple):
     born: bytes | None
     until: float
 
-
-class _Place(NamedTuple):
-    """Where a namespace and its lease are kept."""
-
-    server: Server
-    key: bytes
-    lease: bytes
+    @classmethod
+    def of(cls, since: float, after: Snapshot, timeout: float) -> _Doubt:
+        """The doubt whether *after* was written, which had so many seconds."""
+        return cls(since, after.born, time.monotonic() + max(timeout, TOKEN_SECONDS))
 
 
 class MemcachedStore(RemoteStore):
@@ -239,8 +249,9 @@ class MemcachedStore(RemoteStore):
         return math.ceil(until) + _EXTRA_SECONDS
 
     def _place(self, namespace: Namespace) -> _Place:
-        # Addresses may be long, and many: none is kept.
-        return self._place_of(namespace.digest)
+        known = self._kept.get(namespace)
+        # Addresses may be long, and many: no other one is kept.
+        return self._place_of(namespace.digest) if known is None else known.place
 
     def _placed(self, digest: bytes) -> _Place:
         # Not a ring of hashes: the highest of one per server gives each the same share, and needs no table.
@@ -263,21 +274,30 @@ class MemcachedStore(RemoteStore):
 
     def _read(self, namespaces: Sequence[Namespace]) -> Steps[dict[Namespace, _Kept]]:
         """What is there, and this process knows it from now on."""
+        if len(namespaces) == 1:
+            # As most calls have it.
+            return {namespaces[0]: (yield from self._read_one(namespaces[0]))}
         found: dict[Namespace, _Kept] = {}
         for server, keys in self._by_server(namespaces).items():
             (items,), life = yield gets(server, keys)  # type: ignore[misc]
             for key, namespace in keys.items():
-                found[namespace] = self._note(namespace, items.get(key), life)
+                known, place = self._kept.get(namespace), self._place(namespace)
+                found[namespace] = self._note(namespace, place, known, items.get(key), life)
         return found
 
-    def _note(self, namespace: Namespace, item: Item | None, life: object) -> _Kept:
+    def _read_one(self, namespace: Namespace) -> Steps[_Kept]:
+        known, place = self._kept.get(namespace), self._place(namespace)
+        (item,), life = yield get(place.server, place.key, b"" if known is None else known.data)  # type: ignore[misc]
+        return self._note(namespace, place, known, item, life)
+
+    def _note(self, namespace: Namespace, place: _Place, known: _Kept | None, item: Item | None, life: object) -> _Kept:
+        """Know what was read, where this was *known* before."""
         if item is None:
             self._kept.drop(namespace)
             return _NOTHING
         data, unique = item
-        known = self._kept.get(namespace)
         if known is None or known.data != data:
-            known = _Kept(data, *read_item(data, namespace), (unique, life))
+            known = _Kept(place, data, *read_item(data, namespace), (unique, life))
             self._keep(namespace, known)
         else:
             known.change = unique, life
@@ -289,10 +309,9 @@ class MemcachedStore(RemoteStore):
         if len(message.namespaces) == 1 and message.keys is None:
             # As most calls have it.
             (namespace,) = message.namespaces
-            server, key, _ = self._place(namespace)
-            (items,), life = yield gets(server, (key,))  # type: ignore[misc]
-            now = self._now(server)
-            return Loaded((self._note(namespace, items.get(key), life).snapshot.live(now),), now)
+            kept = yield from self._read_one(namespace)
+            now = self._now(self._place(namespace).server)
+            return Loaded((kept.snapshot.live(now),), now)
         found = yield from self._read(message.namespaces)
         # Each server has a clock of its own.
         times = {server: self._now(server) for server in {self._place(n).server for n in message.namespaces}}
@@ -303,6 +322,77 @@ class MemcachedStore(RemoteStore):
                 for snapshot, keys in zip(snapshots, message.keys, strict=True)
             ]
         return Loaded(tuple(snapshots), max(times.values()))
+
+    # What callers that may block mostly want, without messages and steps.
+
+    def load_at_once(self, namespace: Namespace) -> tuple[Snapshot, float]:
+        """Answer a `Load` of a whole namespace: the snapshot, and the time on the store's clock."""
+        known = self._kept.get(namespace)
+        place, data = (self._place(namespace), b"") if known is None else (known.place, known.data)
+        deadline = time.monotonic() + self.load_timeout
+        try:
+            (item,), life = self._asked(get(place.server, place.key, data), deadline)
+        except StoreError as error:
+            self._judge(error, writes=False, last=time.monotonic() >= deadline)
+            loaded = self._answered(Load((namespace,)), deadline, last=True)
+            return loaded.snapshots[0], loaded.now
+        now = self._now(place.server)
+        return self._note(namespace, place, known, item, life).snapshot.live(now), now
+
+    def commit_at_once(
+        self,
+        namespace: Namespace,
+        base: Snapshot,
+        values: dict[str, Any],
+        packed: dict[str, bytes],
+        token: bytes,
+        timeout: float,
+        max_bytes: float,
+    ) -> bool:
+        """Commit small plain values, and containers, in a first try, without a message.
+
+        Args:
+            namespace: Whose they are.
+            base: The namespace as it was loaded, whole; none of its keys expires.
+            values: The values to write, in the order of keys that are new; None for a container.
+            packed: The bytes of each container.
+            token: That of the commit, which was not sent yet.
+            timeout: Seconds.
+            max_bytes: How large the namespace may be.
+
+        Returns:
+            Whether it did; if not, nothing was done: it is not as it was loaded, or not known.
+
+        Raises:
+            StoreError: The store failed. What is known of that, a `Commit` with the same token goes by.
+        """
+        known = self._kept.get(namespace)
+        if known is None or known.snapshot is not base or (change := known.change) is None:
+            return False
+        after = assigned(base, values, packed, token[:8], max_bytes)
+        if after is None:
+            return False
+        place, server = known.place, known.place.server
+        now = self._now(server)
+        tokens = with_token(known.tokens, token, now)
+        data = write_item(namespace, after, tokens)
+        if server.max_item is not None and _size(place, data) > server.max_item:
+            return False
+        try:
+            (answer,), _ = self._asked(stores(server, place.key, data, 0, *change), time.monotonic() + timeout)
+        except ItemTooLargeError:
+            return False
+        except StoreError as error:
+            if error.committed is None:
+                self._doubt(token, place.key, _Doubt.of(now, after, timeout))
+            self._judge(error, writes=True, last=True)
+            raise
+        if answer != b"STORED":
+            # It has another number by now: to try this one again would be in vain.
+            known.change = None
+            return False
+        self._keep(namespace, _Kept(place, data, after, tokens, None))
+        return True
 
     # Committing.
 
@@ -402,7 +492,7 @@ class MemcachedStore(RemoteStore):
         after = applied(change, there, message.version, lambda: now)
         tokens = with_token(kept.tokens, token, now) if token else kept.tokens
         data = write_item(namespace, after, tokens)
-        size = len(data) + len(place.key) + _ITEM_BYTES
+        size = _size(place, data)
         if server.max_item is not None and size > server.max_item:
             raise _too_large(change, after, size, server.max_item)
         exptime = self._exptime(after.last_expiry())
@@ -413,13 +503,11 @@ class MemcachedStore(RemoteStore):
             raise _too_large(change, after, size, server.max_item or size) from None
         except StoreError as error:
             if error.committed is None and token:
-                self._doubt(
-                    token, place.key, _Doubt(now, after.born, time.monotonic() + max(message.timeout, TOKEN_SECONDS))
-                )
+                self._doubt(token, place.key, _Doubt.of(now, after, message.timeout))
             raise
         if answer != b"STORED":
             return False
-        self._keep(namespace, _Kept(data, after, tokens, None))
+        self._keep(namespace, _Kept(place, data, after, tokens, None))
         return True
 
     def _doubt(self, token: bytes, key: bytes, doubt: _Doubt) -> None:
@@ -512,6 +600,11 @@ def _writes(change: Change) -> bool:
 def _counts(change: Change) -> bool:
     """Whether a change has to be of one moment with others: one that only touches conflicts with nothing."""
     return _writes(change) or change.whole or bool(change.checks)
+
+
+def _size(place: _Place, data: bytes) -> int:
+    """What an item takes of the room that memcached has for one."""
+    return len(data) + len(place.key) + _ITEM_BYTES
 
 
 def _too_large(change: Change, after: Snapshot, size: int, limit: int) -> MemoryTooLargeError:

@@ -12,7 +12,7 @@ from typing import Final
 from agent_gantry_state.errors import CorruptEntryError
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.stores.protocol import Snapshot
-from agent_gantry_state.stores.whole import Image, damaged, read_image, write_image
+from agent_gantry_state.stores.whole import damaged, image_of, read_image
 
 __all__ = ["NO_TOKENS", "TOKEN_SECONDS", "dropped_until", "has_token", "read_item", "with_token", "write_item"]
 
@@ -27,7 +27,9 @@ _TOKENS_AT: Final = _HEAD.size + _SUM.size
 _LAYOUT: Final = 1
 _TIME: Final = struct.Struct(">d")
 _TOKEN_BYTES: Final = 16
+_ENTRY: Final = struct.Struct(">16sd")
 _ENTRY_BYTES: Final = _TOKEN_BYTES + _TIME.size
+_time = _TIME.unpack_from
 
 #: The time when the last of those landed that were dropped for newer ones, then each token and until when it is kept.
 NO_TOKENS: Final = _TIME.pack(float("-inf"))
@@ -36,9 +38,8 @@ NO_TOKENS: Final = _TIME.pack(float("-inf"))
 def write_item(namespace: Namespace, snapshot: Snapshot, tokens: bytes) -> bytes:
     """What memcached keeps."""
     head = _HEAD.pack(_LAYOUT, len(tokens))
-    return b"".join(
-        (head, _SUM.pack(zlib.crc32(tokens, zlib.crc32(head))), tokens, write_image(Image(namespace, snapshot, {})))
-    )
+    checksum = _SUM.pack(zlib.crc32(tokens, zlib.crc32(head)))
+    return b"".join((head, checksum, tokens, *image_of(namespace, snapshot)))
 
 
 def read_item(data: bytes, namespace: Namespace) -> tuple[Snapshot, bytes]:
@@ -70,7 +71,7 @@ def has_token(tokens: bytes, token: bytes, now: float) -> bool:
     at = tokens.find(token, _TIME.size)
     while at >= 0:
         if (at - _TIME.size) % _ENTRY_BYTES == 0:
-            return _until(tokens, at) > now
+            return _time(tokens, at + _TOKEN_BYTES)[0] > now  # type: ignore[no-any-return]
         at = tokens.find(token, at + 1)
     return False
 
@@ -78,23 +79,21 @@ def has_token(tokens: bytes, token: bytes, now: float) -> bool:
 def with_token(tokens: bytes, token: bytes, now: float) -> bytes:
     """The tokens that a namespace remembers after a commit."""
     start, length, kept = _TIME.size, len(tokens), tokens[: _TIME.size]
-    while start < length and _until(tokens, start) <= now:
+    while start < length and _time(tokens, start + _TOKEN_BYTES)[0] <= now:
         start += _ENTRY_BYTES
     surplus = length - (_TOKENS - 1) * _ENTRY_BYTES
     if start < surplus:
-        dropped = dropped_until(tokens)
+        (dropped,) = _time(tokens)
         while start < surplus:
             # They come from processes whose clocks differ a little.
-            dropped = max(dropped, _until(tokens, start) - TOKEN_SECONDS)
+            landed = _time(tokens, start + _TOKEN_BYTES)[0] - TOKEN_SECONDS
+            if landed > dropped:
+                dropped = landed
             start += _ENTRY_BYTES
         kept = _TIME.pack(dropped)
-    return b"".join((kept, tokens[start:], token, _TIME.pack(now + TOKEN_SECONDS)))
+    return b"".join((kept, tokens[start:], _ENTRY.pack(token, now + TOKEN_SECONDS)))
 
 
 def dropped_until(tokens: bytes) -> float:
     """When the last commit landed whose token was dropped before its time."""
-    return _TIME.unpack_from(tokens)[0]  # type: ignore[no-any-return]
-
-
-def _until(tokens: bytes, at: int) -> float:
-    return _TIME.unpack_from(tokens, at + _TOKEN_BYTES)[0]  # type: ignore[no-any-return]
+    return _time(tokens)[0]  # type: ignore[no-any-return]

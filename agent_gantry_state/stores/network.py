@@ -300,26 +300,35 @@ class RemoteStore:
         """Answer a `Release`."""
         self._answered(message)
 
-    def _answered(self, message: Message | _WhichServer) -> Any:
-        deadline = time.monotonic() + message.timeout
+    def _answered(self, message: Message | _WhichServer, deadline: float | None = None, last: bool = False) -> Any:
+        """Answer a message, by *deadline* if some of its time is over; *last*: without asking once more."""
+        until = time.monotonic() + message.timeout if deadline is None else deadline
         link = self._link or self._open()
         try:
-            return _steps.run(self._answer(message, deadline), lambda request: link.ask(request, deadline))
+            return _steps.run(self._answer(message, until, last), lambda request: link.ask(request, until))
         finally:
             if self._closed:
                 # It may have been closed before this connected.
                 _shut(link)
 
-    def _answer(self, message: Message | _WhichServer, deadline: float) -> Steps[Any]:
-        """The logic for a message, which is asked once more where that is safe."""
+    def _asked(self, request: Any, deadline: float) -> Any:
+        """The server's reply, for what needs no steps; an error is to be judged."""
+        link = self._link or self._open()
+        try:
+            return link.ask(request, deadline)
+        finally:
+            if self._closed:
+                _shut(link)
+
+    def _answer(self, message: Message | _WhichServer, deadline: float, last: bool = False) -> Steps[Any]:
+        """The logic for a message, which is asked once more where that is safe, unless this is the *last* time."""
         # Steps that go on by themselves may have been between two messages when it was closed.
         self._refuse_closed()
-        last = False
         while True:
             try:
                 return (yield from self._logic[type(message)](message))
             except StoreError as error:
-                self._judge(error, message, last or time.monotonic() >= deadline)
+                self._judge(error, isinstance(message, (Commit, Forget)), last or time.monotonic() >= deadline)
                 last = True
 
     def _open(self) -> Link:
@@ -367,9 +376,8 @@ class RemoteStore:
             if self._alinks.get(on_loop.loop) is on_loop:
                 del self._alinks[on_loop.loop]
 
-    def _judge(self, error: StoreError, message: Message | _WhichServer, last: bool) -> None:
+    def _judge(self, error: StoreError, writes: bool, last: bool) -> None:
         """Raise an error with what is known, unless what failed is to be asked once more."""
-        writes = isinstance(message, (Commit, Forget))
         if not writes:
             error.committed = False
         if self._closed and not isinstance(error, StoreClosedError):

@@ -14,9 +14,20 @@ from agent_gantry_state import codec
 from agent_gantry_state.compartments import FIRST_OPEN
 from agent_gantry_state.errors import CorruptEntryError, StateError
 from agent_gantry_state.namespace import Namespace
-from agent_gantry_state.stores.protocol import KEEP, UNSHARED, Change, Put, Snapshot
+from agent_gantry_state.stores.protocol import KEEP, SMALL_BYTES, UNSHARED, Change, Put, Snapshot
 
-__all__ = ["Image", "applied", "chosen", "damaged", "is_moved", "is_newer", "read_image", "write_image"]
+__all__ = [
+    "Image",
+    "applied",
+    "assigned",
+    "chosen",
+    "damaged",
+    "image_of",
+    "is_moved",
+    "is_newer",
+    "read_image",
+    "write_image",
+]
 
 
 def chosen(snapshot: Snapshot, keys: tuple[str, ...], names: bool) -> Snapshot:
@@ -126,6 +137,31 @@ def applied(
     return after
 
 
+def assigned(
+    base: Snapshot, values: dict[str, Any], packed: dict[str, bytes], version: bytes, max_bytes: float
+) -> Snapshot | None:
+    """The snapshot that follows *base*, in which nothing expires, when small values and containers are written.
+
+    Args:
+        base: What is there.
+        values: The values, in the order of keys that are new; None for a container. None is written where one is.
+        packed: The bytes of each container.
+        version: That of the commit.
+        max_bytes: How large it may be.
+
+    Returns:
+        None if it might be larger than that.
+    """
+    encoded, more = base.packed, SMALL_BYTES * len(values)
+    if packed:
+        more += sum([len(body) - len(encoded.get(key, b"")) for key, body in packed.items()])
+        encoded = encoded | packed
+    if base.size + more > max_bytes and base.measure() + more > max_bytes:
+        return None
+    later = base.later | dict.fromkeys(values, version)
+    return base.following(base.values | values, encoded, later, version, base.size + more)
+
+
 def _expire(key: str, put: Put, expires_at: dict[str, float], slides: dict[str, float], now: Callable[[], float]) -> None:
     expires_at.pop(key, None)
     slides.pop(key, None)
@@ -159,25 +195,35 @@ class Image(NamedTuple):
 
 def write_image(image: Image) -> bytes:
     """A namespace as bytes, which `read_image` reads."""
-    snapshot = image.snapshot
+    # Not as a dict: keys that are no str take the encoder's long way, with everything beside them.
+    return b"".join(image_of(image.namespace, image.snapshot, [*image.tokens], [*image.tokens.values()]))
+
+
+_NONE: Final[list[Any]] = []
+
+
+def image_of(
+    namespace: Namespace, snapshot: Snapshot, tokens: list[bytes] = _NONE, untils: list[float] = _NONE
+) -> tuple[bytes, bytes, bytes]:
+    """What `write_image` makes, in pieces."""
+    later = snapshot.later
     body = codec.repack(
         [
-            list(image.namespace),
+            [*namespace],
             snapshot.values,
             snapshot.packed,
-            snapshot.versions,
+            later if snapshot.first is None else snapshot.versions,
             snapshot.head,
             snapshot.born,
             snapshot.owner,
             snapshot.expires_at,
             snapshot.slides,
             snapshot.touched,
-            # Not as a dict: keys that are no str take the encoder's long way, with everything beside them.
-            [*image.tokens],
-            [*image.tokens.values()],
+            tokens,
+            untils,
         ]
     )
-    return b"".join((_LAYOUT, zlib.crc32(body, _START).to_bytes(_CHECKSUM_BYTES, "big"), body))
+    return _LAYOUT, zlib.crc32(body, _START).to_bytes(_CHECKSUM_BYTES, "big"), body
 
 
 def is_newer(data: bytes) -> bool:
