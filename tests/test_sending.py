@@ -282,6 +282,27 @@ def test_commit_that_others_overtook_is_sent_again_under_its_own_token(server):
     assert ends == [State.LANDED]
 
 
+def test_commit_that_a_store_has_tried_without_a_message_goes_on_with_what_is_left(server, clock):
+    memory = open_memory(A, Snapshot({"x": 1}, {}, {"x": b"v1"}, b"h1", born=b"h1"), 0.0, Terms("session"))
+    memory["y"] = 2
+    ends = []
+    tried = b"t" * 16, clock.now + 2.5, down(None)
+    steps = finish_far(memory, None, bridge_to(ShelfStore(server)), ends.append, tried)
+
+    pause = next(steps)
+    clock.now += 1.0
+    message = steps.send(None)
+
+    assert type(pause) is Pause
+    assert (message.token, message.version, message.timeout) == (b"t" * 16, b"t" * 8, 1.0)
+    clock.now += 1.5
+    with pytest.raises(StoreUnavailableError) as caught:
+        steps.throw(down(False))
+    # It may have landed when it was tried.
+    assert caught.value.committed is None
+    assert ends == [State.FAILED]
+
+
 def test_conflict_after_a_lost_request_is_no_unknown_outcome(server, gantry):
     server.faults["swap"] = ["cut before"]
     stranger = Gantry(ShelfStore(server), session="local")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import functools
 import gc
@@ -38,6 +39,7 @@ from agent_gantry_state import (
     MemoryTooLargeError,
     Namespace,
     NotAtomicError,
+    StoreClosedError,
     StoreError,
     StoreTimeoutError,
     StoreUnavailableError,
@@ -47,8 +49,9 @@ from agent_gantry_state.bridge import bridge_to
 from agent_gantry_state.stores import memcached as memcached_module
 from agent_gantry_state.stores.memcached import MemcachedStore
 from agent_gantry_state.stores.memcached_item import NO_TOKENS, dropped_until, has_token, with_token
+from agent_gantry_state.stores.memcached_links import BlockingConnection, _is_patient
 from agent_gantry_state.stores.memcached_server import Server
-from agent_gantry_state.stores.memcached_wire import VALUES, Garbled, read
+from agent_gantry_state.stores.memcached_wire import LINE, VALUES, Garbled, Refused, get, read
 from agent_gantry_state.stores.protocol import Change, Commit, Committed, Forget, Lease, Load, Moved, Release
 from agent_gantry_state.stores.urls import open_store
 from agent_gantry_state.testing import NOWHERE, A, B, StoreContract, Talk, put
@@ -775,6 +778,149 @@ def test_restarted_time_that_fails_after_the_write_leaves_doubt(wire, opened):
     assert talk.content(A) == {"x": 1}
 
 
+def assign(store, token=b"t" * 16, **values):
+    """What a call by a caller that may block does first: load, and commit plain values to what was loaded."""
+    base, _ = store.load_at_once(A)
+    return store.commit_at_once(A, base, values, {}, token, 5.0, math.inf)
+
+
+def test_first_try_says_whether_it_has_written(wire, opened, server):
+    store = opened(wire.port, prefix := fresh_prefix())
+    others = talk_to(opened(server, prefix))
+    others.write(A, x=0)
+
+    assert assign(store, x=1, new=2)
+    assert others.content() == {"x": 1, "new": 2}
+    base, _ = store.load_at_once(A)
+    others.write(A, x=5)
+    wire.requests.clear()
+
+    assert not store.commit_at_once(A, base, {"x": 6}, {}, b"u" * 16, 5.0, math.inf)
+    # The number of what it has read is in no other request.
+    assert not store.commit_at_once(A, base, {"x": 6}, {}, b"u" * 16, 5.0, math.inf)
+    assert [request.split(b" ")[0] for request in wire.requests] == [b"cas"]
+    assert others.content() == {"x": 5, "new": 2}
+
+
+def test_first_try_whose_reply_was_lost_is_known_again_by_its_token(wire, opened, server):
+    store = opened(wire.port, prefix := fresh_prefix())
+    talk, others = talk_to(store), talk_to(opened(server, prefix))
+    talk.write(A, x=0)
+    late = talk.change(A, {"x": put(1)})
+    wire.lose_after = b"cas"
+    with pytest.raises(StoreUnavailableError) as caught:
+        assign(store, x=1)
+    assert caught.value.committed is None
+    others.write(A, x=2)
+
+    assert talk.ask(talk.message(late, token=b"t" * 16)) == Committed()
+    assert others.content() == {"x": 2}
+
+
+def test_first_try_whose_reply_was_lost_and_whose_token_is_gone_is_not_guessed_at(wire, opened, server):
+    store = opened(wire.port, prefix := fresh_prefix())
+    talk, others = talk_to(store), talk_to(opened(server, prefix))
+    talk.write(A, x=0)
+    late = talk.change(A, {"k": put(1)})
+    wire.lose_after = b"cas"
+    with pytest.raises(StoreUnavailableError):
+        assign(store, k=1)
+    others.commit(A, deletes=("k",))
+    for n in range(70):
+        others.send(others.change(A, {"x": put(n)}), token=n.to_bytes(16, "big"))
+
+    with pytest.raises(StoreError, match="not known") as caught:
+        talk.ask(talk.message(late, token=b"t" * 16))
+
+    assert caught.value.committed is None
+    assert others.content() == {"x": 69}
+
+
+def test_load_of_a_call_whose_connection_is_lost_is_asked_once_more_and_no_more(wire, opened):
+    store = opened(wire.port)
+    talk_to(store).write(A, x=1)
+    wire.lose.set()
+    before = wire.connections
+
+    assert store.load_at_once(A)[0].value("x") == 1
+    assert wire.connections == before + 1
+
+    class Always:
+        def is_set(self):
+            return True
+
+        def clear(self):
+            pass
+
+    wire.lose = Always()
+    with pytest.raises(StoreUnavailableError) as caught:
+        store.load_at_once(A)
+    assert caught.value.committed is False
+    # On the one that was there, and on one that was made for this.
+    assert wire.connections == before + 2
+
+
+def test_call_sends_nothing_any_more_when_the_store_was_closed_in_it(wire, opened):
+    store = opened(wire.port)
+    with Gantry(store, session="s") as gantry:
+
+        @gantry.with_memory
+        def tool(closes, memory):
+            memory["x"] = closes
+            if closes:
+                store.close()
+                wire.requests.clear()
+
+        tool(False)
+        with pytest.raises(StoreClosedError) as caught:
+            tool(True)
+        assert caught.value.committed is False
+        with pytest.raises(StoreClosedError):
+            tool(True)
+
+    assert wire.requests == []
+
+
+def test_call_under_way_when_the_store_is_closed_is_told_so_and_leaves_no_connection(opened):
+    with started("memcached") as server, concurrent.futures.ThreadPoolExecutor() as threads:
+        store = opened(server)
+        talk_to(store).write(A, x=0)
+        base, _ = store.load_at_once(A)
+        (pool,) = store._link._pools.values()
+        connection = pool._idle[0]
+        with stopped(server):
+            write = threads.submit(store.commit_at_once, A, base, {"x": 1}, {}, b"t" * 16, 0.5, math.inf)
+            while not connection.busy:
+                time.sleep(0.001)
+            store.close()
+            with pytest.raises(StoreClosedError) as caught:
+                write.result(10)
+
+    assert caught.value.committed is None
+    assert connection.sock.fileno() == -1
+    assert not pool._idle
+
+
+def test_call_that_outgrows_an_item_is_refused_and_writes_nothing(opened):
+    with started("memcached", "-I", "512k") as server:
+        store = opened(server)
+        with Gantry(store, session="s") as gantry:
+
+            @gantry.with_memory
+            def note(text, memory):
+                memory.setdefault("log", []).append(text)
+
+            note("x" * 100)
+            for limit in (512 << 10, None):
+                next(iter(store._servers.values())).max_item = limit
+                with pytest.raises(MemoryTooLargeError, match="-I") as caught:
+                    note("y" * 600_000)
+                assert caught.value.committed is False
+
+            with gantry.memory() as memory:
+                assert memory == {"log": ["x" * 100]}
+
+
 def test_token_is_found_only_where_one_begins():
     tokens = with_token(with_token(NO_TOKENS, b"a" * 16, 100.0), b"b" * 16, 101.0)
 
@@ -783,6 +929,76 @@ def test_token_is_found_only_where_one_begins():
     assert not has_token(tokens, tokens[9:25], 100.0)
     assert not has_token(with_token(tokens, b"c" * 16, 160.5), b"a" * 16, 100.0)
     assert dropped_until(tokens) == -math.inf
+
+
+@pytest.fixture
+def patient():
+    """A connection whose socket waits by itself, and the other end of it."""
+    with socket.create_server((HOST, 0)) as listener, socket.create_connection(listener.getsockname()) as sock:
+        other, _ = listener.accept()
+        with other:
+            assert _is_patient(sock)
+            yield BlockingConnection(sock, patient=True), other
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there no socket waits by itself")
+def test_reply_that_takes_longer_than_a_socket_waits_is_read(patient):
+    connection, other = patient
+    now = time.monotonic()
+    for _ in range(2):
+        answer = threading.Timer(0.1, other.sendall, [b"LA"])
+        rest = threading.Timer(0.15, other.sendall, [b"TE\r\n"])
+        answer.start()
+        rest.start()
+        assert connection.talk(b"x\r\n", (LINE,), now + 20, now) == [b"LATE"]
+        answer.join()
+        rest.join()
+        assert connection.sock.gettimeout() is None
+    assert other.recv(100) == b"x\r\n" * 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there no socket waits by itself")
+@pytest.mark.parametrize("seconds", [0.01, 0.1])
+def test_socket_that_waits_by_itself_waits_no_longer_than_it_may(patient, seconds):
+    connection, _ = patient
+    now = time.monotonic()
+
+    with pytest.raises(TimeoutError):
+        connection.talk(b"x\r\n", (LINE,), now + seconds, now)
+
+    assert seconds <= time.monotonic() - now < seconds + 5
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there no socket waits by itself")
+def test_what_does_not_fit_into_a_socket_that_waits_by_itself_is_sent_in_order(patient):
+    connection, other = patient
+    payload = b"".join(number.to_bytes(4, "big") for number in range(4_000_000))
+
+    def take():
+        received = bytearray()
+        while len(received) < len(payload):
+            received += other.recv(1 << 20)
+        other.sendall(b"STORED\r\n")
+        return received
+
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        # Begun when a part of it is on its way, and no more fits.
+        taken = threads.submit(lambda: time.sleep(0.1) or take())
+        now = time.monotonic()
+        assert connection.talk(payload, (LINE,), now + 60, now) == [b"STORED"]
+        assert taken.result(60) == payload
+    assert connection.sock.gettimeout() is None
+
+
+def test_socket_of_a_green_thread_is_not_left_to_wait_by_itself():
+    class Green(socket.socket):
+        """Is never blocked in the system, as those of gevent are not."""
+
+        def settimeout(self, seconds):
+            self.setblocking(False)
+
+    with Green() as sock:
+        assert not _is_patient(sock)
 
 
 def test_server_that_does_not_answer_is_given_up_in_time():
@@ -1191,6 +1407,62 @@ def test_value_that_looks_like_a_reply_comes_back_however_it_is_cut(wire, opened
 def test_what_is_no_reply_is_refused(reply):
     with pytest.raises(Garbled):
         read((VALUES,), bytearray(), reply)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"END\r\n",
+        b"VALUE k 0 3 7\r\nabc\r\nEND\r\n",
+        b"VALUE k 0 3 18446744073709551615\r\nabc\r\nEND\r\n",
+        b"VALUE k 0 3 7\r\nabd\r\nEND\r\n",
+        b"VALUE k 0 4 7\r\nabcd\r\nEND\r\n",
+        b"VALUE k 1 3 7\r\nabc\r\nEND\r\n",
+        b"VALUE kk 0 3 7\r\nabc\r\nEND\r\n",
+        b"VALUE k 0 3 7\r\nabc\r\nVALUE l 0 0 8\r\n\r\nEND\r\n",
+        b"VALUE k 0 3 7\r\nabc\r\nEN",
+        b"VALUE k 0 3 7\r\nabc--END\r\n",
+        b"VALUE k 0 3 x\r\nabc\r\nEND\r\n",
+        b"VALUE k 0 3 \r\nabc\r\nEND\r\n",
+        b"VALUE k 0 3 7 \r\nabc\r\nEND\r\n",
+        b"VALUE k 0 3",
+        b"SERVER_ERROR x\r\n",
+    ],
+)
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+@pytest.mark.parametrize("before", [b"", b"VALUE"])
+def test_item_that_is_known_is_read_as_any_other(reply, kind, before):
+    """Only that it need not be taken apart."""
+
+    def heard(kind_of_reply):
+        try:
+            return kind_of_reply(kind(before + reply), len(before))
+        except (Garbled, Refused) as error:
+            return type(error)
+
+    found = heard(VALUES)
+    if isinstance(found, tuple):
+        found = found[0].get(b"k"), found[1]
+
+    known = b"abc"
+    (knowing,) = get(_asked_lately(), b"k", known).kinds
+    heard_so = heard(knowing)
+
+    assert heard_so == found
+    if (
+        isinstance(found, tuple)
+        and found[0] is not None
+        and found[0][0] == known
+        and b" 0 3 " in reply
+        and b"l" not in reply
+    ):
+        assert heard_so[0][0] is known
+
+
+def _asked_lately():
+    server = Server("clock")
+    server._ahead = (0.0, 1.0, time.monotonic())
+    return server
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_gantry_state import CorruptEntryError, Namespace, StateError, codec
+from agent_gantry_state.limits import size_of
 from agent_gantry_state.stores.protocol import EMPTY, KEEP, Change, Put, Snapshot
-from agent_gantry_state.stores.whole import Image, applied, chosen, is_moved, read_image, write_image
+from agent_gantry_state.stores.whole import Image, applied, assigned, chosen, is_moved, read_image, write_image
 from agent_gantry_state.testing import HOSTILE_TEXTS, VALUES, put
 
 pytestmark = pytest.mark.once
@@ -285,6 +287,35 @@ def test_change_leaves_the_snapshot_before_it_alone(snapshot, keys, deletes):
     assert after.values.keys() == after.versions.keys()
     assert after.packed.keys() <= after.values.keys()
     assert {*after.expires_at, *after.slides} <= after.values.keys()
+
+
+@given(snapshots(), st.dictionaries(texts, st.sampled_from(["text", 7, None, [1], {"a": 2}]), min_size=1, max_size=3))
+@settings(deadline=None)
+def test_values_that_are_assigned_make_what_a_change_would(snapshot, written):
+    base = Snapshot(snapshot.values, snapshot.packed, snapshot.versions, b"h", snapshot.owner, born=b"b")
+    before = parts(Image(A, base, {}))
+    written = {key: value for key, value in written.items() if type(value) in (list, dict) or key not in base.packed}
+    packed = {key: codec.pack(value) for key, value in written.items() if type(value) in (list, dict)}
+    values = {key: None if key in packed else value for key, value in written.items()}
+
+    after = assigned(base, values, packed, b"new", math.inf)
+
+    change = Change(A, b"h", {key: put(value) for key, value in written.items()}, (), {})
+    expected = applied(change, base, b"new" if written else b"h", lambda: 0.0)
+    expected.head, expected.size = b"new", after.size
+    assert parts(Image(A, after, {})) == parts(Image(A, expected, {}))
+    assert after.size >= size_of(after)
+    assert parts(Image(A, base, {})) == before or base.size < math.inf
+
+
+@pytest.mark.parametrize("packed", [{}, {"y": codec.pack(["x" * 5000])}])
+def test_values_are_not_assigned_where_the_memory_might_be_too_large(packed):
+    base = Snapshot({"x": "a" * 1000}, {}, {"x": b"1"}, b"h", born=b"h")
+    values = {"x": "b", **dict.fromkeys(packed)}
+    enough = 2 * (base.values["x"].__sizeof__() + "x".__sizeof__()) + 2000 * len(values) + sum(map(len, packed.values()))
+
+    assert assigned(base, values, packed, b"new", enough) is not None
+    assert assigned(base, values, packed, b"new", enough - 1) is None
 
 
 @given(snapshots(), st.lists(texts, max_size=3), st.booleans())
