@@ -331,7 +331,7 @@ class MemcachedStore(RemoteStore):
         place, data = (self._place(namespace), b"") if known is None else (known.place, known.data)
         deadline = time.monotonic() + self.load_timeout
         try:
-            (item,), life = self._asked(get(place.server, place.key, data), deadline)
+            (item,), life = (self._link or self._open()).ask(get(place.server, place.key, data), deadline)
         except StoreError as error:
             self._judge(error, writes=False, last=time.monotonic() >= deadline)
             loaded = self._answered(Load((namespace,)), deadline, last=True)
@@ -378,8 +378,9 @@ class MemcachedStore(RemoteStore):
         data = write_item(namespace, after, tokens)
         if server.max_item is not None and _size(place, data) > server.max_item:
             return False
+        request = stores(server, place.key, data, 0, *change)
         try:
-            (answer,), _ = self._asked(stores(server, place.key, data, 0, *change), time.monotonic() + timeout)
+            (answer,), _ = (self._link or self._open()).ask(request, time.monotonic() + timeout)
         except ItemTooLargeError:
             return False
         except StoreError as error:

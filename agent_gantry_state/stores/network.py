@@ -311,15 +311,6 @@ class RemoteStore:
                 # It may have been closed before this connected.
                 _shut(link)
 
-    def _asked(self, request: Any, deadline: float) -> Any:
-        """The server's reply, for what needs no steps; an error is to be judged."""
-        link = self._link or self._open()
-        try:
-            return link.ask(request, deadline)
-        finally:
-            if self._closed:
-                _shut(link)
-
     def _answer(self, message: Message | _WhichServer, deadline: float, last: bool = False) -> Steps[Any]:
         """The logic for a message, which is asked once more where that is safe, unless this is the *last* time."""
         # Steps that go on by themselves may have been between two messages when it was closed.
