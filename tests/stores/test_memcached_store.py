@@ -39,6 +39,9 @@ from agent_gantry_state import (
     MemoryTooLargeError,
     Namespace,
     NotAtomicError,
+    ReadOnlyMemoryError,
+    Scope,
+    SessionOwnerError,
     StoreClosedError,
     StoreError,
     StoreTimeoutError,
@@ -901,6 +904,44 @@ def test_call_under_way_when_the_store_is_closed_is_told_so_and_leaves_no_connec
     assert not pool._idle
 
 
+def test_first_write_of_a_scope_that_has_owners_now_binds_what_was_there(opened, server):
+    prefix = fresh_prefix()
+    with Gantry(opened(server, prefix)) as before, before.memory("conversation", conversation="c") as memory:
+        memory["x"] = 1
+    with Gantry(opened(server, prefix), scopes={"conversation": Scope(owned=True)}) as gantry:
+
+        @gantry.with_memory(scope="conversation")
+        def tool(memory):
+            memory["x"] += 1
+            return memory["x"]
+
+        with gantry.session("s1", user="ada", conversation="c"):
+            assert (tool(), tool()) == (2, 3)
+        with gantry.session("s2", user="bob", conversation="c"), pytest.raises(SessionOwnerError):
+            tool()
+
+
+def test_plain_value_is_refused_where_a_decorator_or_a_scope_forbids_it(opened, server):
+    with Gantry(opened(server), session="s", scopes={"session": Scope(max_value_bytes=20)}) as gantry:
+
+        @gantry.with_memory
+        def write(value, memory):
+            memory["x"] = value
+
+        @gantry.with_memory(read_only=True)
+        def look(memory):
+            memory["x"] = "other"
+
+        write("small")
+        with pytest.raises(ReadOnlyMemoryError):
+            look()
+        with pytest.raises(MemoryTooLargeError):
+            write("x" * 30)
+
+        with gantry.memory() as memory:
+            assert memory == {"x": "small"}
+
+
 def test_call_that_outgrows_an_item_is_refused_and_writes_nothing(opened):
     with started("memcached", "-I", "512k") as server:
         store = opened(server)
@@ -1287,6 +1328,29 @@ def test_key_expires_by_the_clock_of_the_server(opened, server):
         time.sleep(0.02)
 
     assert time.monotonic() - before >= 0.5
+
+
+def test_call_sees_what_time_its_keys_have_left_and_none_that_is_over(server):
+    store = ClockedStore(f"{server.host}:{server.port}", prefix=fresh_prefix())
+    now = 1000.0
+    store.clock = lambda: now
+    with Gantry(store, session="s") as gantry:
+
+        @gantry.with_memory
+        def put_one(memory):
+            memory.set("x", 1, ttl=10)
+            memory["y"] = 2
+
+        @gantry.with_memory
+        def left(memory):
+            return {key: memory.ttl(key) for key in memory}
+
+        put_one()
+        now += 4
+        assert left() == {"x": 6.0, "y": None}
+        now += 6
+        assert left() == {"y": None}
+    store.close()
 
 
 def test_time_of_a_server_is_known_to_a_second_and_better_with_each_reading():
