@@ -30,6 +30,7 @@ with instrument:
     from agent_gantry_state.namespace import Namespace
     from agent_gantry_state.stores import (
         file_journal,
+        memcached_server,
         memcached_wire,
         postgresql_wire,
         redis_layout,
@@ -178,6 +179,9 @@ def _memcached_wire(data: bytes) -> None:
     kinds = (memcached_wire.STATS, memcached_wire.VALUES, memcached_wire.LINE)
     first, size, chunk = data[:1], len(data), 1 + data[-1] % 64 if data else 1
     asked, buffer = kinds[first[0] % 3 :] if first else kinds, bytearray()
+    if first > b"\x7f":
+        # Of a server that was never asked, the time is asked for first.
+        asked = memcached_wire.get(memcached_server.Server("fuzz"), b"k", b"known").kinds[first[0] % 2 :]
     try:
         for at in range(1, size, chunk):
             if memcached_wire.read(asked, buffer, data[at : at + chunk]) is not None:
