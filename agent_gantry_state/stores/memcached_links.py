@@ -29,7 +29,7 @@ from agent_gantry_state.stores.pool import Pool
 
 __all__ = ["BorrowingLink", "MemcachedLink"]
 
-#: Seconds for which the sockets that we open wait by themselves, and that as they are told so.
+#: Seconds for which the sockets that we open wait by themselves, and the same as they are told it.
 _PATIENCE: Final = 0.02
 _TIMEVAL: Final = struct.pack("@ll", 0, 20_000)
 
