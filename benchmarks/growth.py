@@ -209,7 +209,7 @@ def populate(gantry: Gantry, size: int, keys: int = 3, letters: int = 20, ttl: f
 
     @gantry.with_memory(ttl=ttl)
     def fill(i: int, call: int, memory: dict[str, Any]) -> None:
-        memory.update({name: f"{i:0{letters}}" for name in names[call::calls]})
+        memory.update({name: f"{name}{i:0{letters - len(name)}}" for name in names[call::calls]})
 
     for i in range(size):
         with gantry.session(f"idle {i}"):
@@ -467,7 +467,7 @@ def expired_namespaces(effort: Effort, stack: ExitStack) -> Axis:
         def longest(_: int) -> float:
             clock = Clock()
             with Gantry(MemoryStore(2 * size + 100_000, clock)) as gantry:
-                populate(gantry, size, keys=1, letters=1, ttl=60)
+                populate(gantry, size, keys=1, letters=8, ttl=60)
                 tool = gantry.with_memory(write)
                 worst = 0
                 with gantry.session("busy"):
@@ -559,7 +559,7 @@ def bytes_of_idle(size: int, keys: int, letters: int, calls: int) -> float:
 
     def plain() -> Any:
         names = key_names(keys)
-        return {f"idle {i}": {name: f"{i:0{letters}}" for name in names} for i in range(size)}
+        return {f"idle {i}": {name: f"{name}{i:0{letters - len(name)}}" for name in names} for i in range(size)}
 
     def ours() -> Any:
         gantry = Gantry(f"memory://?max_namespaces={2 * size + 1}")

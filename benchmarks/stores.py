@@ -341,6 +341,7 @@ def postgresql(size: int, synchronous_commit: str = "on") -> Iterator[Subject]:
         async def asame() -> AsyncIterator[AsyncBare]:
             with closing(open_store(f"{server.url}?schema=same")) as sender:
                 turns = {id: cycle(sent(sender, id, size)) for id in ids()}
+
             async def configure(connection: Any) -> None:
                 connection.adapters.register_dumper(Encoded, EncodedDumper)
 
