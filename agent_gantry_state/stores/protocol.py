@@ -129,6 +129,8 @@ class Snapshot:
         until: Of a snapshot of some keys only, when the last of all keys expires (infinite if never); else None.
         reserved: Whether some of its keys belong to compartments.
         plain: That none does, and that none expires.
+        first_expiry: Until when surely no key expires; infinite if none does.
+        latest: When the last of the keys expires that do; minus infinity if none does.
         full: What a snapshot without the keys of compartments, or with a default in their place, was made of.
         lived: What `live` has last made of it, and the time from which on that holds.
     """
@@ -139,6 +141,7 @@ class Snapshot:
     slides: dict[str, float] = {}  # noqa: RUF012 - never changed
     touched: float = 0.0
     first_expiry: float = math.inf
+    latest: float = -math.inf
     until: float | None = None
     reserved: bool = False
     plain: bool = True
@@ -170,6 +173,7 @@ class Snapshot:
         reserved: bool | None = None,
         size: float = math.inf,
         first: bytes | None = None,
+        deadlines: tuple[float, float] | None = None,
     ) -> Snapshot:
         if reserved is None:
             reserved = has_reserved(values)
@@ -178,7 +182,7 @@ class Snapshot:
             made = _new(_Detailed)
             made.expires_at, made.slides, made.touched = expires_at, slides, touched
             made.until, made.reserved, made.full, made.lived = until, reserved, None, None
-            made.first_expiry = _first_expiry(expires_at, slides, touched) if expires_at or slides else math.inf
+            made.first_expiry, made.latest = deadlines or _deadlines(expires_at, slides, touched)
             made.plain = not reserved and made.first_expiry == math.inf
         else:
             made = _new(Snapshot)
@@ -231,7 +235,8 @@ class Snapshot:
         else:
             after = _new(_Detailed)
             after.expires_at, after.slides, after.touched = self.expires_at, self.slides, self.touched
-            after.first_expiry, after.reserved, after.plain = math.inf, self.reserved, self.plain
+            after.first_expiry, after.latest = math.inf, -math.inf
+            after.reserved, after.plain = self.reserved, self.plain
             after.until = after.full = after.lived = None
         after.values, after.packed, after.later, after.first = values, packed, later, self.first
         after.head, after.owner, after.born, after.size, after.placed = head, self.owner, self.born, size, None
@@ -310,8 +315,7 @@ class Snapshot:
             return self.until
         if len(self.expires_at) + len(self.slides) < len(self.values) or not self.values:
             return math.inf
-        last = max(self.expires_at.values(), default=-math.inf)
-        return max(last, self.touched + max(self.slides.values(), default=-math.inf))
+        return self.latest
 
     def value(self, key: str) -> Any:
         """The value of a key that is in `values`, decoded: a private copy if it is a container."""
@@ -331,10 +335,13 @@ class Snapshot:
                 found.expired += len(self.values)
             return EMPTY
         gone = {key for key in (*self.expires_at, *self.slides) if (self.deadline(key) or math.inf) <= now}
+        mine: Any = self  # In which something expires, so that it has all fields.
+        if not gone:
+            mine.first_expiry, mine.latest = _deadlines(self.expires_at, self.slides, self.touched)
+            return self
         if found is not None:
             found.expired += len(gone)
         left = self._but(gone, _without(self.expires_at, gone), _without(self.slides, gone), self.until, self.reserved)
-        mine: Any = self  # In which something expires, so that it has all fields.
         mine.lived = now, left
         return left
 
@@ -361,12 +368,15 @@ class Snapshot:
 class _Detailed(Snapshot):
     """A snapshot in which a key expires, or that is not the whole of its namespace, or has the keys of compartments."""
 
-    __slots__ = ("expires_at", "first_expiry", "full", "lived", "plain", "reserved", "slides", "touched", "until")
+    __slots__ = ("expires_at", "first_expiry", "full", "latest", "lived", "plain", "reserved", "slides", "touched", "until")
 
 
-def _first_expiry(expires_at: dict[str, float], slides: dict[str, float], touched: float) -> float:
-    first = min(expires_at.values(), default=math.inf)
-    return min(first, touched + min(slides.values(), default=math.inf))
+def _deadlines(expires_at: dict[str, float], slides: dict[str, float], touched: float) -> tuple[float, float]:
+    """`Snapshot.first_expiry` and `Snapshot.latest`."""
+    first, last = min(expires_at.values(), default=math.inf), max(expires_at.values(), default=-math.inf)
+    if not slides:
+        return first, last
+    return min(first, touched + min(slides.values())), max(last, touched + max(slides.values()))
 
 
 def _without(mapping: dict[str, Any], keys: set[str]) -> dict[str, Any]:

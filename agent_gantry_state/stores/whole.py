@@ -78,6 +78,7 @@ def applied(
     values, later, packed = snapshot.values, snapshot.later, snapshot.packed
     expires_at, slides, places = snapshot.expires_at, snapshot.slides, snapshot.placed
     reserved: bool | None = snapshot.reserved
+    early, late, is_known = snapshot.first_expiry, snapshot.latest, not snapshot.slides
     is_shared = False
     if not in_place:
         values, later = values.copy(), later.copy()
@@ -87,6 +88,8 @@ def applied(
     elif not (expires_at or slides):
         expires_at, slides = {}, {}
     for key in change.deletes:
+        if expires_at.get(key, -math.inf) >= late:
+            is_known = False
         for mapping in (values, later) if is_shared else (values, later, packed, expires_at, slides):
             mapping.pop(key, None)
     touched = snapshot.touched
@@ -116,7 +119,12 @@ def applied(
                 packed.pop(key, None)
         later[key] = version
         if put.ttl is not KEEP:
-            _expire(key, put, expires_at, slides, now)
+            before, deadline = expires_at.get(key), _expire(key, put, expires_at, slides, now)
+            if deadline is not None:
+                early, late = min(early, deadline), max(late, deadline)
+            if before is not None and before >= late:
+                # It was the last, and there may be several of them.
+                is_known = deadline == late
     after = Snapshot(
         values,
         packed,
@@ -131,6 +139,7 @@ def applied(
         reserved,
         change.size if snapshot.head == change.head else math.inf,
         snapshot.first,
+        (early, late) if is_known and expires_at and not slides else None,
     )
     if places is not None and len(places) < 2 * len(values) + 64:
         after.placed = places
@@ -162,14 +171,19 @@ def assigned(
     return base.following(base.values | values, encoded, later, version, base.size + more)
 
 
-def _expire(key: str, put: Put, expires_at: dict[str, float], slides: dict[str, float], now: Callable[[], float]) -> None:
+def _expire(
+    key: str, put: Put, expires_at: dict[str, float], slides: dict[str, float], now: Callable[[], float]
+) -> float | None:
+    """Set when a key expires, and give it if it does so at a fixed time."""
     expires_at.pop(key, None)
     slides.pop(key, None)
-    if isinstance(put.ttl, (int, float)):
-        if put.slides:
-            slides[key] = put.ttl
-        else:
-            expires_at[key] = now() + put.ttl
+    if not isinstance(put.ttl, (int, float)):
+        return None
+    if put.slides:
+        slides[key] = put.ttl
+        return None
+    expires_at[key] = deadline = now() + put.ttl
+    return deadline
 
 
 #: A byte for the layout of what follows, so that a reader refuses one that it does not know; then, in every layout, a

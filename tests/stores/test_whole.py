@@ -6,7 +6,7 @@ import math
 import zlib
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agent_gantry_state import CorruptEntryError, Namespace, StateError, codec
@@ -305,7 +305,7 @@ def test_values_that_are_assigned_make_what_a_change_would(snapshot, written):
     expected.head, expected.size = b"new", after.size
     assert parts(Image(A, after, {})) == parts(Image(A, expected, {}))
     assert after.size >= size_of(after)
-    assert parts(Image(A, base, {})) == before or base.size < math.inf
+    assert parts(Image(A, base, {})) == before
 
 
 @pytest.mark.parametrize("packed", [{}, {"y": codec.pack(["x" * 5000])}])
@@ -316,6 +316,40 @@ def test_values_are_not_assigned_where_the_memory_might_be_too_large(packed):
 
     assert assigned(base, values, packed, b"new", enough) is not None
     assert assigned(base, values, packed, b"new", enough - 1) is None
+
+
+ttls = st.sampled_from([KEEP, None, 1.0, 2.0, 5.0])
+steps = st.tuples(
+    st.dictionaries(st.sampled_from("abcd"), ttls, max_size=3), st.sets(st.sampled_from("abcd")), st.booleans()
+)
+
+
+@given(st.lists(steps, max_size=8), st.sampled_from([0.0, 0.5, 1.0]), st.booleans())
+@example([({"a": 1.0}, set(), False), ({"b": 5.0}, set(), True)], 0.5, False)
+def test_what_expires_is_known_after_any_changes(changes, seconds, in_place):
+    """They are carried along from one commit to the next, not looked for among all keys."""
+    snapshot, now = EMPTY, 100.0
+    for number, (puts, deletes, slides) in enumerate(changes):
+        now += seconds
+        change = Change(
+            A,
+            snapshot.head,
+            {key: put("x", ttl=ttl, slides=slides) for key, ttl in puts.items()},
+            [*deletes],
+            {},
+            touch=slides,
+        )
+        before = snapshot.apart() if in_place else snapshot
+        snapshot = applied(change, before, b"%d" % number, lambda: now, in_place=in_place)
+        deadlines = [at for key in snapshot.values if (at := snapshot.deadline(key)) is not None]
+
+        assert snapshot.first_expiry <= min(deadlines, default=math.inf)
+        assert (snapshot.first_expiry == math.inf) is (not deadlines)
+        assert snapshot.latest == max(deadlines, default=-math.inf)
+        for then in (now, now + 1.0, now + 1.5, now + 5.0):
+            left = [key for key in snapshot.values if (snapshot.deadline(key) or math.inf) > then]
+            assert [*snapshot.live(then).values] == left
+        assert snapshot.first_expiry <= min(deadlines, default=math.inf)
 
 
 @given(snapshots(), st.lists(texts, max_size=3), st.booleans())
