@@ -1,0 +1,114 @@
+"""A call of a tool after a signal, wherever that came: what it wrote is whole or nothing, the next call stands on its own, and
+a task that was begun in its body hears that it has failed, or has what it writes stored.
+"""
+
+from __future__ import annotations
+
+import contextvars
+
+import pytest
+from interrupting import moments
+
+from agent_gantry_state import Gantry, OrphanedCallError
+from agent_gantry_state.stores.memory import MemoryStore
+
+
+def drive(coroutine):
+    """Run a coroutine that waits for nothing, in this very context."""
+    with pytest.raises(StopIteration):
+        coroutine.send(None)
+
+
+async def exhaust(items):
+    async for _ in items:
+        pass
+
+
+class Calls:
+    """A tool that writes to two memories, called in one of several ways."""
+
+    def __init__(self):
+        store = MemoryStore()
+        self.gantry, self.stranger = (Gantry(store, session="s", user="u") for _ in range(2))
+        self.inside = []
+
+        @self.gantry.with_memory(scope="user")
+        def note(text, memory):
+            memory["text"] = text
+
+        self.note = note
+
+    def body(self, session, user):
+        # What a task that is begun here would have.
+        self.inside.append(contextvars.copy_context())
+        session["text"] = user["text"] = "new"
+
+    def tool(self, body):
+        inner = self.gantry.with_memory(scope="user", into="user")(body)
+        return self.gantry.with_memory(scope="session", into="session")(inner)
+
+    def plain(self):
+        return self.tool(lambda session, user: self.body(session, user))
+
+    def coroutine(self):
+        async def body(session, user):
+            self.body(session, user)
+
+        tool = self.tool(body)
+        return lambda: drive(tool())
+
+    def awaitable(self):
+        async def body(session, user):
+            self.body(session, user)
+
+        tool = self.tool(lambda session, user: body(session, user))
+        return lambda: drive(tool())
+
+    def generator(self):
+        def body(session, user):
+            yield
+            self.body(session, user)
+            yield
+
+        tool = self.tool(body)
+        return lambda: [*tool()]
+
+    def async_generator(self):
+        async def body(session, user):
+            yield
+            self.body(session, user)
+            yield
+
+        tool = self.tool(body)
+        return lambda: drive(exhaust(tool()))
+
+    def seen(self, scope="user"):
+        def look():
+            with self.stranger.memory(scope) as memory:
+                return memory.get("text")
+
+        return contextvars.Context().run(look)
+
+
+@pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")  # One that was just being made.
+@pytest.mark.parametrize("way", [Calls.plain, Calls.coroutine, Calls.awaitable, Calls.generator, Calls.async_generator])
+def test_signal_in_a_call_leaves_it_whole_or_nothing_and_no_call_around_the_next(way):
+    def prepare():
+        calls = Calls()
+
+        def look(ended):
+            assert calls.seen("session") == calls.seen()
+            assert calls.seen() in (("new",) if ended else (None, "new"))
+            calls.note("next")
+            assert calls.seen() == "next"
+            for number, context in enumerate(calls.inside):
+                try:
+                    context.run(calls.note, f"inside {number}")
+                except OrphanedCallError:
+                    assert not ended
+                else:
+                    assert calls.seen() == f"inside {number}"
+
+        return way(calls), look
+
+    moments(prepare)
