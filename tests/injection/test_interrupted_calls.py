@@ -1,5 +1,5 @@
-"""A call of a tool after a signal, wherever that came: what it wrote is whole or nothing, the next call stands on its own, and
-a task that was begun in its body hears that it has failed, or has what it writes stored.
+"""A call of a tool after a signal, wherever that came: what it wrote is whole or nothing, the next call stands by itself,
+and a task that was begun in its body hears that it has failed, or has what it writes stored.
 """
 
 from __future__ import annotations
