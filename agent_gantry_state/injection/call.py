@@ -229,6 +229,10 @@ async def _agenerated(
                     item = await step(given)
             except StopAsyncIteration:
                 break
+            except GeneratorExit as error:
+                # Whoever awaits the step is being closed and must not wait.
+                await aabandon(unit, error)
+                raise
             try:
                 step, given = body.asend, (yield item)
             except GeneratorExit:
