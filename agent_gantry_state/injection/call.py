@@ -63,17 +63,16 @@ def call(
         identity = settings.caller()
         opening = plan.opening(settings, identity)
         unit = plan.unit(opening, settings)
+        around = CURRENT.get()
         try:
             settings.bridge.run(unit.start())
             named = kwargs.copy()
             placed = plan.place(args, named, plan.given(unit, opening, settings, identity), shift)
-            around = CURRENT.get()
+            token = CURRENT.set(unit)
             try:
-                # In here, for a signal may come as soon as it is set; likewise below.
-                CURRENT.set(unit)
                 result = fn(*placed, **named)
             finally:
-                CURRENT.set(around)
+                CURRENT.reset(token)
             if type(result) not in IMMUTABLE and hasattr(type(result), "__await__"):
                 return finish_later(plan, fn, shift, args, kwargs, result, unit, attempt)
             if type(result) in GENERATORS:
@@ -82,6 +81,7 @@ def call(
             if _committed(plan, unit, attempt):
                 return result
         except BaseException as error:
+            _leave(unit, around, error)
             abandon(unit)
             refuse_surplus(plan, error, shift, args)
             raise
