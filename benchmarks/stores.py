@@ -269,11 +269,36 @@ def memcached(size: int) -> Iterator[Subject]:
         yield Subject(bare, server.url, store, store._kept.clear, abare, asame)
 
 
+class Encoded(NamedTuple):
+    """What a statement takes: its type, by its number in PostgreSQL, and itself in binary."""
+
+    type: int
+    value: bytes | None
+
+
 @contextmanager
 def postgresql(size: int, synchronous_commit: str = "on") -> Iterator[Subject]:
     """Bare: a row for each key, all rows of an id read, one updated and committed by itself; psycopg, prepared."""
     import psycopg
+    from psycopg.adapt import Dumper
+    from psycopg.pq import Format
     from psycopg_pool import AsyncConnectionPool
+
+    class EncodedDumper(Dumper):
+        """What is encoded already goes to the server as it is."""
+
+        format = Format.BINARY
+
+        def get_key(self, obj: Encoded, format: Any) -> Any:
+            return Encoded, obj.type
+
+        def upgrade(self, obj: Encoded, format: Any) -> Dumper:
+            made = EncodedDumper(Encoded)
+            made.oid = obj.type
+            return made
+
+        def dump(self, obj: Encoded) -> bytes | None:
+            return obj.value
 
     read_sql = "SELECT key, value FROM bare WHERE id = %s"
     write_sql = "UPDATE bare SET value = %s WHERE id = %s AND key = %s"
@@ -310,9 +335,27 @@ def postgresql(size: int, synchronous_commit: str = "on") -> Iterator[Subject]:
 
                 yield AsyncBare(aread, aput)
 
+        @asynccontextmanager
+        async def asame() -> AsyncIterator[AsyncBare]:
+            with closing(open_store(f"{server.url}?schema=same")) as sender:
+                turns = {id: cycle(sent(sender, id, size)) for id in ids()}
+            async with AsyncConnectionPool(server.url, min_size=16, max_size=16, kwargs=options, open=False) as pool:
+
+                async def send(who: str, *_: str) -> Any:
+                    query = next(turns[who])
+                    values = [Encoded(*each) for each in zip(query.types, query.values, strict=True)]
+                    async with pool.connection() as connection:
+                        connection.adapters.register_dumper(Encoded, EncodedDumper)
+                        cursor = await psycopg.AsyncRawCursor(connection).execute(query.text, values, binary=True)
+                        # More than one row would say how the namespace stands that has moved.
+                        (row,) = await cursor.fetchall()
+                        return row
+
+                yield AsyncBare(send, send)
+
         query = f"?max_connections=16&synchronous_commit={synchronous_commit}"
         store = stack.enter_context(closing(open_store(f"{server.url}{query}&schema=store")))
-        yield Subject(Bare(read, put), server.url + query, store, store._kept.clear, abare)
+        yield Subject(Bare(read, put), server.url + query, store, store._kept.clear, abare, asame)
 
 
 def postgresql_off(size: int) -> Any:
@@ -411,6 +454,8 @@ def sent(store: Any, id: str, size: int) -> list[Any]:
     for value, version in zip(VALUES[1:], [*versions[1:], versions[0]], strict=False):
         caller.load()
         caller.check(caller.bridge.run(asking(replace(caller.message(value), version=version))))
+    # What the store sends of the next id is none of this one's.
+    store._link.ask = ask
     return requests
 
 

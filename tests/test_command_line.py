@@ -549,8 +549,9 @@ def test_exit_codes_and_streams_of_the_process(filled):
 
 
 @pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">/dev/full"])
-def test_streams_that_are_closed_or_full_break_nothing(filled, closed):
-    env = {**os.environ, "AGENT_GANTRY_STATE_URL": filled}
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_streams_that_are_closed_or_full_break_nothing(filled, closed, unbuffered):
+    env = {**os.environ, "AGENT_GANTRY_STATE_URL": filled, "PYTHONUNBUFFERED": unbuffered}
     for arguments in ("list", "set new - --id s9", "erase --user ada"):
         command = f"exec {sys.executable} -m agent_gantry_state {arguments} {closed}"
         done = subprocess.run(["sh", "-c", command], capture_output=True, env=env, stdin=subprocess.DEVNULL, timeout=120)

@@ -71,6 +71,19 @@ def run(arguments: Sequence[str]) -> int:
         # Whatever an id or a value has in it, a terminal that cannot show it is no reason to fail.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    code = _answered(arguments)
+    try:
+        sys.stdout.flush()
+    except OSError as failure:
+        # It was said already, unless all went well until here. Python would try once more at its end.
+        if not code and not isinstance(failure, BrokenPipeError):
+            error(told(failure))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return code or FAILED
+    return code
+
+
+def _answered(arguments: Sequence[str]) -> int:
     try:
         answer = app(list(arguments), prog_name=_PROGRAM, standalone_mode=False)
     except _UsageError as wrong:
@@ -81,8 +94,7 @@ def run(arguments: Sequence[str]) -> int:
         say("aborted")
         return FAILED
     except BrokenPipeError:
-        # Whoever read this has seen enough. What is still to be flushed goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read this has seen enough.
         return FAILED
     except OSError as failure:
         # What the store was asked for is done by now; there is no place for what is to be printed of it.

@@ -320,6 +320,14 @@ class Plan:
             name: resolved.get(name, hint) for name, hint in _annotations(self.code).items() if name not in self.injected
         }
 
+    def annotate(self, format: int, /) -> dict[str, Any]:
+        """The annotations in a format of `annotationlib`: what Python 3.14 has `functools.wraps` copy in their place.
+
+        Raises:
+            NotImplementedError: It is none in which they could be given.
+        """
+        return _formatted(self.annotations(), format)
+
     # The name under which its own memories are filed.
 
     @property
@@ -694,6 +702,14 @@ if sys.version_info >= (3, 14):
     def _annotations(fn: Any) -> dict[str, Any]:
         return annotationlib.get_annotations(fn, format=annotationlib.Format.FORWARDREF)
 
+    def _formatted(annotations: dict[str, Any], format: int) -> dict[str, Any]:
+        if format == annotationlib.Format.VALUE_WITH_FAKE_GLOBALS:
+            raise NotImplementedError
+        if format != annotationlib.Format.STRING:
+            return annotations
+        names = {name: hint.__forward_arg__ for name, hint in annotations.items() if isinstance(hint, typing.ForwardRef)}
+        return {**annotationlib.annotations_to_string(annotations), **names}
+
 else:
 
     def _signature(fn: Any) -> inspect.Signature:
@@ -701,6 +717,9 @@ else:
 
     def _annotations(fn: Any) -> dict[str, Any]:
         return dict(getattr(fn, "__annotations__", {}))
+
+    def _formatted(annotations: dict[str, Any], format: int) -> dict[str, Any]:
+        return annotations
 
 
 def _hints(fn: Callable[..., Any], names: list[str]) -> tuple[dict[str, Any], bool]:

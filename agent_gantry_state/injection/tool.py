@@ -95,7 +95,9 @@ class BoundTool(_Method[R]):
     def __annotations__(self) -> dict[str, Any]:  # type: ignore[override]
         return self.plan.annotations()
 
-    __annotate__ = None
+    @property
+    def __annotate__(self) -> Any:
+        return self.plan.annotate
 
     @property
     def __doc__(self) -> str | None:  # type: ignore[override]
@@ -158,7 +160,9 @@ class Tool(_Function[P, R]):
     def __annotations__(self) -> dict[str, Any]:  # type: ignore[override]
         return self._self_plan.annotations()
 
-    __annotate__ = None
+    @property
+    def __annotate__(self) -> Any:
+        return self._self_plan.annotate
 
     # FastMCP makes a function of its own of what it finds in this one, to give it other annotations. That has to be one that
     # calls the tool and has its signature, and not the body with what is injected.

@@ -10,6 +10,7 @@ import functools
 import inspect
 import pickle
 import pydoc
+import sys
 import types
 import typing
 import weakref
@@ -904,6 +905,33 @@ def test_signature_and_hints_are_without_memory():
     assert str(signature) == "(item: str, limit: int = 3) -> list[str]"
     assert typing.get_type_hints(module_tool, include_extras=True) == {"item": str, "limit": int, "return": list[str]}
     assert "memory" not in module_tool.__annotations__
+
+
+def test_function_that_is_wrapped_around_a_tool_has_its_hints():
+    @functools.wraps(module_tool)
+    def around(*args, **kwargs):
+        return module_tool(*args, **kwargs)
+
+    assert typing.get_type_hints(around) == {"item": str, "limit": int, "return": list[str]}
+    assert "memory" not in around.__annotations__
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="annotations have formats from Python 3.14 on")
+def test_hints_come_in_each_format(gantry):
+    import annotationlib
+
+    @gantry.with_memory
+    def note(item: Missing, limit: int, memory: dict) -> list[str]:  # noqa: F821
+        return [item][:limit]
+
+    found = {format: annotationlib.get_annotations(note, format=format) for format in (1, 3, 4)}
+
+    assert [each["limit"] for each in found.values()] == [int, int, "int"]
+    assert [each["return"] for each in found.values()] == [list[str], list[str], "list[str]"]
+    assert found[4]["item"] == "Missing"
+    assert all("memory" not in each for each in found.values())
+    with pytest.raises(NotImplementedError):
+        note.__annotate__(annotationlib.Format.VALUE_WITH_FAKE_GLOBALS)
 
 
 def test_hints_keep_what_annotated_says(gantry):
