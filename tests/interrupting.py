@@ -37,8 +37,8 @@ def interrupted(act, at):
                 before = ""
             elif event == "opcode":
                 name = dis.opname[frame.f_code.co_code[frame.f_lasti]]
-                # A NOP may be outside of the `try` in which Python hears of the signal, which is just before it.
-                if name != "NOP":
+                # A NOP where a loop begins anew may be outside of the `try` in which Python hears of it, just before that.
+                if name != "NOP" or before == "RESUME":
                     if before.startswith(_HEARING):
                         at -= 1
                         if at < 0:

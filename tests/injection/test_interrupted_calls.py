@@ -25,9 +25,10 @@ async def exhaust(items):
 
 
 class Calls:
-    """A tool that writes to two memories, called in one of several ways."""
+    """A tool that writes to memories of these scopes, called in one of several ways."""
 
     def __init__(self):
+        self.scopes = "session", "user"
         store = MemoryStore()
         self.gantry, self.stranger = (Gantry(store, session="s", user="u") for _ in range(2))
         self.inside = []
@@ -46,6 +47,33 @@ class Calls:
     def tool(self, body):
         inner = self.gantry.with_memory(scope="user", into="user")(body)
         return self.gantry.with_memory(scope="session", into="session")(inner)
+
+    def short(self):
+        self.scopes = ("user",)
+        return self.gantry.with_memory(lambda memory: self.body(memory, {}), scope="user")
+
+    def short_coroutine(self):
+        async def body(memory):
+            self.body(memory, {})
+
+        self.scopes = ("user",)
+        tool = self.gantry.with_memory(body, scope="user")
+        return lambda: drive(tool())
+
+    def nesting(self):
+        def body(memory):
+            self.body(memory, {})
+            self.note("new")
+
+        return self.gantry.with_memory(body)
+
+    def nesting_coroutine(self):
+        async def body(memory):
+            self.body(memory, {})
+            self.note("new")
+
+        tool = self.gantry.with_memory(body)
+        return lambda: drive(tool())
 
     def plain(self):
         return self.tool(lambda session, user: self.body(session, user))
@@ -91,14 +119,26 @@ class Calls:
 
 
 @pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")  # One that was just being made.
-@pytest.mark.parametrize("way", [Calls.plain, Calls.coroutine, Calls.awaitable, Calls.generator, Calls.async_generator])
+@pytest.mark.parametrize(
+    "way",
+    [
+        Calls.short,
+        Calls.short_coroutine,
+        Calls.nesting,
+        Calls.nesting_coroutine,
+        Calls.plain,
+        Calls.coroutine,
+        Calls.awaitable,
+        Calls.generator,
+        Calls.async_generator,
+    ],
+)
 def test_signal_in_a_call_leaves_it_whole_or_nothing_and_no_call_around_the_next(way):
     def prepare():
         calls = Calls()
 
         def look(ended):
-            assert calls.seen("session") == calls.seen()
-            assert calls.seen() in (("new",) if ended else (None, "new"))
+            assert {calls.seen(scope) for scope in calls.scopes} in ([{"new"}] if ended else [{None}, {"new"}])
             calls.note("next")
             assert calls.seen() == "next"
             for number, context in enumerate(calls.inside):
