@@ -29,7 +29,6 @@ from agent_gantry_state.memory import Memory
 from agent_gantry_state.merge import Merge, newest
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.nesting import unit_around
-from agent_gantry_state.prompt import Redaction, prompt_text
 from agent_gantry_state.resolvers import IdentityResolver, Resolver, resolve
 from agent_gantry_state.scopes import Identity, Scope, check_ttl, new_id
 from agent_gantry_state.sending import sent
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from agent_gantry_state.admin import Admin
+    from agent_gantry_state.prompt import Redaction
 
 __all__ = ["Gantry", "MemoryDecorator", "Stateful"]
 
@@ -584,6 +584,9 @@ class Stateful:
     ) -> tuple[UnitOfWork, tuple[str, ...], Redaction]:
         """A unit that loads the memories of scopes and writes nothing."""
         wiring, where = self._wiring, "prompt_view"
+        # Few programs ask for it, and it needs json.
+        from agent_gantry_state.prompt import Redaction
+
         scopes, redaction = _scopes(wiring, where, scope), Redaction(redact)
         named = None if keys is None else _key_names(where, keys)
         settings = wiring.settings
@@ -844,6 +847,8 @@ def _prompt(
     unit: UnitOfWork, memories: tuple[Memory, ...], scopes: Sequence[str], max_chars: int, redaction: Redaction
 ) -> str:
     """The text of memories that lie over each other, the nearest first."""
+    from agent_gantry_state.prompt import prompt_text
+
     try:
         # The nearest one's keys come first, and its values hide those behind.
         merged: dict[str, Any] = {}

@@ -34,7 +34,9 @@ from typing import Annotated, Any, NamedTuple
 
 from agent_gantry_state import Gantry
 from agent_gantry_state.memory import Memory, open_memory
+from agent_gantry_state.nesting import CURRENT
 from agent_gantry_state.scopes import ENTERED
+from agent_gantry_state.stores.protocol import Snapshot
 
 try:
     import dishka
@@ -546,14 +548,23 @@ class Piece(NamedTuple):
 PIECES = (
     Piece("a wrapper that takes any arguments and calls on", "wrapper('x')"),
     Piece("  of it the function itself", "fn('x', memory)"),
-    Piece("settings of the gantry, and its store", "wiring.settings.direct"),
-    Piece("context variable", "get_entered()"),
-    Piece("namespace of the identity", "entered.identity.namespaces[key]"),
-    Piece("snapshot look-up in the store", "store.snapshot(namespace)"),
-    Piece("opening the memory, and freeing it", "open_memory(namespace, snapshot, 0.0, terms)"),
+    Piece("is it called by another one's body?", "get_current() is not None"),
+    Piece("settings and identity", "wiring.settings; get_entered().identity"),
+    Piece("where the memory of that identity stands", "identity.slots[place]"),
+    Piece(
+        "may it be taken as it stands?",
+        "slot.home is settings.home and type(slot.snapshot) is Snapshot and (not owned or snapshot.owner == identity.owner)",
+    ),
+    Piece("a memory with ten keys, and freeing it", "update(new(Memory), values)"),
     Piece("  of it a dict copy of ten keys", "values.copy()"),
-    Piece("  of it an empty Memory", "new(Memory)"),
-    Piece("  of it the dict of what was touched", "{}"),
+    Piece(
+        "its six fields",
+        "memory._namespace, memory._base, memory._extra = namespace, snapshot, None; "
+        "memory._terms, memory._now, memory._touched = terms, 0.0, {}",
+    ),
+    Piece(
+        "what a call inside would find, set and taken back", "reset(set_current([settings, identity, None, memory, None]))"
+    ),
     Piece("was anything changed?", "memory._touched or base.packed or len(memory) != len(base.values)"),
 )
 
@@ -569,30 +580,34 @@ def pieces_of_read() -> Iterator[dict[str, Any]]:
         tool("x")
         plan, entered = tool.plan, ENTERED.get()
         assert entered is not None
-        declaration = plan.declarations[0]
-        key, store = (plan.wiring.app, declaration.scope), plan.wiring.settings.direct
-        assert store is not None
-        namespace = entered.identity.namespaces[key]
-        snapshot = store.snapshot(namespace)
-        memory = open_memory(namespace, snapshot, 0.0, declaration.terms)
+        settings, identity, terms = plan.wiring.settings, entered.identity, plan.declarations[0].terms
+        slot = identity.slots[plan.key]
+        snapshot = slot.snapshot
+        memory = open_memory(slot.namespace, snapshot, 0.0, terms)
         yield {
             "tool": tool,
             "fn": read,
             "memory": memory,
             "wrapper": wrapping(read, memory),
             "wiring": plan.wiring,
+            "settings": settings,
+            "get_current": CURRENT.get,
+            "set_current": CURRENT.set,
+            "reset": CURRENT.reset,
             "get_entered": ENTERED.get,
-            "entered": entered,
-            "key": key,
-            "store": store,
-            "namespace": namespace,
-            "open_memory": open_memory,
+            "identity": identity,
+            "place": plan.key,
+            "slot": slot,
+            "owned": terms.owned,
+            "namespace": slot.namespace,
             "snapshot": snapshot,
-            "terms": declaration.terms,
+            "terms": terms,
             "values": snapshot.values,
             "base": snapshot,
             "new": dict.__new__,
+            "update": dict.update,
             "Memory": Memory,
+            "Snapshot": Snapshot,
         }
 
 
@@ -620,10 +635,10 @@ def profile(rounds: int) -> None:
     whole = best["tool('x')"]
     print(f"Where a read of ten keys spends its time (sync, best of {rounds}; this machine, this minute):\n")
     for piece in PIECES:
-        print(f"{best[piece.statement]:6.0f} ns {best[piece.statement] / whole:5.0%}  {piece.label:58}  {piece.statement}")
+        print(f"{best[piece.statement]:6.0f} ns {best[piece.statement] / whole:5.0%}  {piece.label:50}  {piece.statement}")
     counted = sum(best[piece.statement] for piece in PIECES if not piece.label.startswith("  "))
     print(f"{whole - counted:6.0f} ns {(whole - counted) / whole:5.0%}  everything else: frames and branches in between")
-    print(f"{whole:6.0f} ns  100%  the whole call{'':44}  tool('x')")
+    print(f"{whole:6.0f} ns  100%  the whole call{'':36}  tool('x')")
 
 
 def main() -> None:

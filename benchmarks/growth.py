@@ -205,15 +205,21 @@ def namespaces(effort: Effort, stack: ExitStack) -> Axis:
 
 def populate(gantry: Gantry, size: int, keys: int = 3, letters: int = 20, ttl: float | None = None, calls: int = 1) -> None:
     """Make so many sessions of so many keys, written by so many calls each."""
+    names = key_names(keys)
 
     @gantry.with_memory(ttl=ttl)
-    def fill(i: int, part: range, memory: dict[str, Any]) -> None:
-        memory.update({f"k{k}": f"{i:0{letters}}{k}" for k in part})
+    def fill(i: int, call: int, memory: dict[str, Any]) -> None:
+        memory.update({name: f"{name}{i:0{letters - len(name)}}" for name in names[call::calls]})
 
     for i in range(size):
         with gantry.session(f"idle {i}"):
             for call in range(calls):
-                fill(i, range(call, keys, calls))
+                fill(i, call)
+
+
+def key_names(keys: int) -> list[str]:
+    """The keys of all sessions: they stand in the code of a tool, and so are the same objects for each of them."""
+    return [f"k{k}" for k in range(keys)]
 
 
 def callers(effort: Effort, stack: ExitStack) -> Axis:
@@ -303,9 +309,10 @@ def nesting(effort: Effort, stack: ExitStack) -> Axis:
     session = filled(gantry, "s", {f"k{i}": f"v{i}" for i in range(10)})
 
     @gantry.with_memory
-    def reading(value: str, deep: int, memory: dict[str, Any]) -> None:
+    def reading(value: str, deep: int, memory: dict[str, Any]) -> Any:
         if deep > 1:
             reading(value, deep - 1)
+        return memory["k0"]
 
     @gantry.with_memory
     def writing(value: str, deep: int, memory: dict[str, Any]) -> None:
@@ -439,15 +446,16 @@ def expiring_keys(effort: Effort, stack: ExitStack) -> Axis:
     lines: dict[str, dict[int, Point]] = {}
     for size in effort.steps(1, 10, 100, 1_000, 10_000):
         for name, ends in (("", 1e6), (", half are over", 0)):
-            id = f"expiring-{size}{name}"
-            with gantry.memory("session", session=id) as memory:
-                memory["k0"] = "v"
-                for i in range(1, size):
-                    memory.set(f"k{i}", f"v{i}", ttl=ends + 1000 * (i % 2) + i / 1e6 + 1)
-            session = functools.partial(gantry.session, id)
             for way, tool in tools(gantry).items():
-                if way in ("read", "write", "read, keys=", "write, keys="):
-                    lines.setdefault(way + name, {})[size] = timed(tool, session)
+                if way not in ("read", "write", "read, keys=", "write, keys="):
+                    continue
+                # Apart, for a commit drops what is over.
+                id = f"expiring-{size}{name}-{way}"
+                with gantry.memory("session", session=id) as memory:
+                    memory["k0"] = "v"
+                    for i in range(1, size):
+                        memory.set(f"k{i}", f"v{i}", ttl=ends + 1000 * (i % 2) + i / 1e6 + 1)
+                lines.setdefault(way + name, {})[size] = timed(tool, functools.partial(gantry.session, id))
     clock.now += 500
     return Axis("keys that expire", lines)
 
@@ -459,7 +467,7 @@ def expired_namespaces(effort: Effort, stack: ExitStack) -> Axis:
         def longest(_: int) -> float:
             clock = Clock()
             with Gantry(MemoryStore(2 * size + 100_000, clock)) as gantry:
-                populate(gantry, size, keys=1, letters=1, ttl=60)
+                populate(gantry, size, keys=1, letters=8, ttl=60)
                 tool = gantry.with_memory(write)
                 worst = 0
                 with gantry.session("busy"):
@@ -550,7 +558,8 @@ def bytes_of_idle(size: int, keys: int, letters: int, calls: int) -> float:
         return taken / size
 
     def plain() -> Any:
-        return {f"idle {i}": {f"k{k}": f"{i:0{letters}}{k}" for k in range(keys)} for i in range(size)}
+        names = key_names(keys)
+        return {f"idle {i}": {name: f"{name}{i:0{letters - len(name)}}" for name in names} for i in range(size)}
 
     def ours() -> Any:
         gantry = Gantry(f"memory://?max_namespaces={2 * size + 1}")

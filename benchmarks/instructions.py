@@ -87,7 +87,15 @@ def calls() -> Iterator[tuple[str, Callable[[], Any]]]:
             return made
 
         plain = content.copy()
-        yield f"no memory {name}", lambda body=body, plain=plain: body(plain)
+
+        def bare(memory: dict[str, Any] = plain, body: Callable[[Any], Any] = body) -> Any:
+            return body(memory)
+
+        async def abare(memory: dict[str, Any] = plain, body: Callable[[Any], Any] = body) -> Any:
+            return body(memory)
+
+        yield f"no memory {name}", bare
+        yield f"no memory, async {name}", abare
         ours = gantry()
         tool = ours.with_memory(body)
         yield f"plain {name}", tool
@@ -101,7 +109,7 @@ def calls() -> Iterator[tuple[str, Callable[[], Any]]]:
         async def abody(memory: dict[str, Any], body: Callable[[Any], Any] = body) -> Any:
             return body(memory)
 
-        yield f"async {name}", driven(ours.with_memory(abody))
+        yield f"async {name}", ours.with_memory(abody)
         yield f"may run again {name}", gantry().with_memory(on_conflict="retry")(body)
         yield f"general path {name}", gantry().with_memory(isolation="serializable")(body)
         yield f"keys= {name}", gantry().with_memory(keys=("k3", "log"))(body)
@@ -137,19 +145,6 @@ def calls() -> Iterator[tuple[str, Callable[[], Any]]]:
             yield f"{label} {name}", pair.with_memory(pair.with_memory(function, scope="user", into="prefs"))
 
 
-def driven(tool: Callable[[], Any]) -> Callable[[], None]:
-    """A call of an async tool that never waits."""
-
-    def call() -> None:
-        try:
-            tool().send(None)
-        except StopIteration:
-            return
-        raise AssertionError("it waits")
-
-    return call
-
-
 def executed() -> Iterator[tuple[str, Callable[[], Any]]]:
     """What is executed by agent-gantry, if that is installed, with a memory and without."""
     try:
@@ -160,15 +155,19 @@ def executed() -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def times(call: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> Callable[[int], None]:
-    """Makes a number of calls, those of a coroutine function on an event loop."""
+    """Makes a number of calls, between two marks in the profile; those of a coroutine function on an event loop."""
 
     async def on_loop(number: int) -> None:
+        _thread.stack_size()
         for _ in repeat(None, number):
             await call()
+        _thread.stack_size()
 
     def make(number: int) -> None:
+        _thread.stack_size()
         for _ in repeat(None, number):
             call()
+        _thread.stack_size()
 
     return (lambda number: loop.run_until_complete(on_loop(number))) if inspect.iscoroutinefunction(call) else make
 
@@ -184,9 +183,7 @@ def child(names: list[str], labels: Path) -> None:
             make(WARM)
             gc.collect()
             gc.disable()
-            _thread.stack_size()
             make(CALLS)
-            _thread.stack_size()
             gc.enable()
 
 
@@ -212,7 +209,8 @@ def main() -> None:
         subprocess.run(command, env=environment, check=True, capture_output=True)
         dumps = sorted(Path(directory).glob("out.*"), key=lambda path: int(path.suffix[1:]))
         totals = [re.search(r"^(?:totals|summary): (\d+)", path.read_text(), re.MULTILINE) for path in dumps]
-        counts = [int(found[1]) // CALLS for found in totals[1::2] if found is not None]
+        # In between stand what came before the calls that warm up, these, and what came after them.
+        counts = [int(found[1]) // CALLS for found in totals[3::4] if found is not None]
         for name, count in zip(labels.read_text().splitlines(), counts, strict=False):
             print(f"{count:9,}  {name}")
 

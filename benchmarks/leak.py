@@ -17,13 +17,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from agent_gantry_state import Gantry, MemoryConflictError
+from agent_gantry_state import Gantry, MemoryConflictError, SyncSession
 
 __all__ = ["KINDS", "kinds", "left_behind"]
 
 KINDS = (
     "sync", "async", "failing", "nested", "conflict", "retried", "generator", "layered", "private", "typed", "ttl",
-    "session", "many sessions", "block", "refused",
+    "session", "many sessions", "block", "refused", "some keys", "by key", "serializable", "exclusive", "two memories",
 )  # fmt: skip
 
 Call = Callable[[], Any]
@@ -88,6 +88,20 @@ def kinds() -> dict[str, Call]:
     layered = gantry.with_memory(scope=("user", "session"))(write)
     private = gantry.with_memory(private=True)(write)
     timed = gantry.with_memory(scope="user", ttl=60, sliding=True)(write)
+    some_keys = gantry.with_memory(keys=("k", "log"))(write)
+    serializable = gantry.with_memory(isolation="serializable")(write)
+    exclusive = gantry.with_memory(exclusive=True)(write)
+
+    @gantry.with_memory
+    @gantry.with_memory(scope="user", into="prefs")
+    def both(memory: dict[str, Any], prefs: dict[str, Any]) -> None:
+        write(memory)
+        write(prefs)
+
+    @gantry.with_session
+    def by_key(session: SyncSession) -> None:
+        session.set("k", f"value {next(numbers)}")
+        session.add("n", 1)
 
     def expect(error: type[Exception], call: Call) -> None:
         try:
@@ -120,6 +134,11 @@ def kinds() -> dict[str, Call]:
         "many sessions": lambda: in_session(f"session {next(numbers) % 500}"),
         "block": in_block,
         "refused": lambda: expect(TypeError, lambda: tool(memory={})),
+        "some keys": some_keys,
+        "by key": by_key,
+        "serializable": serializable,
+        "exclusive": exclusive,
+        "two memories": both,
     }
     assert tuple(found) == KINDS
     return found

@@ -204,7 +204,9 @@ def redis(size: int) -> Iterator[Subject]:
 
                 async def send(who: str, *_: str) -> Any:
                     for command in next(turns[who]).commands:
-                        await aclient.execute_command(*command)
+                        reply = await aclient.execute_command(*command)
+                        # If the namespace had moved, a list would say how it stands.
+                        assert type(reply) is bytes or type(reply[1]) is bytes
 
                 yield AsyncBare(send, send)
 
@@ -339,13 +341,18 @@ def postgresql(size: int, synchronous_commit: str = "on") -> Iterator[Subject]:
         async def asame() -> AsyncIterator[AsyncBare]:
             with closing(open_store(f"{server.url}?schema=same")) as sender:
                 turns = {id: cycle(sent(sender, id, size)) for id in ids()}
-            async with AsyncConnectionPool(server.url, min_size=16, max_size=16, kwargs=options, open=False) as pool:
+
+            async def configure(connection: Any) -> None:
+                connection.adapters.register_dumper(Encoded, EncodedDumper)
+
+            async with AsyncConnectionPool(
+                server.url, min_size=16, max_size=16, kwargs=options, configure=configure, open=False
+            ) as pool:
 
                 async def send(who: str, *_: str) -> Any:
                     query = next(turns[who])
                     values = [Encoded(*each) for each in zip(query.types, query.values, strict=True)]
                     async with pool.connection() as connection:
-                        connection.adapters.register_dumper(Encoded, EncodedDumper)
                         cursor = await psycopg.AsyncRawCursor(connection).execute(query.text, values, binary=True)
                         # More than one row would say how the namespace stands that has moved.
                         (row,) = await cursor.fetchall()

@@ -9,8 +9,8 @@ import pytest
 
 #: Drivers, frameworks, and what only some callers need.
 NOT_NEEDED = (
-    "agent_gantry", "aiomcache", "anyio", "asyncpg", "hashlib", "numpy", "psycopg", "psycopg_pool", "pydantic", "pymemcache",
-    "pytest", "redis", "sqlite3", "trio", "typing_extensions", "uvloop", "valkey",
+    "agent_gantry", "aiomcache", "anyio", "asyncpg", "difflib", "hashlib", "json", "numpy", "psycopg", "psycopg_pool",
+    "pydantic", "pymemcache", "pytest", "redis", "sqlite3", "trio", "typing_extensions", "uvloop", "valkey",
 )  # fmt: skip
 
 

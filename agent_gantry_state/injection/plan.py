@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import difflib
 import functools
 import inspect
 import itertools
@@ -253,6 +252,9 @@ class Plan:
         wanted = "dict" if kind == "memory" else self.flavour(kind).__name__
         parameter = self._parameters.get(into)
         if parameter is None:
+            # Only an error needs it.
+            import difflib
+
             shown = ", ".join(self._parameters) or "none"
             near = difflib.get_close_matches(into, self._parameters, 1)
             named = repr(near[0]) if near else "..."
