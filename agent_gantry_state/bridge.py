@@ -46,6 +46,7 @@ __all__ = [
     "Inline",
     "Local",
     "Network",
+    "Runs",
     "Thread",
     "bridge_to",
     "in_asyncio",
@@ -136,7 +137,24 @@ def in_asyncio() -> bool:
     return True
 
 
-class _Methods:
+class Runs:
+    """How a bridge runs steps, whatever it does for what they ask for."""
+
+    def run(self: Bridge, steps: Steps[T]) -> T:
+        return _steps.run(steps, self.perform)
+
+    async def arun(self: Bridge, steps: Steps[T]) -> T:
+        return await _steps.arun(steps, self.ask_whole)
+
+    async def arun_uncut(self: Bridge, steps: Steps[T]) -> T:
+        # As far as nothing has to be waited for, nothing can be cut, and no task is needed to keep it whole.
+        request, result = run_until_blocked(steps, self.attempt)
+        if request is None:
+            return result  # type: ignore[return-value]
+        return await uncut(lambda: _steps.arun(steps, self.aperform, request))
+
+
+class _Methods(Runs):
     """A store and its methods by kind of message. A store that is *owned* is closed with its bridge."""
 
     counters: Counters | None = None
@@ -186,12 +204,6 @@ class Inline(_Methods):
     def attempt(self, request: Message) -> Any:
         return self._answer[type(request)](request)
 
-    def run(self, steps: Steps[T]) -> T:
-        return _steps.run(steps, self.perform)
-
-    async def arun(self, steps: Steps[T]) -> T:
-        return await _steps.arun(steps, self.aperform)
-
     async def arun_uncut(self, steps: Steps[T]) -> T:
         # A commit is one call of a function; there is nothing between sending it and its answer that could be cut.
         return await _steps.arun(steps, self.aperform)
@@ -216,18 +228,16 @@ class Local(_Methods):
 
     def __init__(self, store: Any, owned: bool = False) -> None:
         super().__init__(store, owned)
-        self._attempt: Callable[[Any], Any] = store.attempt
+        # Without a frame in between.
+        self.attempt = store.attempt  # type: ignore[method-assign]
         self.attempt_values = getattr(store, "attempt_values", None)
         self.attempt_whole = getattr(store, "attempt_whole", None)
-
-    def attempt(self, request: Message) -> Any:
-        return self._attempt(request)
 
     def perform(self, request: Message | Wait) -> Any:
         if isinstance(request, Wait):
             return request.wait()
         try:
-            return self._attempt(request)
+            return self.attempt(request)
         except WouldBlock:
             pass
         if not on_event_loop() or request.timeout <= LOOP_SECONDS:
@@ -246,26 +256,13 @@ class Local(_Methods):
         if isinstance(request, Wait):
             return await request.await_()
         try:
-            return self._attempt(request)
+            return self.attempt(request)
         except WouldBlock:
             start = functools.partial(_hop, self._answer[type(request)], request)
             return await (_lease(start) if type(request) is Lease else start())
 
     # It sees to leases itself, and only where they have to wait.
     ask_whole = aperform
-
-    def run(self, steps: Steps[T]) -> T:
-        return _steps.run(steps, self.perform)
-
-    async def arun(self, steps: Steps[T]) -> T:
-        return await _steps.arun(steps, self.aperform)
-
-    async def arun_uncut(self, steps: Steps[T]) -> T:
-        # As far as nothing has to be waited for, nothing can be cut, and no task is needed to keep it whole.
-        request, result = run_until_blocked(steps, self._attempt)
-        if request is None:
-            return result  # type: ignore[return-value]
-        return await uncut(lambda: _steps.arun(steps, self.aperform, request))
 
     def close(self) -> None:
         if self._owned:
@@ -285,19 +282,10 @@ class Thread(_Methods):
             return request.wait()
         return self._answer[type(request)](request)
 
-    def run(self, steps: Steps[T]) -> T:
-        return _steps.run(steps, self.perform)
-
     async def aperform(self, request: Message | Wait) -> Any:
         if isinstance(request, Wait):
             return await request.await_()
         return await _hop(self._answer[type(request)], request)
-
-    async def arun(self, steps: Steps[T]) -> T:
-        return await _steps.arun(steps, self.ask_whole)
-
-    async def arun_uncut(self, steps: Steps[T]) -> T:
-        return await _arun_uncut(steps, self.aperform)
 
     def close(self) -> None:
         if self._owned:
@@ -387,15 +375,6 @@ class HomeLoop(_Methods):
             raise _closed(request)
         return future.result()
 
-    def run(self, steps: Steps[T]) -> T:
-        return _steps.run(steps, self.perform)
-
-    async def arun(self, steps: Steps[T]) -> T:
-        return await _steps.arun(steps, self.ask_whole)
-
-    async def arun_uncut(self, steps: Steps[T]) -> T:
-        return await _arun_uncut(steps, self.aperform)
-
     def close(self) -> None:
         with self._lock:
             if self._closed:
@@ -440,7 +419,7 @@ class HomeLoop(_Methods):
             raise _late(request) from None
 
 
-class Closed:
+class Closed(Runs):
     """Stands in for the bridge of a gantry that was closed."""
 
     store: Any = None
@@ -460,15 +439,6 @@ class Closed:
 
     def attempt(self, request: Any) -> Any:
         raise _closed()
-
-    def run(self, steps: Steps[T]) -> T:
-        return _steps.run(steps, self.perform)
-
-    async def arun(self, steps: Steps[T]) -> T:
-        return _steps.run(steps, self.perform)
-
-    async def arun_uncut(self, steps: Steps[T]) -> T:
-        return _steps.run(steps, self.perform)
 
     def close(self) -> None:
         """Nothing is left to close."""
@@ -570,14 +540,6 @@ def run_until_blocked(steps: Steps[T], attempt: Callable[[Any], Any]) -> tuple[A
     except StopIteration as stop:
         return None, stop.value
     return request, None
-
-
-async def _arun_uncut(steps: Steps[T], perform: Callable[[Any], Awaitable[Any]]) -> T:
-    first, result = _steps.started(steps)
-    if first is None:
-        # Nothing to wait for, as in the commit of a nested call: no task is needed to keep it whole.
-        return result  # type: ignore[return-value]
-    return await uncut(lambda: _steps.arun(steps, perform, first))
 
 
 async def _lease(start: Callable[[], Awaitable[Any]]) -> Any:

@@ -10,10 +10,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from typing import Any, TypeVar
 
-from agent_gantry_state import steps as _steps
-from agent_gantry_state.bridge import Bridge, run_until_blocked, uncut
+from agent_gantry_state.bridge import Bridge, Runs
 from agent_gantry_state.namespace import Namespace
-from agent_gantry_state.steps import Steps, Wait
+from agent_gantry_state.steps import Wait
 from agent_gantry_state.stores.protocol import Commit, Forget, Lease, Load, Message, Release
 
 __all__ = ["Several", "bridge_for", "same_stores"]
@@ -29,7 +28,7 @@ _NAMESPACE: dict[type[Any], Callable[[Any], Namespace]] = {
 }
 
 
-class Several:
+class Several(Runs):
     """Bridges to the stores of one gantry, asked as one.
 
     Args:
@@ -77,18 +76,6 @@ class Several:
 
     def attempt(self, request: Message) -> Any:
         return self._route(request).attempt(request)
-
-    def run(self, steps: Steps[T]) -> T:
-        return _steps.run(steps, self.perform)
-
-    async def arun(self, steps: Steps[T]) -> T:
-        return await _steps.arun(steps, self.ask_whole)
-
-    async def arun_uncut(self, steps: Steps[T]) -> T:
-        request, result = run_until_blocked(steps, self.attempt)
-        if request is None:
-            return result  # type: ignore[return-value]
-        return await uncut(lambda: _steps.arun(steps, self.aperform, request))
 
     def close(self) -> None:
         with ExitStack() as stack:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from agent_gantry_state.stores.protocol import Message
 
-__all__ = ["Pause", "Request", "Steps", "Wait", "arun", "run", "started"]
+__all__ = ["Pause", "Request", "Steps", "Wait", "arun", "run"]
 
 T = TypeVar("T")
 
@@ -47,14 +47,6 @@ class Pause(Wait):
 
 Request = Message | Wait
 Steps = Generator[Request, Any, T]
-
-
-def started(steps: Steps[T]) -> tuple[Request | None, T | None]:
-    """Start *steps*: the first request, or None and the result if they ask for nothing."""
-    try:
-        return next(steps), None
-    except StopIteration as stop:
-        return None, stop.value
 
 
 def run(steps: Steps[T], perform: Callable[[Any], Any]) -> T:

@@ -15,8 +15,7 @@ from contextvars import Token
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from agent_gantry_state import __version__
-from agent_gantry_state import steps as _steps
-from agent_gantry_state.bridge import Bridge, run_until_blocked, uncut
+from agent_gantry_state.bridge import Bridge, Runs
 from agent_gantry_state.errors import (
     CorruptEntryError,
     MemoryConflictError,
@@ -31,7 +30,6 @@ from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.nesting import leave
 from agent_gantry_state.notes import FOUND, LOG, Counters, Found, fields
 from agent_gantry_state.several import Several
-from agent_gantry_state.steps import Steps
 from agent_gantry_state.stores.protocol import Commit, Forget, Load, Loaded, Moved, WouldBlock
 
 if TYPE_CHECKING:
@@ -195,7 +193,7 @@ class _Telemetry:
             self.count("refused", {_ERROR: type(cause).__qualname__})
 
 
-class _Traced:
+class _Traced(Runs):
     """A bridge whose messages are reported."""
 
     def __init__(self, inner: Bridge, telemetry: _Telemetry) -> None:
@@ -235,18 +233,6 @@ class _Traced:
         with self._operation(request, attempted=True) as operation:
             operation.answer = answer = self._inner.attempt(request)
         return answer
-
-    def run(self, steps: Steps[T]) -> T:
-        return _steps.run(steps, self.perform)
-
-    async def arun(self, steps: Steps[T]) -> T:
-        return await _steps.arun(steps, self.ask_whole)
-
-    async def arun_uncut(self, steps: Steps[T]) -> T:
-        request, result = run_until_blocked(steps, self.attempt)
-        if request is None:
-            return result  # type: ignore[return-value]
-        return await uncut(lambda: _steps.arun(steps, self.aperform, request))
 
     def close(self) -> None:
         self._inner.close()

@@ -8,12 +8,13 @@ import contextvars
 import functools
 import gc
 import inspect
+import sys
 import threading
 from contextlib import aclosing
 
 import anyio
 import pytest
-from support import STORES, Blocking, commit, committed
+from support import STORES, Blocking, closing, commit, committed
 
 from agent_gantry_state import (
     CallEndedError,
@@ -420,6 +421,42 @@ def test_body_that_goes_on_when_it_is_closed_is_told_so(gantry):
         generator.close()
 
     assert stored(gantry) == {}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="Python closes no generator of which a step is awaited")
+@pytest.mark.parametrize("store", ["blocking", "coroutines"])
+def test_whoever_is_closed_while_it_awaits_a_step_waits_for_nothing(store):
+    gantry = Gantry(STORES[store](), session="s")
+
+    @gantry.with_memory(exclusive=True)
+    async def stuck(memory):
+        memory["a"] = 1
+        begun.set()
+        await asyncio.get_running_loop().create_future()
+        yield
+
+    @gantry.with_memory(exclusive=True)
+    async def after(memory):
+        return dict(memory)
+
+    async def consume():
+        async for _ in stuck():
+            pass
+
+    async def main():
+        consumer = consume()
+        task = asyncio.ensure_future(consumer)
+        with anyio.fail_after(5):
+            await begun.wait()
+            consumer.close()
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled() or isinstance(task.exception(), RuntimeError)
+            assert await after() == {}
+
+    begun = asyncio.Event()
+    with closing(gantry):
+        asyncio.run(main())
 
 
 def test_loop_that_is_left_changes_nothing(gantry):

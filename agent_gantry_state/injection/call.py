@@ -63,6 +63,7 @@ def call(
         identity = settings.caller()
         opening = plan.opening(settings, identity)
         unit = plan.unit(opening, settings)
+        around = CURRENT.get()
         try:
             settings.bridge.run(unit.start())
             named = kwargs.copy()
@@ -71,7 +72,7 @@ def call(
             try:
                 result = fn(*placed, **named)
             finally:
-                leave(token)
+                CURRENT.reset(token)
             if type(result) not in IMMUTABLE and hasattr(type(result), "__await__"):
                 return finish_later(plan, fn, shift, args, kwargs, result, unit, attempt)
             if type(result) in GENERATORS:
@@ -80,6 +81,7 @@ def call(
             if _committed(plan, unit, attempt):
                 return result
         except BaseException as error:
+            _leave(unit, around, error)
             abandon(unit)
             refuse_surplus(plan, error, shift, args)
             raise
@@ -116,6 +118,7 @@ async def acall(
         identity = settings.caller()
         opening = plan.opening(settings, identity)
         unit = plan.unit(opening, settings)
+        around = CURRENT.get()
         try:
             await settings.bridge.arun(unit.start())
             named = kwargs.copy()
@@ -130,6 +133,7 @@ async def acall(
             if await _acommitted(plan, unit, attempt, unit.finish(note)):
                 return result
         except BaseException as error:
+            _leave(unit, around, error)
             await aabandon(unit, error)
             refuse_surplus(plan, error, shift, args)
             raise
@@ -184,6 +188,7 @@ def _generated(
         refuse_orphan()
         settings.bridge.run(unit.finish())
     except BaseException:
+        inside.leave()
         abandon(unit)
         raise
     return result
@@ -224,6 +229,10 @@ async def _agenerated(
                     item = await step(given)
             except StopAsyncIteration:
                 break
+            except GeneratorExit as error:
+                # Whoever awaits the step is being closed and must not wait.
+                await aabandon(unit, error)
+                raise
             try:
                 step, given = body.asend, (yield item)
             except GeneratorExit:
@@ -235,6 +244,7 @@ async def _agenerated(
         refuse_orphan()
         await settings.bridge.arun_uncut(unit.finish())
     except BaseException:
+        inside.leave()
         await aabandon(unit)
         raise
 
@@ -245,24 +255,35 @@ class _Inside:
     What the body itself enters in one step holds in the next.
     """
 
-    __slots__ = ("_entered", "_frame", "_settings", "_tokens")
+    __slots__ = ("_around", "_entered", "_frame", "_settings", "_tokens")
     _tokens: tuple[Token[Any], Token[Any]]
 
     def __init__(self, unit: UnitOfWork, identity: Identity | None, settings: Settings, entered: Entered | None) -> None:
         self._frame: Any = unit
         self._settings = settings
+        #: What was current before the step.
+        self._around: tuple[Any, Entered | None] | None = None
         # One of its own where a framework may say something else in each step.
         self._entered = Entered(identity or Identity()) if settings.frameworks else entered
 
     def __enter__(self) -> None:
         if self._settings.frameworks and self._entered is not None:
             self._entered.said = self._settings.said()
+        self._around = CURRENT.get(), ENTERED.get()
         self._tokens = CURRENT.set(self._frame), ENTERED.set(self._entered)
 
     def __exit__(self, *exc: object) -> None:
         self._frame, self._entered = CURRENT.get(), ENTERED.get()
         for token in self._tokens:
             leave(token)
+        self._around = None
+
+    def leave(self) -> None:
+        """Leave a step where a signal came as it was entered or left."""
+        if self._around is not None:
+            around, entered = self._around
+            CURRENT.set(around)
+            ENTERED.set(entered)
 
 
 def _committed(plan: Plan, unit: UnitOfWork, attempt: int) -> bool:
@@ -331,6 +352,7 @@ async def finish_later(
     attempt: int = 0,
 ) -> Any:
     """Await what a function returned that is not declared `async def` but gives an awaitable, then commit."""
+    around = CURRENT.get()
     try:
         token = CURRENT.set(unit)
         try:
@@ -341,11 +363,19 @@ async def finish_later(
         if await _acommitted(plan, unit, attempt, unit.finish()):
             return result
     except BaseException as error:
+        _leave(unit, around, error)
         await aabandon(unit, error)
         raise
     await aabandon(unit)
     await unit.bridge.arun(_pause(attempt))
     return await acall(plan, fn, shift, args, kwargs, _called_and_awaited, None, attempt)
+
+
+def _leave(unit: UnitOfWork, around: Any, error: BaseException) -> None:
+    """Leave the body of a call where a signal came as it was entered or left."""
+    # One that is closed may be so in the context of a task that was begun inside.
+    if CURRENT.get() is unit and not isinstance(error, GeneratorExit):
+        CURRENT.set(around)
 
 
 async def _called_and_awaited(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

@@ -161,24 +161,27 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
             raise
         try:
             reset(token)
-        except ValueError:
-            leave(token)
-        if result is not None and (kind := type(result)) not in IMMUTABLE:
-            if hasattr(kind, "__await__"):
-                kwargs.pop(into, None)
-                return finish_later(plan, fn, 0, args, kwargs, result, unit_of(frame))
-            if kind in GENERATORS:
-                try:
+            if result is not None and (kind := type(result)) not in IMMUTABLE:
+                if hasattr(kind, "__await__"):
+                    kwargs.pop(into, None)
+                    return finish_later(plan, fn, 0, args, kwargs, result, unit_of(frame))
+                if kind in GENERATORS:
                     warn_of_generator(plan)
-                except BaseException:
-                    if (unit := _failed(frame)) is not None:
-                        abandon(unit)
-                    raise
+        except BaseException:
+            if (unit := _failed(frame)) is not None:
+                abandon(unit)
+            raise
         base, frame[4] = memory._base, _CLOSING
         # A change needs a touched key, a container or another length; asking costs less than a unit of work.
         try:
-            if frame[3] is not memory:
-                _finish_nesting(frame[3])
+            if (unit := frame[3]) is not memory:
+                # It called others; its unit was made for them.
+                try:
+                    refuse_orphan()
+                    unit.bridge.run(unit.finish())
+                except BaseException:
+                    abandon(unit)
+                    raise
                 return result
             if memory._touched or base.packed or slides or len(memory) != len(base.values):
                 try:
@@ -274,11 +277,20 @@ def _short_acaller(
             reset(token)
         except ValueError:
             leave(token)
+        except BaseException:
+            if (unit := _failed(frame)) is not None:
+                await aabandon(unit)
+            raise
         base, frame[4] = memory._base, _CLOSING
         # A change needs a touched key, a container or another length; asking costs less than a unit of work.
         try:
-            if frame[3] is not memory:
-                await _afinish_nesting(frame[3], None if landed is None else partial(landed, result))
+            if (unit := frame[3]) is not memory:
+                try:
+                    await _afinish_nesting(unit, None if landed is None else partial(landed, result))
+                except BaseException as error:
+                    # Once more, for a signal may have come before it had begun.
+                    await aabandon(unit, error)
+                    raise
                 return result
             if memory._touched or base.packed or slides or len(memory) != len(base.values):
                 try:
@@ -344,18 +356,8 @@ def _end(frame: list[Any], state: State) -> None:
         frame[3] = None
 
 
-def _finish_nesting(unit: UnitOfWork) -> None:
-    """Commit a call that called others; its unit was made for them."""
-    try:
-        refuse_orphan()
-        unit.bridge.run(unit.finish())
-    except BaseException:
-        abandon(unit)
-        raise
-
-
 async def _afinish_nesting(unit: UnitOfWork, landed: Callable[[], None] | None) -> None:
-    """`_finish_nesting`, for a caller on an event loop: a call inside may have used a store that has to be waited for."""
+    """Commit a call that called others; its unit was made for them, or for a store that has to be waited for."""
     try:
         refuse_orphan()
         await unit.bridge.arun_uncut(unit.finish(landed))

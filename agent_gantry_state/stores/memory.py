@@ -459,12 +459,15 @@ class MemoryStore(Clocked):
         return undo
 
     def _write(self, change: Change, snapshot: Snapshot, version: bytes, token: bytes) -> None:
-        slot = self._slot(change.namespace)
-        own = slot is not None and (slot.more.own is not None or (slot.more.by_key and len(snapshot.values) > _FEW_KEYS))
-        if own and slot is not None and snapshot is not slot.more.own:
-            # Once; from then on it is changed in place, until somebody loads it whole.
-            snapshot = snapshot.apart()
-        after = self._applied_in_place(change, snapshot, version) if own else applied(change, snapshot, version, self.now)
+        slot, special = self._slot(change.namespace), None
+        if slot is not None and (slot.more.own is not None or (slot.more.by_key and len(snapshot.values) > _FEW_KEYS)):
+            special = slot.special()
+            if snapshot is not special.own:
+                # Once; from then on it is changed in place, until somebody loads it whole.
+                snapshot = snapshot.apart()
+            after = self._applied_in_place(change, snapshot, version)
+        else:
+            after = applied(change, snapshot, version, self.now)
         if after.head is None:
             return
         if slot is None:
@@ -476,9 +479,10 @@ class MemoryStore(Clocked):
                 slot.special().until = after.last_expiry()
             self._slots.file(slot, self.now())
         else:
-            # `ASK` first: whoever finds what is plain in the slot must not see it change.
-            if own:
-                slot.snapshot, slot.special().own = ASK, after
+            # `ASK` first: whoever finds what is plain in the slot must not see it change. No call in between, at which a
+            # signal might come: nothing at all would stand there.
+            if special is not None:
+                slot.snapshot, special.own = ASK, after
             else:
                 slot.snapshot = after
             # By when the last key expires, not the first; it need not be asked where none expires, before or now.

@@ -340,11 +340,19 @@ class RemoteStore:
         link = on_loop.link
         if link is None:
             return await hop(self._answered, message)
+        waits = True
         try:
             return await _steps.arun(self._answer(message, deadline), lambda request: link.ask(request, deadline))
+        except GeneratorExit:
+            # A coroutine that is being closed must not wait.
+            waits = False
+            raise
         finally:
             if self._closed:
-                await _ashut(link)
+                if waits:
+                    await _ashut(link)
+                else:
+                    _drop(link)
 
     def errand_for(self, steps: Steps[T]) -> Errand[T] | None:
         """Have *steps* go on by themselves; None if the clients of this event loop cannot, and nothing was begun."""

@@ -286,6 +286,10 @@ class AWire(asyncio.Protocol):
 
     def close(self) -> None:
         """Close the socket, without waiting for anything."""
+        if self._loop.is_closed():
+            # Whoever waited for a reply is collected only now.
+            self.drop()
+            return
         self.lost = True
         if self._transport is not None:
             self._transport.abort()

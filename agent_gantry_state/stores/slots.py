@@ -127,23 +127,26 @@ class Slots(cachetools.Cache[Namespace, Slot]):
         queue = self._queue
         while queue and queue[0][0] <= now and (most > 0 or (new and len(self) >= self.maxsize)):
             most -= 1
-            when, _, slot = heapq.heappop(queue)
-            more = slot.more
-            if slot.home is _GONE or when != more.queued:
+            entry = queue[0]
+            slot, more = entry[2], entry[2].more
+            if slot.home is not _GONE and entry[0] == more.queued:
+                if more.until <= now:
+                    self._remove(slot)
+                elif more.until != math.inf:
+                    self._enqueue(slot)
+                else:
+                    more.queued = math.inf
+                    self._leave()
+            # Only now that it stands for nothing: a signal may come at any call.
+            if queue and queue[0] is entry:
+                heapq.heappop(queue)
                 self._stale -= 1
-                continue
-            more.queued = math.inf
-            if more.until <= now:
-                del self[slot.namespace]
-                slot.drop()
-            elif more.until != math.inf:
-                self._enqueue(slot)
 
     def discard(self, namespace: Namespace) -> None:
         """Drop a namespace, if it is there."""
-        slot = self.pop(namespace, None)
+        slot = self.get(namespace)
         if slot is not None:
-            self._drop(slot)
+            self._remove(slot)
 
     def popitem(self) -> tuple[Namespace, Slot]:
         chances, turns = _CHANCES, self._turns
@@ -159,29 +162,36 @@ class Slots(cachetools.Cache[Namespace, Slot]):
             chances -= 1
             slot.used = False
             turns.append(slot)
-        del self[slot.namespace]
         self.evicted.append(slot.namespace.scope)
-        self._drop(slot)
+        self._remove(slot)
         return slot.namespace, slot
 
     def clear(self) -> None:
-        for slot in self.values():
-            slot.drop()
-        super().clear()
+        # Up to cachetools 7.0 theirs is a loop of `popitem`.
+        for slot in [*self.values()]:
+            self._remove(slot)
         self._turns.clear()
         self._queue.clear()
         self._stale = 0
 
     def _enqueue(self, slot: Slot) -> None:
         more = slot.more
+        self._number += 1
+        heapq.heappush(self._queue, (more.until, self._number, slot))
         was_queued, more.queued = more.queued != math.inf, more.until
         if was_queued:
             self._leave()
-        self._number += 1
-        heapq.heappush(self._queue, (more.until, self._number, slot))
 
-    def _drop(self, slot: Slot) -> None:
-        slot.drop()
+    def _remove(self, slot: Slot) -> None:
+        """Take a slot out."""
+        try:
+            slot.drop()
+            del self[slot.namespace]
+        except BaseException:
+            # A signal came in between. Who holds on to the slot must not go on to write to it, nor may it be found here.
+            slot.drop()
+            self.pop(slot.namespace, None)
+            raise
         if slot.more.queued != math.inf:
             self._leave()
 

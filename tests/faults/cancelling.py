@@ -27,6 +27,7 @@ import trio
 from support import Blocking, Coroutines
 
 from agent_gantry_state import Gantry
+from agent_gantry_state.bridge import Local
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.protocol import WouldBlock
 
@@ -778,10 +779,10 @@ def applies(name: str, scenario: str, way: str = "cancel") -> bool:
 def always_blocked(gantry: Gantry) -> Gantry:
     """*gantry*, whose store of this machine is asked in a thread, as if another process held it at each moment."""
     bridge = gantry._wiring.settings.bridge
-    if hasattr(bridge, "_attempt"):
+    if isinstance(bridge, Local):
 
         def attempt(message):
             raise WouldBlock
 
-        bridge._attempt = attempt
+        bridge.attempt = attempt
     return gantry

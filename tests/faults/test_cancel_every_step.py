@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import random
+import uuid
 
 import anyio
 import pytest
@@ -76,7 +77,7 @@ class Stop(BaseException):
 @pytest.mark.anyio
 @pytest.mark.parametrize("name", KINDS)
 async def test_interrupt_in_a_body_is_raised_and_changes_nothing(make_place, name):
-    place = make_place(name)
+    place, who = make_place(name), uuid.uuid4().hex
     gantry, stranger = place.gantry(), place.gantry()
 
     @gantry.with_memory(exclusive=True)
@@ -93,7 +94,7 @@ async def test_interrupt_in_a_body_is_raised_and_changes_nothing(make_place, nam
     async def after(memory):
         return dict(memory)
 
-    with gantry.session("s", user="s"):
+    with gantry.session(who, user=who):
         with pytest.raises(Stop):
             await stopped()
         with anyio.fail_after(5):
@@ -102,7 +103,7 @@ async def test_interrupt_in_a_body_is_raised_and_changes_nothing(make_place, nam
             stopped_sync()
         with anyio.fail_after(5):
             assert await after() == {}
-    assert cancelling.content(stranger, "s") == {"session": {}, "user": {}}
+    assert cancelling.content(stranger, who) == {"session": {}, "user": {}}
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
@@ -149,7 +150,8 @@ def test_thread_without_an_identity_gets_an_error_and_nobodys_memory(make_place,
     tool = gantry.with_memory(lambda memory: dict(memory))
 
     async def main():
-        with gantry.session("s", user="s"):
+        who = uuid.uuid4().hex
+        with gantry.session(who, user=who):
             async with gantry.memory() as memory:
                 memory["mine"] = True
             # run_in_executor passes no context on, as thread pools of other libraries do.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import threading
 import uuid
@@ -166,3 +167,39 @@ def test_connection_of_a_call_that_timed_out_is_closed(caller, message, reply):
 @pytest.mark.parametrize(("message", "reply"), [("load", "late"), ("load", "half"), ("commit", "half")])
 def test_connection_of_a_call_that_was_cut_off_is_closed(caller, message, reply):
     interrupt(caller, message, REPLIES[reply], caller.cut)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # asyncio's word for a loop that was closed before that.
+@pytest.mark.parametrize("message", ["load", "commit"])
+def test_call_that_is_collected_after_its_loop_and_its_store_were_closed_waits_for_nothing(proxy, message):
+    """What cannot be raised as a coroutine is collected would make this fail: pytest makes a warning of it."""
+    gantry, loop = open_gantry(proxy.url, "?max_connections=1"), asyncio.new_event_loop()
+
+    @gantry.with_memory(scope="user")
+    async def tool(memory):
+        if memory and message == "commit":
+            proxy.arm(REPLIES["none"])
+        memory["turns"] = memory.get("turns", 0) + 1
+
+    async def begin():
+        with gantry.session(user=uuid.uuid4().hex):
+            await tool()
+            if message == "load":
+                proxy.arm(REPLIES["none"])
+            calls.append(asyncio.ensure_future(tool()))
+        assert await asyncio.to_thread(proxy.fired.wait, 10)
+
+    calls = []
+    loop.set_exception_handler(lambda loop, context: None)  # It says that a task was destroyed.
+    loop.run_until_complete(begin())
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+    gantry.close()
+
+    async def collect():
+        gc.collect()
+
+    calls.clear()
+    del loop
+    asyncio.run(collect())
+    gc.collect()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
+import contextvars
 import dataclasses
 import enum
 import functools
@@ -593,3 +595,43 @@ def test_memory_whose_last_key_went_begins_anew(place):
         assert not is_theirs()
         until(is_gone)
         until(is_theirs, unsure)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_merge_function_finds_the_context_of_its_call(place, is_async):
+    said, found = contextvars.ContextVar("said"), []
+
+    def keep(base, ours, theirs):
+        found.append(said.get(None))
+        return theirs
+
+    with place.gantry() as gantry:
+
+        def be_quicker():
+            with gantry.memory() as memory:
+                memory["x"] = "theirs"
+
+        @gantry.with_memory(merge={"x": keep})
+        def call(memory):
+            memory["x"] = "ours"
+            contextvars.Context().run(be_quicker)
+
+        @gantry.with_memory(merge={"x": keep})
+        async def acall(memory):
+            memory["x"] = "ours"
+            await asyncio.to_thread(contextvars.Context().run, be_quicker)
+
+        async def main():
+            said.set("by the caller")
+            await acall()
+            # The clients of this loop are there now.
+            await acall()
+
+        if is_async:
+            asyncio.run(main())
+        else:
+            said.set("by the caller")
+            call()
+
+    assert found
+    assert set(found) == {"by the caller"}

@@ -1,0 +1,83 @@
+"""A signal, as Ctrl-C sends it, at each moment at which Python may hear of one: as a function is entered or goes on, after a
+call, and where a loop begins anew. Between two other steps of the same function it hears of none.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import dis
+import pathlib
+import sys
+
+import cachetools
+
+import agent_gantry_state
+
+_WHERE = tuple(str(pathlib.Path(module.__file__).parent) for module in (agent_gantry_state, cachetools))
+_HEARING = ("RESUME", "CALL", "JUMP_BACKWARD", "JUMP_ABSOLUTE")
+
+
+class Interruption(BaseException):
+    """What a signal raises, wherever the program is."""
+
+
+def interrupted(act, at):
+    """Do *act*, with a signal at the moment of that number; whether it came so far."""
+
+    def enter(frame, event, arg):
+        if not frame.f_code.co_filename.startswith(_WHERE):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        before = "RESUME"
+
+        def step(frame, event, arg):
+            nonlocal at, before
+            if event == "exception":
+                # What has raised something else does not end with a signal as well.
+                before = ""
+            elif event == "opcode":
+                name = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+                # A NOP where a loop begins anew may be outside of the `try` in which Python hears of it, just before that.
+                if name != "NOP" or before == "RESUME":
+                    if before.startswith(_HEARING):
+                        at -= 1
+                        if at < 0:
+                            raise Interruption
+                    before = name
+            return step
+
+        return step
+
+    tracer = sys.gettrace()
+    sys.settrace(enter)
+    try:
+        act()
+    except Interruption:
+        return True
+    finally:
+        sys.settrace(tracer)
+    return False
+
+
+def moments(prepare, most=5000):
+    """Interrupt what *prepare* gives, made anew for each moment, at each of them.
+
+    Args:
+        prepare: Gives what to do, and what looks then at what came of it, in the same context as what is typed next; it is
+            told whether the first came to its end.
+        most: So many moments are more than there are.
+    """
+
+    def at_one(at):
+        act, look = prepare()
+        cut = interrupted(act, at)
+        look(not cut)
+        return cut
+
+    # Once without, for from Python 3.12 on code may not be traced the first time.
+    assert not contextvars.Context().run(at_one, most)
+    for at in range(most):
+        if not contextvars.Context().run(at_one, at):
+            assert at > 0, "nothing was tried"
+            return
+    raise AssertionError("it does not end")
