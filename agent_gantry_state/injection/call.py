@@ -72,7 +72,7 @@ def call(
             try:
                 result = fn(*placed, **named)
             finally:
-                CURRENT.reset(token)
+                leave(token)
             if type(result) not in IMMUTABLE and hasattr(type(result), "__await__"):
                 return finish_later(plan, fn, shift, args, kwargs, result, unit, attempt)
             if type(result) in GENERATORS:

@@ -160,7 +160,10 @@ def _short_caller(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
             refuse_surplus(plan, error, 0, args)
             raise
         try:
-            reset(token)
+            try:
+                reset(token)
+            except ValueError:
+                leave(token)
             if result is not None and (kind := type(result)) not in IMMUTABLE:
                 if hasattr(kind, "__await__"):
                     kwargs.pop(into, None)

@@ -39,7 +39,7 @@ from agent_gantry_state.stores.protocol import (
 )
 from agent_gantry_state.stores.slots import ASK, Slot, Slots
 from agent_gantry_state.stores.urls import StoreURL
-from agent_gantry_state.stores.whole import applied, chosen, is_moved
+from agent_gantry_state.stores.whole import applied, assigned, chosen, is_moved
 
 __all__ = ["MemoryStore", "Slot", "from_url"]
 _peek, _new = Slots.__getitem__, object.__new__
@@ -269,19 +269,8 @@ class MemoryStore(Clocked):
         there = slot.snapshot
         if slot.home is not self.home or there.head != head or there.first_expiry != math.inf:
             return None
-        more, encoded = SMALL_BYTES * len(values), there.packed
-        if packed:
-            for key, after in packed.items():
-                more += len(after) - len(encoded.get(key, b""))
-            encoded = encoded | packed
-        size = there.size + more
-        if size > max_bytes and (size := there.measure() + more) > max_bytes:
-            return None
-        later = there.later.copy()
-        for key in values:
-            later[key] = version
-        made = there.following(there.values | values, encoded, later, version, size)
-        if len(made.values) == len(there.values):
+        made = assigned(there, values, packed, version, max_bytes)
+        if made is not None and len(made.values) == len(there.values):
             made.placed = there.placed
         return made
 
