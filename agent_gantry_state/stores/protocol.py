@@ -182,7 +182,10 @@ class Snapshot:
             made = _new(_Detailed)
             made.expires_at, made.slides, made.touched = expires_at, slides, touched
             made.until, made.reserved, made.full, made.lived = until, reserved, None, None
-            made.first_expiry, made.latest = deadlines or _deadlines(expires_at, slides, touched)
+            if expires_at or slides:
+                made.first_expiry, made.latest = deadlines or _deadlines(expires_at, slides, touched)
+            else:
+                made.first_expiry, made.latest = math.inf, -math.inf
             made.plain = not reserved and made.first_expiry == math.inf
         else:
             made = _new(Snapshot)

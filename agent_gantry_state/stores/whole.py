@@ -163,12 +163,16 @@ def assigned(
     """
     encoded, more = base.packed, SMALL_BYTES * len(values)
     if packed:
-        more += sum([len(body) - len(encoded.get(key, b"")) for key, body in packed.items()])
+        for key, body in packed.items():
+            more += len(body) - len(encoded.get(key, b""))
         encoded = encoded | packed
-    if base.size + more > max_bytes and base.measure() + more > max_bytes:
+    size = base.size + more
+    if size > max_bytes and (size := base.measure() + more) > max_bytes:
         return None
-    later = base.later | dict.fromkeys(values, version)
-    return base.following(base.values | values, encoded, later, version, base.size + more)
+    later = base.later.copy()
+    for key in values:
+        later[key] = version
+    return base.following(base.values | values, encoded, later, version, size)
 
 
 def _expire(
