@@ -27,23 +27,19 @@ class _Block:
 
     __slots__ = ()
 
-    def _enter(self) -> Any:
-        raise NotImplementedError
-
-    def _exit(self) -> None:
-        raise NotImplementedError
+    # A signal, as Ctrl-C sends it, may come at any call in these: what is half entered, or half left, is left.
 
     def __enter__(self) -> Any:
-        return self._enter()
+        raise NotImplementedError
 
     def __exit__(self, *exc: object) -> None:
-        self._exit()
+        raise NotImplementedError
 
     async def __aenter__(self) -> Any:
-        return self._enter()
+        return self.__enter__()
 
     async def __aexit__(self, *exc: object) -> None:
-        self._exit()
+        self.__exit__()
 
 
 #: What a block of which nobody has used the `with` has been entered as.
@@ -59,11 +55,16 @@ def _warn_of_no_with(call: str) -> None:
     )
 
 
-def _leave(entered: list[Any], here: Any) -> None:
-    """Leave the entry of a block that holds here; if none does, for it is another task that leaves, the last one made."""
-    handle = here if here in entered else entered[-1]
-    entered.remove(handle)
-    handle.leave()
+def _holding(entered: list[Any], here: Any) -> Any:
+    """The entry of a block that holds here; if none does, for it is another task that leaves, the last one made."""
+    return here if here in entered else entered[-1]
+
+
+def _leave(entered: list[Any], entry: Any) -> None:
+    """Leave an entry of a block, which may have been done in part."""
+    entry.leave()
+    if entry in entered:
+        entered.remove(entry)
 
 
 class SessionBlock(_Block):
@@ -86,25 +87,37 @@ class SessionBlock(_Block):
     def __enter__(self) -> Identity:
         settings = self._wiring.settings
         entered = Entered(self._identity, ENTERED.get(), settings.said() if settings.frameworks else None)
-        ENTERED.set(entered)
-        if self._entered is _NEVER:
-            self._entered = [entered]
-        else:
-            self._entered.append(entered)
+        try:
+            # In here, for a signal may come as soon as it is set.
+            ENTERED.set(entered)
+            if self._entered is _NEVER:
+                self._entered = [entered]
+            else:
+                self._entered.append(entered)
+        except BaseException:
+            _leave(self._entered, entered)
+            raise
         return self._identity
 
     def __exit__(self, *exc: object) -> None:
-        here, entered = ENTERED.get(), self._entered
-        if here is None or here is not entered[-1]:
-            _leave(entered, here)
-            return
-        # What `leave` does.
-        last = entered.pop()
-        last.closed = True
-        top = last.outer
-        while top is not None and top.closed:
-            top = top.outer
-        ENTERED.set(top)
+        entered = self._entered
+        entry = entered[-1]
+        try:
+            here = ENTERED.get()
+            if here is not entry:
+                entry = _holding(entered, here)
+                _leave(entered, entry)
+                return
+            # What `_leave` does.
+            entry.closed = True
+            top = entry.outer
+            while top is not None and top.closed:
+                top = top.outer
+            ENTERED.set(top)
+            entered.pop()
+        except BaseException:
+            _leave(entered, entry)
+            raise
 
     async def __aenter__(self) -> Identity:
         return self.__enter__()
@@ -136,37 +149,48 @@ class Override(_Block):
     def store(self) -> Any:
         return self._wiring.settings.bridge.store
 
-    def _enter(self) -> Override:
+    def __enter__(self) -> Override:
         self._used = True
-        layer = replace(self._layer)
-        self._wiring.push(layer)
-        if self._identity is not None:
-            try:
+        layer, entered = replace(self._layer), None
+        try:
+            self._wiring.push(layer)
+            if self._identity is not None:
                 # By the resolvers that hold inside: the identity is nearer than what these say where it is entered.
                 entered = Entered(self._identity(), said=self._wiring.settings.said())
-            except BaseException:
-                self._wiring.remove(layer)
-                raise
-            entered.enter()
-            self._entered.append(entered)
-        self._layers.append(layer)
+                self._entered.append(entered)
+                entered.enter()
+            self._layers.append(layer)
+        except BaseException:
+            self._undo(layer, entered)
+            raise
         return self
 
-    def _exit(self) -> None:
-        if self._identity is not None:
-            _leave(self._entered, ENTERED.get())
-        self._wiring.remove(self._layers.pop())
+    async def __aenter__(self) -> Override:
+        return self.__enter__()
 
-    def __enter__(self) -> Override:
-        return self._enter()
+    def _exit(self) -> None:
+        layer, entered = self._layers[-1], None
+        try:
+            if self._identity is not None:
+                entered = self._entered[-1]
+                entered = _holding(self._entered, ENTERED.get())
+            self._undo(layer, entered)
+        except BaseException:
+            self._undo(layer, entered)
+            raise
+
+    def _undo(self, layer: Layer, entered: Entered | None) -> None:
+        """Leave what may have been entered, or left, in part."""
+        if entered is not None:
+            _leave(self._entered, entered)
+        self._wiring.remove(layer)
+        if layer in self._layers:
+            self._layers.remove(layer)
 
     def __exit__(self, *exc: object) -> None:
         self._exit()
         if self._layer.bridge is not None and not self._layers:
             self._layer.bridge.close()
-
-    async def __aenter__(self) -> Override:
-        return self._enter()
 
     async def __aexit__(self, *exc: object) -> None:
         self._exit()
@@ -259,15 +283,24 @@ class Independent(_Block):
         if not self._used:
             _warn_of_no_with("independent")
 
-    def _enter(self) -> None:
-        self._used = True
-        self._entered.append(Alone())
-
-    def _exit(self) -> None:
-        _leave(self._entered, CURRENT.get())
-
     def __enter__(self) -> None:
-        self._enter()
+        self._used = True
+        alone = Alone()
+        try:
+            alone.enter()
+            self._entered.append(alone)
+        except BaseException:
+            _leave(self._entered, alone)
+            raise
+
+    def __exit__(self, *exc: object) -> None:
+        alone = self._entered[-1]
+        try:
+            alone = _holding(self._entered, CURRENT.get())
+            _leave(self._entered, alone)
+        except BaseException:
+            _leave(self._entered, alone)
+            raise
 
     async def __aenter__(self) -> None:
-        self._enter()
+        self.__enter__()

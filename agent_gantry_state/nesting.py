@@ -28,6 +28,8 @@ class Alone:
     def __init__(self) -> None:
         self.around: Any = CURRENT.get()
         self.closed = False
+
+    def enter(self) -> None:
         CURRENT.set(self)
 
     def leave(self) -> None:

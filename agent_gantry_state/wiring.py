@@ -215,9 +215,9 @@ class Wiring:
             self.settings = self._settle()
 
     def remove(self, layer: Layer) -> None:
-        """Take an override out, wherever in the pile it is."""
+        """Take an override out, wherever in the pile it is, if it is there."""
         with self._lock:
-            self._layers.remove(layer)
+            self._layers = [each for each in self._layers if each is not layer]
             self.settings = self._settle()
 
     def trace(self, trace: Callable[[Bridge], Bridge] | None) -> None:

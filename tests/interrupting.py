@@ -21,8 +21,11 @@ class Interruption(BaseException):
     """What a signal raises, wherever the program is."""
 
 
-def interrupted(act, at):
-    """Do *act*, with a signal at the moment of that number; whether it came so far."""
+def interrupted(act, at, but=()):
+    """Do *act*, with a signal at the moment of that number; whether it came so far.
+
+    There is none where a function named in *but* is entered.
+    """
 
     def enter(frame, event, arg):
         if not frame.f_code.co_filename.startswith(_WHERE):
@@ -39,7 +42,7 @@ def interrupted(act, at):
                 name = dis.opname[frame.f_code.co_code[frame.f_lasti]]
                 # A NOP where a loop begins anew may be outside of the `try` in which Python hears of it, just before that.
                 if name != "NOP" or before == "RESUME":
-                    if before.startswith(_HEARING):
+                    if before.startswith(_HEARING) and not (before == "RESUME" and frame.f_code.co_name in but):
                         at -= 1
                         if at < 0:
                             raise Interruption
@@ -59,18 +62,19 @@ def interrupted(act, at):
     return False
 
 
-def moments(prepare, most=5000):
+def moments(prepare, most=5000, but=()):
     """Interrupt what *prepare* gives, made anew for each moment, at each of them.
 
     Args:
         prepare: Gives what to do, and what looks then at what came of it, in the same context as what is typed next; it is
             told whether the first came to its end.
         most: So many moments are more than there are.
+        but: Names of functions that are entered without a signal.
     """
 
     def at_one(at):
         act, look = prepare()
-        cut = interrupted(act, at)
+        cut = interrupted(act, at, but)
         look(not cut)
         return cut
 
