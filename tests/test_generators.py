@@ -512,11 +512,9 @@ def test_whoever_is_closed_while_it_awaits_the_begin_or_the_end_of_a_generator_w
         task = asyncio.ensure_future(consumer)
         with anyio.fail_after(5):
             assert await asyncio.to_thread(store.asked_for.wait, 5)
-            try:
+            # anyio says of a hop to a thread that it ends in another task.
+            with pytest.raises(RuntimeError, match=r"borrower|scope") if where == "load" else contextlib.nullcontext():
                 consumer.close()
-            except RuntimeError as error:
-                # anyio's, of a hop to a thread that ends in another task; or that it is closed as it is being closed.
-                assert "ignored GeneratorExit" not in str(error)
             task.cancel()
             store.may_answer.set()
             await asyncio.wait([task])
