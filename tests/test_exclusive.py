@@ -10,7 +10,7 @@ import anyio
 import anyio.from_thread
 import anyio.to_thread
 import pytest
-from support import wait_at_most
+from support import Blocking, wait_at_most
 
 from agent_gantry_state import (
     DeclarationError,
@@ -892,6 +892,33 @@ def test_coroutine_that_is_closed_gives_its_turn_back(gantry):
 
     # What has been used before answers without a hop to a thread.
     gantry.with_memory(exclusive=True)(lambda memory: memory.pop("x", None))()
+    asyncio.run(main())
+    assert is_free(gantry)
+    assert content(gantry) == {"free": 1}
+
+
+def test_coroutine_that_is_closed_in_a_cancel_scope_gives_its_turn_back_and_waits_for_nothing():
+    gantry = Gantry(Blocking(), session="s")
+
+    @gantry.with_memory(exclusive=True)
+    async def tool(memory):
+        memory["x"] = 1
+        with anyio.fail_after(PATIENCE):
+            running.set()
+            await asyncio.get_running_loop().create_future()
+
+    async def main():
+        coroutine = tool()
+        task = asyncio.ensure_future(coroutine)
+        await running.wait()
+        # In another task than entered the scope, which anyio refuses.
+        with pytest.raises(RuntimeError, match="scope"):
+            coroutine.close()
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled() or isinstance(task.exception(), RuntimeError)
+
+    running = asyncio.Event()
     asyncio.run(main())
     assert is_free(gantry)
     assert content(gantry) == {"free": 1}

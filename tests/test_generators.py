@@ -459,6 +459,72 @@ def test_whoever_is_closed_while_it_awaits_a_step_waits_for_nothing(store):
         asyncio.run(main())
 
 
+class Halting(Blocking):
+    """Waits before it answers one kind of message."""
+
+    def __init__(self, verb):
+        super().__init__()
+        self.verb, self.asked_for, self.may_answer = verb, threading.Event(), threading.Event()
+
+    def halt(self, verb):
+        if verb == self.verb:
+            self.verb = None
+            self.asked_for.set()
+            assert self.may_answer.wait(10)
+
+    def load(self, message, /):
+        self.halt("load")
+        return super().load(message)
+
+    def commit(self, message, /):
+        self.halt("commit")
+        return super().commit(message)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="Python closes no generator of which a step is awaited")
+@pytest.mark.parametrize("where", ["load", "commit", "end"])
+def test_whoever_is_closed_while_it_awaits_the_begin_or_the_end_of_a_generator_waits_for_nothing(where):
+    store = Halting(where)
+    gantry = Gantry(store, session="s")
+
+    @gantry.with_memory(exclusive=True)
+    async def stuck(memory):
+        memory["a"] = 1
+        try:
+            yield
+        finally:
+            if where == "end":
+                store.asked_for.set()
+                await asyncio.get_running_loop().create_future()
+
+    @gantry.with_memory(exclusive=True)
+    async def after(memory):
+        return dict(memory)
+
+    async def consume():
+        items = stuck()
+        async for _ in items:
+            if where == "end":
+                await items.aclose()
+
+    async def main():
+        consumer = consume()
+        task = asyncio.ensure_future(consumer)
+        with anyio.fail_after(5):
+            assert await asyncio.to_thread(store.asked_for.wait, 5)
+            # anyio says of a hop to a thread that it ends in another task.
+            with pytest.raises(RuntimeError, match=r"borrower|scope") if where == "load" else contextlib.nullcontext():
+                consumer.close()
+            task.cancel()
+            store.may_answer.set()
+            await asyncio.wait([task])
+            assert task.cancelled() or isinstance(task.exception(), RuntimeError)
+            assert await after() == ({"a": 1} if where == "commit" else {})
+
+    with closing(gantry):
+        asyncio.run(main())
+
+
 def test_loop_that_is_left_changes_nothing(gantry):
     for item in counts(gantry)(5):
         if item == 2:

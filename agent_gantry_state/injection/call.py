@@ -229,23 +229,21 @@ async def _agenerated(
                     item = await step(given)
             except StopAsyncIteration:
                 break
-            except GeneratorExit as error:
-                # Whoever awaits the step is being closed and must not wait.
-                await aabandon(unit, error)
-                raise
             try:
                 step, given = body.asend, (yield item)
             except GeneratorExit:
                 with inside:
                     await body.aclose()
+                # Only here may one that is closed wait: elsewhere it is whoever awaits this that is being closed.
+                await aabandon(unit)
                 raise
             except BaseException as error:  # noqa: BLE001 - raised inside the body
                 step, given = body.athrow, error
         refuse_orphan()
         await settings.bridge.arun_uncut(unit.finish())
-    except BaseException:
+    except BaseException as error:
         inside.leave()
-        await aabandon(unit)
+        await aabandon(unit, error)
         raise
 
 
@@ -334,11 +332,18 @@ async def aabandon(unit: UnitOfWork, error: BaseException | None = None) -> None
     """`abandon`, for a caller on an event loop."""
     unit.fail()
     if unit.has_to_release:
-        if isinstance(error, GeneratorExit):
+        if _is_closing(error):
             # A coroutine that is being closed must not wait.
             unit.drop()
         else:
             await unit.bridge.arun_uncut(unit.release())
+
+
+def _is_closing(error: BaseException | None) -> bool:
+    # A cancel scope of anyio, or one of its limiters, says instead that it is left in another task.
+    while error is not None and not isinstance(error, GeneratorExit):
+        error = error.__context__
+    return error is not None
 
 
 async def finish_later(
@@ -374,7 +379,7 @@ async def finish_later(
 def _leave(unit: UnitOfWork, around: Any, error: BaseException) -> None:
     """Leave the body of a call where a signal came as it was entered or left."""
     # One that is closed may be so in the context of a task that was begun inside.
-    if CURRENT.get() is unit and not isinstance(error, GeneratorExit):
+    if CURRENT.get() is unit and not _is_closing(error):
         CURRENT.set(around)
 
 
