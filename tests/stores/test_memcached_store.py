@@ -805,6 +805,28 @@ def test_first_try_says_whether_it_has_written(wire, opened, server):
     assert others.content() == {"x": 5, "new": 2}
 
 
+def test_first_try_that_fails_has_no_other_thread_bring_back_what_was_erased(opened, server, monkeypatch):
+    store = opened(server, prefix := fresh_prefix())
+    talk, others = talk_to(store), talk_to(opened(server, prefix))
+    talk.write(A, x=0)
+    base, _ = store.load_at_once(A)
+    made, tries = memcached_module.applied, []
+
+    def applied(*given):
+        if not tries:
+            # What other processes, and other threads of this one, do meanwhile.
+            others.ask(Forget((A,), 5.0))
+            tries.append(store.commit_at_once(A, base, {"x": 5}, {}, b"u" * 16, 5.0, math.inf))
+        return made(*given)
+
+    monkeypatch.setattr(memcached_module, "applied", applied)
+    answer = talk.send(talk.change(A, {"x": put(1)}))
+
+    assert tries == [False]
+    assert isinstance(answer, Moved)
+    assert others.load()[0].head is None
+
+
 def test_first_try_whose_reply_was_lost_is_known_again_by_its_token(wire, opened, server):
     store = opened(wire.port, prefix := fresh_prefix())
     talk, others = talk_to(store), talk_to(opened(server, prefix))
