@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -1030,6 +1031,34 @@ def test_socket_that_waits_by_itself_waits_no_longer_than_it_may(patient, second
         connection.talk(b"x\r\n", (LINE,), now + seconds, now)
 
     assert seconds <= time.monotonic() - now < seconds + 5
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there no socket waits by itself")
+@pytest.mark.parametrize("timer", ["SIGALRM", "SIGPROF", "SIGVTALRM"])
+def test_signals_that_come_again_and_again_do_not_keep_a_socket_waiting(patient, timer):
+    connection, other = patient
+    number, main, over = getattr(signal, timer), threading.main_thread().ident, threading.Event()
+    before = signal.signal(number, lambda *_: None)
+
+    def ring():
+        # As a profiler has it; in the end the wait is ended in any case, so that a failure is no standstill.
+        until = time.monotonic() + 10
+        while not over.wait(0.005):
+            signal.pthread_kill(main, number)
+            if time.monotonic() > until:
+                other.sendall(b"LATE\r\n")
+                return
+
+    ringing = threading.Thread(target=ring)
+    ringing.start()
+    try:
+        now = time.monotonic()
+        with pytest.raises(TimeoutError):
+            connection.talk(b"x\r\n", (LINE,), now + 0.1, now)
+    finally:
+        over.set()
+        ringing.join()
+        signal.signal(number, before)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there no socket waits by itself")
