@@ -788,6 +788,59 @@ def assign(store, token=b"t" * 16, **values):
     return store.commit_at_once(A, base, values, {}, token, 5.0, math.inf)
 
 
+class Watched(MemcachedStore):
+    """Does in its own way what every store does."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.asked = []
+
+    def load(self, message):
+        self.asked.append("load")
+        return super().load(message)
+
+    def commit(self, message):
+        self.asked.append("commit")
+        return super().commit(message)
+
+
+class Before:
+    """Stands before a store."""
+
+    def __init__(self, store):
+        self.store, self.asked = store, []
+
+    def __getattr__(self, name):
+        return getattr(self.store, name)
+
+    load, commit = (
+        functools.partialmethod(lambda self, verb, message: self.ask(verb, message), v) for v in ("load", "commit")
+    )
+
+    def ask(self, verb, message):
+        self.asked.append(verb)
+        return getattr(self.store, verb)(message)
+
+
+@pytest.mark.parametrize("kind", ["derived", "before"])
+def test_store_of_ones_own_sees_every_load_and_commit(server, kind):
+    name = f"{server.host}:{server.port}"
+    store = (
+        Watched(name, prefix=fresh_prefix()) if kind == "derived" else Before(MemcachedStore(name, prefix=fresh_prefix()))
+    )
+    with Gantry(store, session="s") as gantry:
+
+        @gantry.with_memory
+        def count(memory):
+            memory["n"] = memory.get("n", 0) + 1
+
+        for _ in range(3):
+            count()
+    store.close()
+
+    assert store.asked == ["load", "commit"] * 3
+
+
 def test_first_try_says_whether_it_has_written(wire, opened, server):
     store = opened(wire.port, prefix := fresh_prefix())
     others = talk_to(opened(server, prefix))
