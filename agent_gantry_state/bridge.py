@@ -304,8 +304,8 @@ class Network(Thread):
     def __init__(self, store: Any, owned: bool = False) -> None:
         super().__init__(store, owned)
         self._errand_for: Callable[..., Any] | None = getattr(store, "errand_for", None)
-        self.load_at_once = getattr(store, "load_at_once", None)
-        self.commit_at_once = getattr(store, "commit_at_once", None)
+        self.load_at_once = _at_once(store, "load")
+        self.commit_at_once = _at_once(store, "commit")
 
     async def aperform(self, request: Message | Wait) -> Any:
         if in_asyncio() and not isinstance(request, Wait):
@@ -328,6 +328,16 @@ class Network(Thread):
             await uncut(self.store.aclose)
         else:
             await super().aclose()
+
+
+def _at_once(store: Any, verb: str) -> Callable[..., Any] | None:
+    """What does without a message what *store* does with one, unless the store does that in its own way: who derives a class
+    from a store, or stands before one, has every call come by the methods that he knows."""
+    name = f"{verb}_at_once"
+    owner = next((each for each in type(store).__mro__ if name in vars(each)), None)
+    if owner is None or getattr(getattr(store, verb), "__func__", None) is not getattr(owner, verb):
+        return None
+    return getattr(store, name)  # type: ignore[no-any-return]
 
 
 class HomeLoop(_Methods):

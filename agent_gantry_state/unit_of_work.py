@@ -25,6 +25,7 @@ from agent_gantry_state.errors import (
     OrphanedCallError,
     PartialCommitError,
     SessionOwnerError,
+    StateError,
     StoreError,
     StoreTimeoutError,
 )
@@ -755,10 +756,19 @@ def finish_far(
     """`finish_one` for a store whose answer can be lost. *end* is told what has become of the call as soon as it is known,
     for whoever runs this may be cancelled while it lands. If the store has *tried* without a message: the token, until when
     there is time, and the error."""
+    failed = None if tried is None else tried[2]
     try:
-        made = _made_of(memory, identity)
+        try:
+            made = _made_of(memory, identity)
+            if made is None and failed is not None:
+                # A thread of the body has undone it since; what was sent may have landed, or not.
+                raise failed
+        except StateError as error:
+            if failed is not None and failed.committed is None:
+                error.committed = None
+            raise
         if made is not None:
-            token, deadline, failed = tried or (new_token(), time.monotonic() + bridge.commit_timeout, None)
+            token, deadline, _ = tried or (new_token(), time.monotonic() + bridge.commit_timeout, None)
             message = Commit(token, token[:8], (made[1],))
             answer = yield from sent(message, deadline, again=True, counters=bridge.counters, failed=failed)
             if isinstance(answer, Moved):

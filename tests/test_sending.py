@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 
 import anyio
 import pytest
@@ -14,6 +15,7 @@ from agent_gantry_state import (
     CorruptEntryError,
     Gantry,
     MemoryConflictError,
+    StateError,
     StoreClosedError,
     StoreTimeoutError,
     StoreUnavailableError,
@@ -299,6 +301,22 @@ def test_commit_that_a_store_has_tried_without_a_message_goes_on_with_what_is_le
     with pytest.raises(StoreUnavailableError) as caught:
         steps.throw(down(False))
     # It may have landed when it was tried.
+    assert caught.value.committed is None
+    assert ends == [State.FAILED]
+
+
+@pytest.mark.parametrize("now", [1, object()], ids=["undone", "refused"])
+def test_what_was_tried_stays_unknown_when_the_memory_has_changed_since(server, now):
+    memory = open_memory(A, Snapshot({"x": 1}, {}, {"x": b"v1"}, b"h1", born=b"h1"), 0.0, Terms("session"))
+    memory["x"] = 2
+    ends = []
+    # A thread that the body has left behind.
+    memory["x"] = now
+    tried = b"t" * 16, time.monotonic() + 5.0, down(None)
+
+    with pytest.raises(StateError) as caught:
+        next(finish_far(memory, None, bridge_to(ShelfStore(server)), ends.append, tried))
+
     assert caught.value.committed is None
     assert ends == [State.FAILED]
 

@@ -389,8 +389,10 @@ class MemcachedStore(RemoteStore):
             self._judge(error, writes=True, last=True)
             raise
         if answer != b"STORED":
-            # It has another number by now: to try this one again would be in vain.
-            known.change = None
+            # It has another number by now: to try this one again would be in vain. What other threads have is left alone,
+            # for one that is about to replace it would find no number, and make anew what was erased.
+            if self._kept.get(namespace) is known:
+                self._kept.drop(namespace)
             return False
         self._keep(namespace, _Kept(place, data, after, tokens, None))
         return True

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import struct
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Final
 
@@ -32,6 +34,10 @@ __all__ = ["BorrowingLink", "MemcachedLink"]
 #: Seconds for which the sockets that we open wait by themselves, and the same as they are told it.
 _PATIENCE: Final = 0.02
 _TIMEVAL: Final = struct.pack("@ll", 0, 20_000)
+#: What handles a signal, without making an enum of it; and those of timers, as far as the system has them.
+_handler: Final[Callable[[int], object]] = getattr(sys.modules.get("_signal"), "getsignal", signal.getsignal)
+_TIMERS: Final = [int(getattr(signal, name)) for name in ("SIGALRM", "SIGPROF", "SIGVTALRM") if hasattr(signal, name)]
+_UNHANDLED: Final = [int(signal.SIG_DFL)] * len(_TIMERS)
 
 
 class BlockingConnection(Connection):
@@ -66,7 +72,7 @@ class BlockingConnection(Connection):
         if deadline <= now:
             raise TimeoutError
         self.sent = True
-        if self._patient and deadline - now > _PATIENCE:
+        if self._patient and deadline - now > _PATIENCE and not _is_timed():
             try:
                 sent = sock.send(payload)
                 if sent == len(payload) and (answers := read(kinds, buffer, sock.recv(CHUNK))) is not None:
@@ -83,6 +89,14 @@ class BlockingConnection(Connection):
         if self._patient:
             sock.settimeout(None)
         return answers
+
+
+def _is_timed() -> bool:
+    """Whether signals may come again and again, as a profiler has them.
+
+    Each has a socket that waits by itself wait anew, so that no time limit would be seen. Only handlers interrupt it.
+    """
+    return [*map(_handler, _TIMERS)] != _UNHANDLED
 
 
 def _is_patient(sock: socket.socket) -> bool:

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -787,6 +788,58 @@ def assign(store, token=b"t" * 16, **values):
     return store.commit_at_once(A, base, values, {}, token, 5.0, math.inf)
 
 
+class Watched(MemcachedStore):
+    """Does in its own way what every store does."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.asked = []
+
+    def load(self, message):
+        self.asked.append("load")
+        return super().load(message)
+
+    def commit(self, message):
+        self.asked.append("commit")
+        return super().commit(message)
+
+
+class Before:
+    """Stands before a store."""
+
+    def __init__(self, store):
+        self.store, self.asked = store, []
+
+    def __getattr__(self, name):
+        return getattr(self.store, name)
+
+    def load(self, message):
+        self.asked.append("load")
+        return self.store.load(message)
+
+    def commit(self, message):
+        self.asked.append("commit")
+        return self.store.commit(message)
+
+
+@pytest.mark.parametrize("kind", ["derived", "before"])
+def test_store_of_ones_own_sees_every_load_and_commit(server, kind):
+    plain, watched = (made(f"{server.host}:{server.port}", prefix=fresh_prefix()) for made in (MemcachedStore, Watched))
+    store = watched if kind == "derived" else Before(plain)
+    with Gantry(store, session="s") as gantry:
+
+        @gantry.with_memory
+        def count(memory):
+            memory["n"] = memory.get("n", 0) + 1
+
+        for _ in range(3):
+            count()
+    plain.close()
+    watched.close()
+
+    assert store.asked == ["load", "commit"] * 3
+
+
 def test_first_try_says_whether_it_has_written(wire, opened, server):
     store = opened(wire.port, prefix := fresh_prefix())
     others = talk_to(opened(server, prefix))
@@ -803,6 +856,28 @@ def test_first_try_says_whether_it_has_written(wire, opened, server):
     assert not store.commit_at_once(A, base, {"x": 6}, {}, b"u" * 16, 5.0, math.inf)
     assert [request.split(b" ")[0] for request in wire.requests] == [b"cas"]
     assert others.content() == {"x": 5, "new": 2}
+
+
+def test_first_try_that_fails_has_no_other_thread_bring_back_what_was_erased(opened, server, monkeypatch):
+    store = opened(server, prefix := fresh_prefix())
+    talk, others = talk_to(store), talk_to(opened(server, prefix))
+    talk.write(A, x=0)
+    base, _ = store.load_at_once(A)
+    made, tries = memcached_module.applied, []
+
+    def applied(*given):
+        if not tries:
+            # What other processes, and other threads of this one, do meanwhile.
+            others.ask(Forget((A,), 5.0))
+            tries.append(store.commit_at_once(A, base, {"x": 5}, {}, b"u" * 16, 5.0, math.inf))
+        return made(*given)
+
+    monkeypatch.setattr(memcached_module, "applied", applied)
+    answer = talk.send(talk.change(A, {"x": put(1)}))
+
+    assert tries == [False]
+    assert isinstance(answer, Moved)
+    assert others.load()[0].head is None
 
 
 def test_first_try_whose_reply_was_lost_is_known_again_by_its_token(wire, opened, server):
@@ -1008,6 +1083,34 @@ def test_socket_that_waits_by_itself_waits_no_longer_than_it_may(patient, second
         connection.talk(b"x\r\n", (LINE,), now + seconds, now)
 
     assert seconds <= time.monotonic() - now < seconds + 5
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there no socket waits by itself")
+@pytest.mark.parametrize("timer", ["SIGALRM", "SIGPROF", "SIGVTALRM"])
+def test_signals_that_come_again_and_again_do_not_keep_a_socket_waiting(patient, timer):
+    connection, other = patient
+    number, main, over = getattr(signal, timer), threading.main_thread().ident, threading.Event()
+    before = signal.signal(number, lambda *_: None)
+
+    def ring():
+        # As a profiler has it; in the end the wait is ended in any case, so that a failure is no standstill.
+        until = time.monotonic() + 10
+        while not over.wait(0.005):
+            signal.pthread_kill(main, number)
+            if time.monotonic() > until:
+                other.sendall(b"LATE\r\n")
+                return
+
+    ringing = threading.Thread(target=ring)
+    ringing.start()
+    try:
+        now = time.monotonic()
+        with pytest.raises(TimeoutError):
+            connection.talk(b"x\r\n", (LINE,), now + 0.1, now)
+    finally:
+        over.set()
+        ringing.join()
+        signal.signal(number, before)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there no socket waits by itself")
