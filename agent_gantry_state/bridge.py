@@ -183,6 +183,18 @@ class _Methods(Runs):
         return await (_lease(lambda: self.aperform(request)) if type(request) is Lease else self.aperform(request))
 
 
+def _without_message(store: Any, name: str, verb: str) -> Callable[..., Any] | None:
+    """The method *name* of a store, which does without a message what *verb* does with one.
+
+    None if the store does that in its own way: who derives a class from a store, or stands before one, has every call come
+    by the methods that he knows.
+    """
+    owner = next((each for each in type(store).__mro__ if name in vars(each)), None)
+    if owner is None or getattr(getattr(store, verb), "__func__", None) is not getattr(owner, verb):
+        return None
+    return getattr(store, name)  # type: ignore[no-any-return]
+
+
 class Inline(_Methods):
     """A store that never waits: called where the caller stands, sync or async, without a hop or an await."""
 
@@ -230,8 +242,8 @@ class Local(_Methods):
         super().__init__(store, owned)
         # Without a frame in between.
         self.attempt = store.attempt  # type: ignore[method-assign]
-        self.attempt_values = getattr(store, "attempt_values", None)
-        self.attempt_whole = getattr(store, "attempt_whole", None)
+        self.attempt_values = _without_message(store, "attempt_values", "attempt")
+        self.attempt_whole = _without_message(store, "attempt_whole", "attempt")
 
     def perform(self, request: Message | Wait) -> Any:
         if isinstance(request, Wait):
@@ -304,8 +316,8 @@ class Network(Thread):
     def __init__(self, store: Any, owned: bool = False) -> None:
         super().__init__(store, owned)
         self._errand_for: Callable[..., Any] | None = getattr(store, "errand_for", None)
-        self.load_at_once = _at_once(store, "load")
-        self.commit_at_once = _at_once(store, "commit")
+        self.load_at_once = _without_message(store, "load_at_once", "load")
+        self.commit_at_once = _without_message(store, "commit_at_once", "commit")
 
     async def aperform(self, request: Message | Wait) -> Any:
         if in_asyncio() and not isinstance(request, Wait):
@@ -328,16 +340,6 @@ class Network(Thread):
             await uncut(self.store.aclose)
         else:
             await super().aclose()
-
-
-def _at_once(store: Any, verb: str) -> Callable[..., Any] | None:
-    """What does without a message what *store* does with one, unless the store does that in its own way: who derives a class
-    from a store, or stands before one, has every call come by the methods that he knows."""
-    name = f"{verb}_at_once"
-    owner = next((each for each in type(store).__mro__ if name in vars(each)), None)
-    if owner is None or getattr(getattr(store, verb), "__func__", None) is not getattr(owner, verb):
-        return None
-    return getattr(store, name)  # type: ignore[no-any-return]
 
 
 class HomeLoop(_Methods):

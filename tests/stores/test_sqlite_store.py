@@ -1569,3 +1569,23 @@ def test_interrupts_do_not_leave_the_file_locked(path):
     assert interrupted > 100
     with closing(gantry), gantry.session("s"):
         note("after")
+
+
+class Watched(SQLiteStore):
+    """Does in its own way what every store on this machine does."""
+
+    def attempt(self, message):
+        self.asked.append(type(message))
+        return super().attempt(message)
+
+
+def test_store_that_is_derived_sees_every_load_and_commit(tmp_path):
+    store = Watched(tmp_path / "state.db")
+    store.asked = []
+    with Gantry(store, session="s") as gantry:
+        count = gantry.with_memory(lambda memory: memory.add("n"))
+
+        assert [count() for _ in range(3)] == [1, 2, 3]
+    store.close()
+
+    assert store.asked == [Load, Commit] * 3
