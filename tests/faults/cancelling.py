@@ -251,16 +251,18 @@ def write(gantry: Gantry, session: str, put: dict[str, Any]) -> None:
 
 
 def content(gantry: Gantry, session: str) -> dict[str, dict[str, Any]]:
-    """What is stored for a run."""
+    """What is stored for a run: at one moment, for a commit that nobody waits for any more may just be landing."""
 
-    def look():
-        found = {}
-        for scope in ("session", "user"):
-            with gantry.memory(scope, session=session, user=session) as memory:
-                found[scope] = dict(memory)
-        return found
+    @gantry.with_memory(scope="user", into="user")
+    @gantry.with_memory(scope="session", into="session")
+    def look(session, user):
+        return {"session": dict(session), "user": dict(user)}
 
-    return contextvars.Context().run(look)
+    def looked():
+        with gantry.session(session, user=session):
+            return look()
+
+    return contextvars.Context().run(looked)
 
 
 # Counting suspensions.

@@ -218,7 +218,7 @@ BUGS = {
     "memory of another one": (
         lambda patch: patch.setattr(RedisStore, "_load_whole", loads_the_memory_of_the_last_one),
         ("redis", "one"),
-        "the memory of another one|lost what it wrote|half of a call",
+        "the memory of another one|belongs to another caller|lost what it wrote|half of a call",
     ),
     "connection that is never given back": (
         lambda patch: patch.setattr(AsyncPool, "use", keeps_what_was_interrupted),
