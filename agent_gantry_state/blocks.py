@@ -223,7 +223,11 @@ class MemoryBlock:
     def _end(self) -> UnitOfWork:
         """The unit that is over: the last that was begun here; if none was, for another task leaves the block, the last."""
         here = _here()
-        entry = next((entry for entry in reversed(self._open) if entry[0] == here), self._open[-1])
+        for entry in reversed(self._open):
+            if entry[0] == here:
+                break
+        else:
+            entry = self._open[-1]
         self._open.remove(entry)
         return entry[1]
 
