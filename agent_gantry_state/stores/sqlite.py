@@ -29,7 +29,6 @@ from agent_gantry_state.stores.protocol import (
     EMPTY,
     KEEP,
     LOAD_SECONDS,
-    SMALL_BYTES,
     Change,
     Commit,
     Committed,
@@ -51,7 +50,7 @@ from agent_gantry_state.stores.protocol import (
 from agent_gantry_state.stores.rows import namespace_of, owned_by, place, sealed, to_bytes, to_owner, to_text, values_of
 from agent_gantry_state.stores.sqlite_file import Execute, SQLiteFile
 from agent_gantry_state.stores.urls import StoreURL
-from agent_gantry_state.stores.whole import applied
+from agent_gantry_state.stores.whole import applied, assigned
 
 __all__ = ["SQLiteStore", "from_url"]
 
@@ -376,11 +375,8 @@ class SQLiteStore(Clocked):
         (head, last, first, touched), snapshot, _ = known.state
         if snapshot is not base or first is not None:
             return False
-        encoded, more = base.packed, SMALL_BYTES * count
-        if packed:
-            more += sum([len(body) - len(encoded.get(key, b"")) for key, body in packed.items()])
-            encoded = encoded | packed
-        if base.size + more > max_bytes and base.measure() + more > max_bytes:
+        after = assigned(base, values, packed, version, max_bytes)
+        if after is None:
             return False
         there, new, size = base.values, _blob(version), 0
         parameters: list[Any] = []
@@ -393,8 +389,6 @@ class SQLiteStore(Clocked):
             parameters += (new, _blob(sealed(name, record)), seen, known.digest, name)
             seen = new
             size += len(record)
-        later = base.later | dict.fromkeys(values, version)
-        after = base.following(there | values, encoded, later, version, base.size + more)
         statement = _ASSIGN if count == 1 else _ASSIGN + _MORE * (count - 1)
         message = namespace, known, ((new, last, None, touched), after), size
         return self._file.attempt(statement, parameters, 1 + (size >> 12), self._go_on, message)
