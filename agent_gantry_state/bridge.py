@@ -35,6 +35,7 @@ from agent_gantry_state.stores.protocol import (
     List,
     Load,
     Message,
+    Moved,
     Release,
     WouldBlock,
 )
@@ -164,7 +165,7 @@ class _Methods(Runs):
     attempt_whole: Callable[..., Any] | None = None
     #: For callers that may block, load and commit without a message; see `MemcachedStore.load_at_once` and `commit_at_once`.
     load_at_once: Callable[..., Any] | None = None
-    commit_at_once: Callable[..., bool] | None = None
+    commit_at_once: Callable[..., bool | Moved] | None = None
 
     def __init__(self, store: Any, owned: bool = False) -> None:
         self.store = store

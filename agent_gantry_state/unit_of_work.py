@@ -12,9 +12,9 @@ import enum
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from agent_gantry_state.bridge import on_event_loop
 from agent_gantry_state.changes import changes_of, is_due, plain_changes
@@ -40,7 +40,7 @@ from agent_gantry_state.scopes import Identity
 from agent_gantry_state.sending import sent
 from agent_gantry_state.several import Several, bridge_for, same_stores
 from agent_gantry_state.steps import Pause, Steps
-from agent_gantry_state.stores.protocol import Change, Commit, Load, Loaded, Moved, Snapshot
+from agent_gantry_state.stores.protocol import Change, Commit, Committed, Load, Loaded, Moved, Snapshot
 from agent_gantry_state.turns import EXCLUSIVE_SECONDS, Grant, Turn, Turns, give_back, leased, released, turns_of
 from agent_gantry_state.views import View, end, flush, read_only, show
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from agent_gantry_state.stores.memory import MemoryStore, Slot
     from agent_gantry_state.typed import Shape
 
-__all__ = ["NESTING", "State", "UnitOfWork", "finish_far", "finish_one", "forked", "orphan"]
+__all__ = ["NESTING", "State", "Tried", "UnitOfWork", "finish_far", "finish_one", "forked", "orphan"]
 
 
 class _Nesting:
@@ -746,17 +746,33 @@ def finish_one(memory: Memory, identity: Identity | None, bridge: Any, send: Cal
         _unit_of(memory, identity, bridge, made).settle_with(answer, send)
 
 
+class Tried(NamedTuple):
+    """A first try of a commit, without a message, that has not landed as far as is known.
+
+    Attributes:
+        token: That of the commit.
+        deadline: When its time is over, on the monotonic clock.
+        keys: What it wrote.
+        ended: How: with an error, with what stands there instead, or without a word if nothing was done.
+    """
+
+    token: bytes
+    deadline: float
+    keys: Container[str]
+    ended: StoreError | Moved | Literal[False]
+
+
 def finish_far(
     memory: Memory,
     identity: Identity | None,
     bridge: Any,
     end: Callable[[State], None],
-    tried: tuple[bytes, float, StoreError | None] | None = None,
+    tried: Tried | None = None,
 ) -> Steps[None]:
     """`finish_one` for a store whose answer can be lost. *end* is told what has become of the call as soon as it is known,
-    for whoever runs this may be cancelled while it lands. If the store has *tried* without a message: the token, until when
-    there is time, and the error."""
-    failed = None if tried is None else tried[2]
+    for whoever runs this may be cancelled while it lands. *tried* is what was done of it before."""
+    ended = None if tried is None else tried.ended
+    failed = ended if isinstance(ended, StoreError) else None
     try:
         try:
             made = _made_of(memory, identity)
@@ -768,9 +784,16 @@ def finish_far(
                 error.committed = None
             raise
         if made is not None:
-            token, deadline, _ = tried or (new_token(), time.monotonic() + bridge.commit_timeout, None)
-            message = Commit(token, token[:8], (made[1],))
-            answer = yield from sent(message, deadline, again=True, counters=bridge.counters, failed=failed)
+            if tried is None:
+                token, deadline = new_token(), time.monotonic() + bridge.commit_timeout
+            else:
+                token, deadline = tried.token, tried.deadline
+            if tried is not None and type(ended) is Moved and all(key in tried.keys for key in made[1].checks):
+                answer: Committed | Moved | None = ended
+            else:
+                # A thread of the body may have written more since.
+                message = Commit(token, token[:8], (made[1],))
+                answer = yield from sent(message, deadline, again=True, counters=bridge.counters, failed=failed)
             if isinstance(answer, Moved):
                 part = _unit_of(memory, identity, bridge, made)._part
                 # It goes on as what was sent, of which the store may still do one more.

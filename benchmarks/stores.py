@@ -203,10 +203,16 @@ def redis(size: int) -> Iterator[Subject]:
             async with asyncio_driver.Redis.from_pool(pool) as aclient:
 
                 async def send(who: str, *_: str) -> Any:
-                    for command in next(turns[who]).commands:
-                        reply = await aclient.execute_command(*command)
+                    commands = next(turns[who]).commands
+                    if len(commands) == 1:
+                        reply = await aclient.execute_command(*commands[0])
                         # If the namespace had moved, a list would say how it stands.
                         assert type(reply) is bytes or type(reply[1]) is bytes
+                        return
+                    async with aclient.pipeline(transaction=False) as pipeline:
+                        for command in commands:
+                            pipeline.execute_command(*command)
+                        await pipeline.execute()
 
                 yield AsyncBare(send, send)
 

@@ -139,3 +139,21 @@ def wait_at_most(monkeypatch, seconds):
 
     set_to(seconds)
     return set_to
+
+
+class Before:
+    """Stands before a store."""
+
+    def __init__(self, store):
+        self.store, self.asked = store, []
+
+    def __getattr__(self, name):
+        return getattr(self.store, name)
+
+    def load(self, message):
+        self.asked.append("load")
+        return self.store.load(message)
+
+    def commit(self, message):
+        self.asked.append("commit")
+        return self.store.commit(message)

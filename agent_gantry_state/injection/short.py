@@ -42,7 +42,7 @@ from agent_gantry_state.sending import send_timeout
 from agent_gantry_state.stores.memory import Slot
 from agent_gantry_state.stores.protocol import EMPTY, KEEP, Load, Loaded, Snapshot, WouldBlock
 from agent_gantry_state.stores.slots import ASK
-from agent_gantry_state.unit_of_work import NESTING, State, UnitOfWork, finish_far, finish_one, forked
+from agent_gantry_state.unit_of_work import NESTING, State, Tried, UnitOfWork, finish_far, finish_one, forked
 from agent_gantry_state.wiring import Settings
 
 __all__ = ["acaller", "caller"]
@@ -401,15 +401,15 @@ def _finish_far(frame: list[Any], memory: Memory, bridge: Any, max_bytes: float)
         values, packed = plain
         if not values:
             return
-        token, seconds, failed = new_token(), bridge.commit_timeout, None
-        deadline = time.monotonic() + seconds
-        base, timeout = memory._base, send_timeout(seconds)
+        token, seconds = new_token(), bridge.commit_timeout
+        deadline, timeout = time.monotonic() + seconds, send_timeout(seconds)
         try:
-            if bridge.commit_at_once(memory._namespace, base, values, packed, token, timeout, max_bytes):
-                return
+            answer = bridge.commit_at_once(memory._namespace, memory._base, values, packed, token, timeout, max_bytes)
         except StoreError as error:
-            failed = error
-        tried = token, deadline, failed
+            answer = error
+        if answer is True:
+            return
+        tried = Tried(token, deadline, values, answer)
     bridge.run(finish_far(memory, frame[1], bridge, partial(_end, frame), tried))
 
 

@@ -333,9 +333,7 @@ class MemcachedStore(RemoteStore):
         try:
             (item,), life = (self._link or self._open()).ask(get(place.server, place.key, data), deadline)
         except StoreError as error:
-            self._judge(error, writes=False, last=time.monotonic() >= deadline)
-            loaded = self._answered(Load((namespace,)), deadline, last=True)
-            return loaded.snapshots[0], loaded.now
+            return self._loaded(namespace, deadline, error)
         now = self._now(place.server)
         return self._note(namespace, place, known, item, life).snapshot.live(now), now
 

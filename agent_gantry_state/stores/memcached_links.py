@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import struct
-import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from agent_gantry_state import steps as _steps
 from agent_gantry_state.steps import Wait
@@ -27,17 +24,10 @@ from agent_gantry_state.stores.memcached_connection import (
 )
 from agent_gantry_state.stores.memcached_server import Server
 from agent_gantry_state.stores.memcached_wire import STATS, Credentials, Disconnected, Kind, Replies, Request, greeting, read
+from agent_gantry_state.stores.patience import PATIENCE, is_patient, is_timed
 from agent_gantry_state.stores.pool import Pool
 
 __all__ = ["BorrowingLink", "MemcachedLink"]
-
-#: Seconds for which the sockets that we open wait by themselves, and the same as they are told it.
-_PATIENCE: Final = 0.02
-_TIMEVAL: Final = struct.pack("@ll", 0, 20_000)
-#: What handles a signal, without making an enum of it; and those of timers, as far as the system has them.
-_handler: Final[Callable[[int], object]] = getattr(sys.modules.get("_signal"), "getsignal", signal.getsignal)
-_TIMERS: Final = [int(getattr(signal, name)) for name in ("SIGALRM", "SIGPROF", "SIGVTALRM") if hasattr(signal, name)]
-_UNHANDLED: Final = [int(signal.SIG_DFL)] * len(_TIMERS)
 
 
 class BlockingConnection(Connection):
@@ -45,7 +35,7 @@ class BlockingConnection(Connection):
 
     Args:
         sock: The socket.
-        patient: Whether it waits by itself, see `_is_patient`.
+        patient: Whether it waits by itself, see `is_patient`.
     """
 
     __slots__ = ("_patient", "busy", "sent")
@@ -72,7 +62,7 @@ class BlockingConnection(Connection):
         if deadline <= now:
             raise TimeoutError
         self.sent = True
-        if self._patient and deadline - now > _PATIENCE and not _is_timed():
+        if self._patient and deadline - now > PATIENCE and not is_timed():
             try:
                 sent = sock.send(payload)
                 if sent == len(payload) and (answers := read(kinds, buffer, sock.recv(CHUNK))) is not None:
@@ -89,32 +79,6 @@ class BlockingConnection(Connection):
         if self._patient:
             sock.settimeout(None)
         return answers
-
-
-def _is_timed() -> bool:
-    """Whether signals may come again and again, as a profiler has them.
-
-    Each has a socket that waits by itself wait anew, so that no time limit would be seen. Only handlers interrupt it.
-    """
-    return [*map(_handler, _TIMERS)] != _UNHANDLED
-
-
-def _is_patient(sock: socket.socket) -> bool:
-    """Have a socket wait by itself for a while, and say whether it does.
-
-    With a timeout of Python's each send, and each recv, is two system calls more. Most replies come long before they are
-    needed.
-    """
-    try:
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            sock.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL)
-            if sock.getsockopt(socket.SOL_SOCKET, option, len(_TIMEVAL)) != _TIMEVAL:
-                return False
-    except OSError:
-        return False
-    sock.settimeout(None)
-    # What stands in for sockets where threads are green waits in its own way, and for as long as it likes.
-    return os.get_blocking(sock.fileno())
 
 
 class MemcachedLink:
@@ -159,7 +123,7 @@ def _connected(
     until = min(deadline, time.monotonic() + connect_timeout)
     try:
         sock = _open(server, until)
-        connection = BlockingConnection(sock, _is_patient(sock))
+        connection = BlockingConnection(sock, is_patient(sock))
         try:
             connection.life = _greeted(connection, server, credentials, until)
         except BaseException:

@@ -27,6 +27,7 @@ from typing_extensions import Self
 from agent_gantry_state import steps as _steps
 from agent_gantry_state.errors import MissingDriverError, StoreClosedError, StoreError, StoreUnavailableError
 from agent_gantry_state.hop import hop
+from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.notes import LOG, fields
 from agent_gantry_state.steps import Steps, Wait
 from agent_gantry_state.stores.options import check_timeouts, seconds
@@ -44,6 +45,7 @@ from agent_gantry_state.stores.protocol import (
     Moved,
     Page,
     Release,
+    Snapshot,
 )
 
 __all__ = ["CONNECT_SECONDS", "TIMEOUTS", "AsyncLink", "Errand", "Link", "RemoteStore", "driver", "hang_up", "within"]
@@ -310,6 +312,19 @@ class RemoteStore:
             if self._closed:
                 # It may have been closed before this connected.
                 _shut(link)
+
+    def _loaded(self, namespace: Namespace, deadline: float, failed: StoreError | None = None) -> tuple[Snapshot, float]:
+        """What a `Load` of a whole namespace answers, and when; by *deadline*.
+
+        Args:
+            namespace: Which.
+            deadline: On the monotonic clock.
+            failed: How the same has ended without a message. It is raised unless the store may be asked once more.
+        """
+        if failed is not None:
+            self._judge(failed, writes=False, last=time.monotonic() >= deadline)
+        loaded: Loaded = self._answered(Load((namespace,), None, self.load_timeout), deadline, last=failed is not None)
+        return loaded.snapshots[0], loaded.now
 
     def _answer(self, message: Message | _WhichServer, deadline: float, last: bool = False) -> Steps[Any]:
         """The logic for a message, which is asked once more where that is safe, unless this is the *last* time."""

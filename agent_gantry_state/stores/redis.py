@@ -1,17 +1,19 @@
 """Memories in Redis or Valkey, alone, behind a Sentinel or in a cluster.
 
 A namespace is one hash. A load and a commit are one script each, for all namespaces of a call, so that each is one round
-trip and one atomic step. A load says what this process still has of a namespace, and gets it only if it has changed. Time is
-the server's, and expiry is judged by the scripts. What lies where stands in redis_layout.py, what is run in
-redis_scripts.py.
+trip and one atomic step. A load of a large namespace says what this process still has of it, and gets it only if it has
+changed; a small one is read as it is, which takes a server less than to run a script. Time is the server's. What lies where
+stands in redis_layout.py, what is run in redis_scripts.py.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+from agent_gantry_state import codec
 from agent_gantry_state.errors import CorruptEntryError, NotAtomicError, StoreError
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.notes import LOG, fields
@@ -42,12 +44,16 @@ from agent_gantry_state.stores.protocol import (
 from agent_gantry_state.stores.redis_address import Address, address_from
 from agent_gantry_state.stores.redis_layout import (
     TAGS,
+    VERSION_BYTES,
     Place,
+    assigning,
     chosen,
+    has_mark,
     index_of,
     listed,
     mark_of,
     moment,
+    moment_of,
     owner_argument,
     place_of,
     text_argument,
@@ -58,10 +64,10 @@ from agent_gantry_state.stores.redis_layout import (
 from agent_gantry_state.stores.redis_links import ALink
 from agent_gantry_state.stores.redis_links import Link as OwnLink
 from agent_gantry_state.stores.redis_routes import Direct, Route, slot_of
-from agent_gantry_state.stores.redis_wire import Refusal, refused
+from agent_gantry_state.stores.redis_wire import Node, Refusal, Sent, refused
 from agent_gantry_state.stores.rows import to_bytes
 from agent_gantry_state.stores.urls import StoreURL
-from agent_gantry_state.stores.whole import applied
+from agent_gantry_state.stores.whole import applied, assigned
 
 __all__ = ["Address", "RedisStore", "from_url"]
 
@@ -80,6 +86,10 @@ _TOLD_OF: Final = 1000
 _TAGS_AT_ONCE = 32
 
 _COMMITTED: Final = Committed()
+#: Of a namespace its mark, its snapshot as it was then, with what has expired since, and about how large it is.
+_Known = tuple[bytes, Snapshot, int]
+#: About how many bytes a namespace takes that is read as it is, without a script, though this process knows it.
+_SMALL: Final = 4096
 
 
 def _prefix(text: str) -> str:
@@ -140,6 +150,10 @@ class RedisStore(RemoteStore):
         if client is None and aclient is None:
             self._address = Address() if address is None else address
             self._route: Route = self._address.route(load_timeout * _SHARE)
+            # In a cluster the server that tells the time may not be the one that has the namespace; and other people's
+            # clients give what is read in forms of their own.
+            self._is_plain = self._route.together
+            self._node: Node | None = self._route.node if isinstance(self._route, Direct) else None
         else:
             if address is not None:
                 raise ValueError("RedisStore: an address and a client exclude each other")
@@ -150,10 +164,10 @@ class RedisStore(RemoteStore):
             if len(clusters) > 1:
                 raise ValueError("RedisStore: client and aclient must be of the same server")
             self._route = Direct(None, together=not clusters.pop())
+            self._is_plain, self._node = False, None
             self._client = None if client is None else redis_clients.link_to(client)
             self._aclient = None if aclient is None else redis_clients.alink_to(aclient)
-        #: By namespace its mark, its snapshot as it was then, with what has expired since, and about how large it is.
-        self._kept: Kept[Namespace, tuple[bytes, Snapshot, int]] = Kept()
+        self._kept: Kept[Namespace, _Known] = Kept()
         #: Digests of the memories that listings have left out.
         self._left_out: set[bytes] = set()
         super().__init__(connect_timeout=connect_timeout, load_timeout=load_timeout, commit_timeout=commit_timeout)
@@ -240,7 +254,7 @@ class RedisStore(RemoteStore):
         places = [self._place(namespace) for namespace in namespaces]
         keys = message.keys or (None,) * len(places)
         groups = self._grouped(places)
-        given: dict[int, tuple[bytes, Snapshot, int]] = {}
+        given: dict[int, _Known] = {}
         calls = []
         for members in groups:
             arguments: list[Any] = [self._time(), b"1" if names else b""]
@@ -270,12 +284,30 @@ class RedisStore(RemoteStore):
 
     def _load_whole(self, namespace: Namespace) -> Steps[Loaded]:
         place, kept = self._place(namespace), self._kept.get(namespace)
+        if self._is_plain and (kept is None or kept[2] <= _SMALL):
+            # The time first, so that nothing in it is younger than the moment that is answered.
+            replies = yield from self._route.send([(place.tag, ("TIME",)), (place.tag, ("HGETALL", place.key))])
+            snapshot, now = self._read(namespace, place, kept, replies)
+            return Loaded((snapshot,), now)
         arguments = (self._time(), b"", b"" if kept is None else kept[0], -1)
         ((stamp, part),) = yield from self._run(scripts.LOAD, [(place.tag, (place.key,), arguments)])
         now = moment(stamp)
         return Loaded((self._whole(namespace, place, part, kept).live(now),), now)
 
-    def _whole(self, namespace: Namespace, place: Place, part: Any, kept: tuple[bytes, Snapshot, int] | None) -> Snapshot:
+    def _read(
+        self, namespace: Namespace, place: Place, kept: _Known | None, replies: Sequence[Any]
+    ) -> tuple[Snapshot, float]:
+        """A namespace that was read without a script, and the time."""
+        stamp, flat = replies
+        if isinstance(flat, Refusal) or isinstance(stamp, Refusal):
+            raise refused(flat if isinstance(flat, Refusal) else stamp)
+        passed = self._time()
+        now = float(passed) if passed else moment_of(stamp)
+        if kept is not None and has_mark(flat, kept[0]):
+            return kept[1].live(now), now
+        return self._whole(namespace, place, flat or None, kept).live(now), now
+
+    def _whole(self, namespace: Namespace, place: Place, part: Any, kept: _Known | None) -> Snapshot:
         if part is None:
             self._kept.drop(namespace)
             return EMPTY
@@ -286,6 +318,77 @@ class RedisStore(RemoteStore):
         snapshot, size = whole(part, place)
         self._kept.keep(namespace, (mark_of(part), snapshot, size), size)
         return snapshot
+
+    # What callers that may block mostly want of a single server, without messages and steps.
+
+    def load_at_once(self, namespace: Namespace) -> tuple[Snapshot, float]:
+        """Answer a `Load` of a whole namespace: the snapshot, and the time on the store's clock."""
+        place, kept, node = self._place(namespace), self._kept.get(namespace), self._node
+        deadline = time.monotonic() + self.load_timeout
+        if node is None or (kept is not None and kept[2] > _SMALL):
+            return self._loaded(namespace, deadline)
+        try:
+            return self._read(namespace, place, kept, self._exchanged(node, place.reading, 2, deadline))
+        except StoreError as error:
+            return self._loaded(namespace, deadline, error)
+
+    def commit_at_once(
+        self,
+        namespace: Namespace,
+        base: Snapshot,
+        values: dict[str, Any],
+        packed: dict[str, bytes],
+        token: bytes,
+        timeout: float,
+        max_bytes: float,
+    ) -> bool | Moved:
+        """Commit small plain values, and containers, in a first try, without a message; see `MemcachedStore.commit_at_once`.
+
+        Returns:
+            Whether it did, or how the namespace stands if it has moved.
+        """
+        kept, node = self._kept.get(namespace), self._node
+        if node is None or kept is None or kept[1] is not base:
+            return False
+        version = token[:VERSION_BYTES]
+        after = assigned(base, values, packed, version, max_bytes)
+        if after is None:
+            return False
+        place = self._place(namespace)
+        payload = Sent(assigning(scripts.COMMIT.digest, place, token, self._time(), TOKEN_SECONDS, base, values, packed))
+        try:
+            (reply,) = self._exchanged(node, payload, 1, time.monotonic() + timeout)
+            if isinstance(reply, Refusal):
+                if reply.code == "NOSCRIPT":
+                    return False
+                raise refused(reply)
+            in_place = _is_in_place(reply, version)
+        except StoreError as error:
+            self._judge(error, writes=True, last=True)
+            raise
+        if in_place is None:
+            now = moment(reply[0])
+            return Moved((EMPTY if not reply[1] else chosen(reply[1], place, values, False, now),), now)
+        if in_place:
+            mark, _, size = kept
+            for key in values:
+                # One small value in the place of another makes no difference.
+                if key in packed:
+                    size += len(packed[key]) - len(base.packed.get(key, b""))
+                if key not in base.values:
+                    size += len(key) + KEY_BYTES
+            self._kept.keep(namespace, (version + mark[VERSION_BYTES:], after, size), size)
+        return True
+
+    def _exchanged(self, node: Node, payload: bytes, count: int, deadline: float) -> list[Any]:
+        """What a server replies to commands, for a caller that may block."""
+        link: Any = self._link or self._open()
+        try:
+            return link.exchange(node, payload, count, deadline)  # type: ignore[no-any-return]
+        finally:
+            if self._closed:
+                # It may have been closed before this connected.
+                link.close()
 
     # Commit.
 
@@ -307,13 +410,12 @@ class RedisStore(RemoteStore):
         for place, change in zip(places, changes, strict=True):
             keys += (place.key, place.listing)
             if token:
-                keys.append(b"%s:%s" % (place.key, token.hex().encode()))
+                keys.append(place.token(token))
             arguments += written(change, place.address)
         (reply,) = yield from self._run(scripts.COMMIT, [(places[0].tag, keys, arguments)])
-        if isinstance(reply, bytes):
-            if reply[:-1] != version:
-                raise StoreError("Redis answered a commit with what belongs to another one", committed=None)
-            if reply[-1:] == b"1":
+        in_place = _is_in_place(reply, version)
+        if in_place is not None:
+            if in_place:
                 for change in changes:
                     self._follow(change, version)
             return _COMMITTED
@@ -333,13 +435,17 @@ class RedisStore(RemoteStore):
         mark, snapshot, size = kept
         if snapshot.head != change.head or change.touch or snapshot.expires_at or snapshot.slides:
             return
-        for put in puts.values():
+        for key, put in puts.items():
             if put.ttl is not KEEP and put.ttl is not None:
                 # When it expires is the server's to say.
                 return
             size += len(put.packed)
-        for key in puts.keys() - snapshot.values.keys():
-            size += len(key) + KEY_BYTES
+            if key in snapshot.packed:
+                size -= len(snapshot.packed[key])
+            elif key in snapshot.values:
+                size -= len(codec.pack(snapshot.values[key]))
+            else:
+                size += len(key) + KEY_BYTES
         after = applied(change, snapshot, version, lambda: 0.0)
         self._kept.keep(namespace, (version + mark[len(version) :], after, size), size)
 
@@ -415,6 +521,19 @@ class RedisStore(RemoteStore):
     def _release(self, message: Release) -> Steps[None]:
         place = self._place(message.namespace)
         yield from self._run(scripts.RELEASE, [(place.tag, [place.lease], [b"", message.holder])])
+
+
+def _is_in_place(reply: Any, version: bytes) -> bool | None:
+    """Whether all was as it was loaded where a commit landed; None if it did not land.
+
+    Raises:
+        StoreError: The reply is none to this commit.
+    """
+    if not isinstance(reply, bytes):
+        return None
+    if reply[:-1] != version:
+        raise StoreError("Redis answered a commit with what belongs to another one", committed=None)
+    return reply[-1:] == b"1"
 
 
 def _tag_of(places: Sequence[Place], members: Sequence[int]) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
+from agent_gantry_state import codec
 from agent_gantry_state.errors import CorruptEntryError
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.stores.kept import KEY_BYTES
@@ -22,13 +23,17 @@ from agent_gantry_state.stores.rows import corrupt, namespace_of, owned_by, seal
 
 __all__ = [
     "TAGS",
+    "VERSION_BYTES",
     "Place",
+    "assigning",
     "chosen",
     "damaged",
+    "has_mark",
     "index_of",
     "listed",
     "mark_of",
     "moment",
+    "moment_of",
     "newer",
     "owner_argument",
     "place_of",
@@ -55,7 +60,8 @@ _TIME: Final = struct.Struct(">d")
 _FIXED, _SLIDING = 1, 2
 #: Where head and last touch stand, which tell whether anything has changed.
 _MARK: Final = slice(1, 17)
-_VERSION_BYTES: Final = 8
+#: Bytes of a version.
+VERSION_BYTES: Final = 8
 #: By `whole` and `touch` of a change, what the script is told.
 _FLAGS: Final = {(False, False): b"", (True, False): b"w", (False, True): b"t", (True, True): b"wt"}
 #: Letters of an address above which it is not kept to be known again.
@@ -73,6 +79,8 @@ class Place(NamedTuple):
         listing: The sorted set that lists it.
         lease: Where its lease is.
         address: What its header has to say.
+        reading: The commands that read it and the time, packed.
+        writing: How the keys that a commit needs are packed, up to its token.
     """
 
     tag: int
@@ -80,6 +88,12 @@ class Place(NamedTuple):
     listing: bytes
     lease: bytes
     address: bytes
+    reading: bytes
+    writing: bytes
+
+    def token(self, token: bytes) -> bytes:
+        """Where the token of a commit is."""
+        return b"%b:%b" % (self.key, token.hex().encode())
 
 
 def place_of(prefix: bytes, namespace: Namespace) -> Place:
@@ -95,7 +109,10 @@ def _place_of(prefix: bytes, namespace: Namespace) -> Place:
     digest = hashlib.sha256(address).digest()
     base = _base(prefix, digest[0])
     name = digest.hex().encode()
-    return Place(digest[0], base + name, base + b"index", base + b"lease:" + name, address)
+    key, listing = base + name, base + b"index"
+    reading = b"*1\r\n$4\r\nTIME\r\n*2\r\n$7\r\nHGETALL\r\n$%d\r\n%b\r\n" % (len(key), key)
+    writing = b"$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b:" % (len(key), key, len(listing), listing, len(key) + 33, key)
+    return Place(digest[0], key, listing, base + b"lease:" + name, address, reading, writing)
 
 
 _known_place_of = lru_cache(maxsize=4096)(_place_of)
@@ -112,9 +129,9 @@ def _base(prefix: bytes, tag: int) -> bytes:
 
 def version_of(message_version: bytes) -> bytes:
     """A version in the length that it has here."""
-    if len(message_version) == _VERSION_BYTES:
+    if len(message_version) == VERSION_BYTES:
         return message_version
-    return hashlib.sha256(message_version).digest()[:_VERSION_BYTES]
+    return hashlib.sha256(message_version).digest()[:VERSION_BYTES]
 
 
 # What is sent.
@@ -144,6 +161,53 @@ def written(change: Change, address: bytes) -> list[Any]:
     return arguments
 
 
+def assigning(
+    digest: bytes,
+    place: Place,
+    token: bytes,
+    time: bytes,
+    kept: float,
+    base: Snapshot,
+    values: dict[str, Any],
+    packed: dict[str, bytes],
+) -> bytes:
+    """The command that assigns values and containers to a namespace as it was loaded, in which nothing expires, packed.
+
+    The arguments are those of the commit script, as `written` has them. To pack them one by one takes a fifth of a call.
+
+    Args:
+        digest: That of the script.
+        place: Where the namespace is kept.
+        token: That of the commit.
+        time: The time to go by; empty for the server's.
+        kept: Seconds for which the token is remembered.
+        base: The namespace as it was loaded.
+        values: The values, None for a container.
+        packed: The bytes of each container.
+    """
+    checks, puts, count = [], [], b"%d" % len(values)
+    for key, value in values.items():
+        name, version = to_bytes(key), base.version(key) or b""
+        record = sealed(name, codec.FORMAT + (packed[key] if key in packed else codec.pack(value)))
+        checks.append(_CHECK % (len(name), name, len(version), version))
+        puts.append(_PUT % (len(name), name, len(record), record))
+    owner, seconds, size = owner_argument(base.owner), repr(kept).encode(), len(count)
+    start = _ASSIGNING % (
+        19 + 5 * len(values), len(digest), digest, place.writing, token.hex().encode(), len(time), time,
+        token[:VERSION_BYTES], len(seconds), seconds, base.head, base.born, len(owner), owner, size, count, size, count,
+    )  # fmt: skip
+    return b"".join((start, *checks, *puts))
+
+
+# Head, birth and version have eight bytes, and token keys end with the token.
+_ASSIGNING: Final = (
+    b"*%d\r\n$7\r\nEVALSHA\r\n$%d\r\n%b\r\n$1\r\n3\r\n%b%b\r\n$%d\r\n%b\r\n$8\r\n%b\r\n$1\r\n1\r\n$%d\r\n%b\r\n"
+    b"$8\r\n%b\r\n$8\r\n%b\r\n$%d\r\n%b\r\n$0\r\n\r\n$0\r\n\r\n$0\r\n\r\n$%d\r\n%b\r\n$1\r\n0\r\n$%d\r\n%b\r\n"
+)
+_CHECK: Final = b"$%d\r\n%b\r\n$%d\r\n%b\r\n"
+_PUT: Final = b"$%d\r\n%b\r\n$2\r\nk-\r\n$%d\r\n%b\r\n"
+
+
 def _terms(put: Put) -> bytes:
     ttl = put.ttl
     if ttl is KEEP:
@@ -165,6 +229,11 @@ def owner_argument(owner: str | None) -> bytes:
 
 
 # What comes back.
+
+
+def moment_of(reply: Sequence[bytes]) -> float:
+    """The time that Redis has told."""
+    return int(reply[0]) + int(reply[1]) / 1_000_000
 
 
 def moment(stamp: bytes) -> float:
@@ -195,8 +264,17 @@ def _header(raw: bytes) -> _Header:
 
 
 def mark_of(flat: Sequence[bytes]) -> bytes:
-    """The mark of what a script has answered: as long as it stands, nothing has changed."""
+    """The mark of what was read: as long as it stands, nothing has changed."""
     return flat[flat.index(b"h") + 1][_MARK]
+
+
+def has_mark(flat: Sequence[bytes], mark: bytes) -> bool:
+    """Whether that is the mark of what was read."""
+    try:
+        return mark_of(flat) == mark
+    except (ValueError, IndexError):
+        # It is damaged, and whoever reads it says so.
+        return False
 
 
 def whole(flat: Sequence[bytes], place: Place) -> tuple[Snapshot, int]:

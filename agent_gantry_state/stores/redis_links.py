@@ -34,10 +34,13 @@ class Link:
 
     def ask(self, request: Request, deadline: float, /) -> list[Any]:
         """The server's replies."""
-        pool = self._pools.get(request.node) or self._pool(request.node)
-        payload, count = packed(request.commands), len(request.commands)
         until = deadline if request.within is None else min(deadline, time.monotonic() + request.within)
-        return pool.use(Wire.exchange, until, payload, count, until)
+        return self.exchange(request.node, packed(request.commands), len(request.commands), until)
+
+    def exchange(self, node: Node | None, payload: bytes, count: int, deadline: float) -> list[Any]:
+        """What a server replies to commands that are packed already, so many of them."""
+        pool = self._pools.get(node) or self._pool(node)
+        return pool.use(Wire.exchange, deadline, payload, count, deadline)
 
     def close(self) -> None:
         """Close every connection that nobody uses; one that is in use is closed after that."""

@@ -42,11 +42,11 @@ class Direct:
     """
 
     def __init__(self, node: Node | None, together: bool = True) -> None:
-        self._node, self.together = node, together
+        self.node, self.together = node, together
 
     def send(self, commands: Sequence[tuple[int, Command]]) -> Steps[list[Any]]:
         """The replies to commands."""
-        return (yield Request(self._node, [command for _, command in commands]))  # type: ignore[misc, no-any-return]
+        return (yield Request(self.node, [command for _, command in commands]))  # type: ignore[misc, no-any-return]
 
 
 class _Guides:

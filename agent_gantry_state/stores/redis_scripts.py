@@ -128,51 +128,61 @@ return reply
 # KEYS: for each change its namespace, its index, and if there is a token the key of that. ARGV: time, version, whether there
 # is a token, how long it is kept, then the changes (redis_layout.written). The answer: the version and whether every head
 # was the one loaded, or, if something has moved, an array like that of a load.
-_SENT_BEFORE = """
-local version, stride, kept = ARGV[2], ARGV[3] == '1' and 3 or 2, tonumber(ARGV[4])
-if stride == 3 then
-  for k = 3, #KEYS, 3 do
-    local before = redis.call('GET', KEYS[k])
-    if before and struct.unpack('>d', before) > now then return version .. '0' end
-  end
-end
-"""
 
-# Mostly one namespace is as it was loaded, nothing in it expires, and keys are only written. This spares half of the time.
+# Mostly one namespace is as it was loaded, nothing in it expires, and keys are only written. Then the time makes no
+# difference, for Redis lets a token go by itself, and nobody has sent this before: it would have changed the head.
 _USUAL = """
+local version, stride = ARGV[2], ARGV[3] == '1' and 3 or 2
 if #KEYS == stride and ARGV[5] ~= '' and ARGV[8] == '' and ARGV[12] == '0' and not string.find(ARGV[9], 't', 1, true) then
-  local key = KEYS[1]
+  local key, at, puts = KEYS[1], 14 + 2 * ARGV[11], tonumber(ARGV[13])
   local raw = redis.call('HGET', key, 'h')
-  local puts = tonumber(ARGV[13])
-  if raw and string.byte(raw) == 1 and #raw >= 70 and string.sub(raw, 2, 9) == ARGV[5] and puts > 0 and puts < 2000 then
-    local last, _, _, _, forever, timed, _, size = struct.unpack('>I8dddI4I4BI4', raw, 26)
-    local words, at, usual = {}, 14 + 2 * ARGV[11], timed == 0 and #raw >= 70 + size
+  if raw and string.sub(raw, 1, 9) == '\\1' .. ARGV[5] and #raw >= 70 and puts > 0 and puts < 2000 then
+    local timed, _, size = struct.unpack('>I4BI4', raw, 62)
+    local words, new, last, usual = {}, 0, nil, timed == 0 and #raw >= 70 + size
     for i = 1, puts do
-      local field, terms = 'k' .. ARGV[at], string.byte(ARGV[at + 1])
-      if terms ~= 107 and terms ~= 110 then usual = false end
-      if not usual then break end
-      local value, position = redis.call('HGET', key, field), nil
-      if value then position = string.sub(value, 9, 16) else forever = forever + 1 end
-      if value and #value < 25 then
+      local field, how, place, position = 'k' .. ARGV[at], string.byte(ARGV[at + 1], 1, 2)
+      local value = redis.call('HGET', key, field)
+      if not usual or (how ~= 107 and how ~= 110) or (value and #value < 25) then
         usual = false
         break
       end
-      if not value or string.byte(ARGV[at + 1], 2) == 108 then
-        last = last + 1
+      if value and place ~= 108 then
+        position = string.sub(value, 9, 16)
+      else
+        last = (last or struct.unpack('>I8', raw, 26)) + 1
         position = struct.pack('>I8', last)
+        if not value then new = new + 1 end
       end
       words[2 * i - 1] = field
       words[2 * i] = version .. position .. '\\0\\0\\0\\0\\0\\0\\0\\0\\0' .. ARGV[at + 2]
       at = at + 3
     end
     if usual then
-      words[#words + 1] = 'h'
-      words[#words + 1] = string.sub(raw, 1, 1) .. version .. string.sub(raw, 10, 25) .. struct.pack('>I8', last)
-        .. string.sub(raw, 34, 57) .. struct.pack('>I4', forever) .. string.sub(raw, 62)
-      if stride == 3 then redis.call('SET', KEYS[3], stamp(now + kept), 'PX', math.ceil(kept * 1000)) end
+      local rest = string.sub(raw, 10)
+      if last then
+        rest = string.sub(raw, 10, 25) .. struct.pack('>I8', last) .. string.sub(raw, 34, 57)
+          .. struct.pack('>I4', struct.unpack('>I4', raw, 58) + new) .. string.sub(raw, 62)
+      end
+      words[2 * puts + 1] = 'h'
+      words[2 * puts + 2] = '\\1' .. version .. rest
+      if stride == 3 then
+        local kept = tonumber(ARGV[4])
+        local till = ARGV[1] == '' and math.huge or ARGV[1] + kept
+        redis.call('SET', KEYS[3], struct.pack('>d', till), 'PX', math.ceil(kept * 1000))
+      end
       redis.call('HSET', key, unpack(words))
       return version .. '1'
     end
+  end
+end
+"""
+
+_SENT_BEFORE = """
+local kept = tonumber(ARGV[4])
+if stride == 3 then
+  for k = 3, #KEYS, 3 do
+    local before = redis.call('GET', KEYS[k])
+    if before and struct.unpack('>d', before) > now then return version .. '0' end
   end
 end
 """
@@ -476,7 +486,7 @@ return 1
 """
 
 LOAD: Final = Script(_NOW + _UNCHANGED + _READ + _LOAD)
-COMMIT: Final = Script(_NOW + _SENT_BEFORE + _USUAL + _READ + _COMMIT)
+COMMIT: Final = Script(_USUAL + _NOW + _SENT_BEFORE + _READ + _COMMIT)
 FORGET: Final = Script(_FORGET)
 LIST: Final = Script(_NOW + _READ + _LIST)
 LEASE: Final = Script(_NOW + _LEASE)

@@ -32,6 +32,7 @@ import pytest
 from guarded import guarded_memcached, running
 from pymemcache.client.base import PooledClient
 from servers import HOST, PASSWORD, free_port, memcached, started, stopped
+from support import Before
 
 from agent_gantry_state import (
     CorruptEntryError,
@@ -53,9 +54,10 @@ from agent_gantry_state.bridge import bridge_to
 from agent_gantry_state.stores import memcached as memcached_module
 from agent_gantry_state.stores.memcached import MemcachedStore
 from agent_gantry_state.stores.memcached_item import NO_TOKENS, dropped_until, has_token, with_token
-from agent_gantry_state.stores.memcached_links import BlockingConnection, _is_patient
+from agent_gantry_state.stores.memcached_links import BlockingConnection
 from agent_gantry_state.stores.memcached_server import Server
 from agent_gantry_state.stores.memcached_wire import LINE, VALUES, Garbled, Refused, get, read
+from agent_gantry_state.stores.patience import is_patient
 from agent_gantry_state.stores.protocol import Change, Commit, Committed, Forget, Lease, Load, Moved, Release
 from agent_gantry_state.stores.urls import open_store
 from agent_gantry_state.testing import NOWHERE, A, B, StoreContract, Talk, put
@@ -804,24 +806,6 @@ class Watched(MemcachedStore):
         return super().commit(message)
 
 
-class Before:
-    """Stands before a store."""
-
-    def __init__(self, store):
-        self.store, self.asked = store, []
-
-    def __getattr__(self, name):
-        return getattr(self.store, name)
-
-    def load(self, message):
-        self.asked.append("load")
-        return self.store.load(message)
-
-    def commit(self, message):
-        self.asked.append("commit")
-        return self.store.commit(message)
-
-
 @pytest.mark.parametrize("kind", ["derived", "before"])
 def test_store_of_ones_own_sees_every_load_and_commit(server, kind):
     plain, watched = (made(f"{server.host}:{server.port}", prefix=fresh_prefix()) for made in (MemcachedStore, Watched))
@@ -1053,7 +1037,7 @@ def patient():
     with socket.create_server((HOST, 0)) as listener, socket.create_connection(listener.getsockname()) as sock:
         other, _ = listener.accept()
         with other:
-            assert _is_patient(sock)
+            assert is_patient(sock)
             yield BlockingConnection(sock, patient=True), other
 
 
@@ -1142,7 +1126,7 @@ def test_socket_of_a_green_thread_is_not_left_to_wait_by_itself():
             self.setblocking(False)
 
     with Green() as sock:
-        assert not _is_patient(sock)
+        assert not is_patient(sock)
 
 
 def test_server_that_does_not_answer_is_given_up_in_time():

