@@ -71,8 +71,8 @@ class Slot:
     Attributes:
         namespace: Its address.
         home: Stands for the store that it is in, or for none once it was dropped or put to rest. The call path holds on to
-            slots and asks. (One whose last key expired may be in no store either; but of one with keys that expire it asks the
-            store anyhow.) It is not the store itself, which a slot must not keep alive.
+            slots and asks. (One whose last key expired may be in no store either; but of one with keys that expire it asks
+            the store anyhow.) It is not the store itself, which a slot must not keep alive.
         snapshot: What stands there now, or `ASK`.
         used: Whether it was used since somebody came by to put it to rest; None: not since then, but since an eviction did.
         more: The rest, to be read; `special` gives it to be changed.

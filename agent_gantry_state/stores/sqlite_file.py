@@ -20,7 +20,6 @@ from typing import Any, Final, TypeVar
 
 from agent_gantry_state.errors import StateError, StoreClosedError, StoreError, StoreTimeoutError, StoreUnavailableError
 from agent_gantry_state.stores.protocol import WouldBlock
-from agent_gantry_state.stores.sqlite_index import Index
 
 __all__ = ["APPLICATION_ID", "Execute", "SQLiteFile"]
 
@@ -62,14 +61,12 @@ _CODES = {
 class _Handle:
     """A connection and the one cursor that is used on it."""
 
-    __slots__ = ("connection", "execute", "index", "seen")
+    __slots__ = ("connection", "execute", "seen")
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
         #: Of the handle that writes, what tells when another one has written.
         self.seen: int | None = None
-        #: And what spares it from being asked, where there is that.
-        self.index: Index | None = None
         self.execute: Execute = connection.cursor().execute
 
     def rollback(self) -> None:
@@ -77,8 +74,6 @@ class _Handle:
             self.execute("ROLLBACK")
 
     def close(self) -> None:
-        # Before SQLite gives the memory back that this looks at.
-        self.index = None
         self.connection.close()
 
 
@@ -184,16 +179,10 @@ class SQLiteFile:
             if handle is not None:
                 if not look:
                     return work(handle.execute, message)
-                index = handle.index
-                if index is None or not index.is_known():
-                    if index is not None:
-                        index.look()
-                    seen = handle.execute("PRAGMA data_version").fetchone()[0]
-                    if seen != handle.seen:
-                        handle.seen = seen
-                        self.era += 1
-                    if index is not None:
-                        index.know()
+                seen = handle.execute("PRAGMA data_version").fetchone()[0]
+                if seen != handle.seen:
+                    handle.seen = seen
+                    self.era += 1
                 return work(handle.execute, message, self.era)
         except sqlite3.Error as error:
             self._drop_writer()
@@ -309,8 +298,6 @@ class SQLiteFile:
             self._logged += pages
             if not landed(message):
                 self.era += 1
-            if handle.index is not None:
-                handle.index.follow()
         except sqlite3.IntegrityError:
             return False
         except sqlite3.Error as error:
@@ -353,8 +340,6 @@ class SQLiteFile:
                 self._logged += pages
                 if landed is None or not landed(message, answer):
                     self.era += 1
-                if handle.index is not None:
-                    handle.index.follow()
             else:
                 execute("ROLLBACK")
         except sqlite3.Error as error:
@@ -422,10 +407,7 @@ class SQLiteFile:
             raise _closed()
         if deadline is None and self.path is not None:
             raise WouldBlock
-        handle = self._open(deadline or time.monotonic() + 1.0, self._helpers)
-        if self.path is not None:
-            handle.index = Index.of(self.path)
-        self._handles.writer = handle
+        self._handles.writer = handle = self._open(deadline or time.monotonic() + 1.0, self._helpers)
         return handle
 
     def _drop_writer(self) -> None:
