@@ -46,7 +46,7 @@ _LONGEST_PAUSE = 0.05
 class Turn(Wait):
     """A place in a queue; waiting for it says whether its turn has come in time."""
 
-    __slots__ = ("_turns", "deadline", "granted", "namespace")
+    __slots__ = ("_home", "_turns", "deadline", "granted", "namespace")
 
     def __init__(self, turns: Turns, namespace: Namespace, deadline: float) -> None:
         self._turns = turns
@@ -54,6 +54,7 @@ class Turn(Wait):
         #: On the monotonic clock, in seconds.
         self.deadline = deadline
         self.granted: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._home: asyncio.AbstractEventLoop | None = None
 
     def wait(self) -> None:
         if self.granted.done():
@@ -63,6 +64,7 @@ class Turn(Wait):
             concurrent.futures.wait([self.granted], self._patience())
 
     async def await_(self) -> None:
+        self._home = _home()
         if self.granted.done():
             return
         import anyio
@@ -82,6 +84,10 @@ class Turn(Wait):
             raise too_late(self.namespace.scope)
         return min(max(left, 0.0), _LOOK)
 
+    def is_forsaken(self) -> bool:
+        """Whether whoever asked for it never goes on."""
+        return _is_over(self._home)
+
     def leave(self) -> None:
         """Give the turn to the next in the queue, or give up waiting for it."""
         self._turns.leave(self)
@@ -90,7 +96,8 @@ class Turn(Wait):
 class Turns:
     """Queues of calls, one for each namespace.
 
-    A turn belongs to the call that asked for it. If that is gone, ended by a signal before it could leave, so is its place.
+    A turn belongs to the call that asked for it. If that is gone, ended by a signal before it could leave, so is its place;
+    and so it is if its event loop was closed over it.
     """
 
     def __init__(self) -> None:
@@ -120,7 +127,7 @@ class Turns:
             queue = self._queues.get(namespace)
             while queue:
                 place = queue[0]
-                if (turn := place()) is not None:
+                if (turn := place()) is not None and not turn.is_forsaken():
                     if not turn.granted.done():
                         turn.granted.set_result(None)
                     return
@@ -131,6 +138,14 @@ class Turns:
 def _remove(queue: deque[weakref.ref[Turn]], place: weakref.ref[Turn]) -> None:
     if place in queue:
         queue.remove(place)
+
+
+def _home() -> asyncio.AbstractEventLoop | None:
+    return asyncio.get_running_loop() if in_asyncio() else None
+
+
+def _is_over(loop: asyncio.AbstractEventLoop | None) -> bool:
+    return loop is not None and loop.is_closed()
 
 
 def _waker() -> Any:
@@ -206,11 +221,12 @@ class _Contended(Pause):
 
 @dataclass(frozen=True)
 class Grant:
-    """A lease that was granted. It is renewed as long as there is somebody who has it."""
+    """A lease that was granted. It is renewed as long as there is somebody who has it, and his event loop if he has one."""
 
     bridge: Bridge
     namespace: Namespace
     holder: bytes
+    home: asyncio.AbstractEventLoop | None = None
 
     def renew(self) -> Steps[float]:
         """Ask for it once more; what is left of somebody else's, if it was lost."""
@@ -228,7 +244,7 @@ def leased(bridge: Bridge, namespace: Namespace, deadline: float) -> Steps[Grant
     Raises:
         ExclusiveTimeoutError: Others held it until *deadline*.
     """
-    grant = Grant(bridge, namespace, os.urandom(16))
+    grant = Grant(bridge, namespace, os.urandom(16), _home())
     pause = 0.001
     while (left := (yield from _asked(grant))) > 0:
         if time.monotonic() >= deadline:
@@ -336,7 +352,10 @@ class _Renewer:
         with self._lock:
             due = list(self._held.values())
         for grant in due:
-            self._renew(grant)
+            if _is_over(grant.home):
+                self.give_back(grant, doubtful=False)
+            else:
+                self._renew(grant)
 
     def _renew(self, grant: Grant) -> None:
         try:

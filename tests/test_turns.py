@@ -610,6 +610,33 @@ def test_lease_that_nobody_has_any_more_is_not_renewed(gantry):
     bridge.run(turns.released(granted()))
 
 
+def test_call_over_which_its_event_loop_was_closed_keeps_nobody_waiting(gantry):
+    inside, end = threading.Event(), threading.Event()
+
+    @gantry.with_memory(exclusive=True)
+    async def forsaken(memory):
+        inside.set()
+        # The thread that anyio keeps for the next one has the task, so that it is not collected.
+        await anyio.to_thread.run_sync(end.wait)
+
+    async def begin():
+        # As a program that forgets what it has begun does.
+        task = asyncio.ensure_future(forsaken())
+        while not inside.is_set():
+            await asyncio.sleep(0.001)
+        return weakref.ref(task)
+
+    loop = asyncio.new_event_loop()
+    task = loop.run_until_complete(begin())
+    loop.close()
+    end.set()
+
+    gantry.with_memory(exclusive=True)(lambda memory: memory.update(x=1))()
+
+    assert task() is not None
+    assert content(gantry) == {"x": 1}
+
+
 @pytest.mark.anyio
 async def test_sync_call_that_would_block_a_loop_for_another_process_is_refused_at_once(gantry, start):
     holder = start(HOLDER)
