@@ -25,7 +25,9 @@ from agent_gantry_state import (
     bridge,
 )
 from agent_gantry_state import hop as hops
+from agent_gantry_state.bridge import bridge_to
 from agent_gantry_state.hop import hop
+from agent_gantry_state.steps import Pause
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.protocol import Change, Commit, Forget, Lease, List, Load, Put, Release, WouldBlock
 
@@ -998,3 +1000,19 @@ def test_callers_that_are_closed_where_they_wait_for_a_thread_leave_room_for_oth
             return await hop(lambda message: "answered", Load(()))
 
     assert asyncio.run(main()) == "answered"
+
+
+@pytest.mark.anyio
+async def test_steps_on_a_store_that_never_waits_are_not_cut_in_a_pause():
+    bridge, ended = bridge_to(MemoryStore()), []
+
+    def steps():
+        yield Pause(0.01)
+        ended.append(True)
+
+    with anyio.CancelScope() as scope:
+        # As soon as it waits.
+        scope.cancel()
+        await bridge.arun_uncut(steps())
+
+    assert ended == [True]
