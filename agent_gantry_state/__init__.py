@@ -44,7 +44,6 @@ from agent_gantry_state.errors import (
 )
 from agent_gantry_state.events import MemoryEvent
 from agent_gantry_state.gantry import Gantry
-from agent_gantry_state.injection.tool import Tool
 from agent_gantry_state.memory import Memory
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.resolvers import IdentityResolver, Request, Resolver
@@ -52,6 +51,7 @@ from agent_gantry_state.scopes import Identity, Scope, current_identity
 from agent_gantry_state.session import Session, SyncSession
 
 if TYPE_CHECKING:
+    from agent_gantry_state.injection.tool import Tool
     from agent_gantry_state.integrations.agent_gantry import AgentGantry
 
 __all__ = [
@@ -113,9 +113,13 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    # agent-gantry is optional, and slow to import: it is, when its class is asked for.
+    # agent-gantry is optional, and slow to import, and so is wrapt: they are, when their class is asked for.
     if name == "AgentGantry":
         from agent_gantry_state.integrations.agent_gantry import AgentGantry
 
         return AgentGantry
+    if name == "Tool":
+        from agent_gantry_state.injection.tool import Tool
+
+        return Tool
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,6 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from agent_gantry_state.blocks import SessionBlock
-from agent_gantry_state.injection.tool import BoundTool, Tool
 
 __all__ = ["bound"]
 
@@ -25,7 +24,7 @@ def bound(fn: Any, enter: Callable[[], SessionBlock]) -> Any:
     """
     if not callable(fn):
         raise TypeError(f"bind: a function is needed, not {type(fn).__name__}")
-    if _generates(fn) and not isinstance(fn, (Tool, BoundTool)):
+    if _generates(fn) and not _is_tool(fn):
         raise TypeError(
             f"bind: {getattr(fn, '__qualname__', type(fn).__name__)} is a generator function, whose body runs where it is "
             "iterated; bind a function that iterates it, or bind the tools that it calls"
@@ -47,6 +46,13 @@ def bound(fn: Any, enter: Callable[[], SessionBlock]) -> Any:
 
 def _generates(fn: Any) -> bool:
     return inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn)
+
+
+def _is_tool(fn: Any) -> bool:
+    # Where there is a tool, its module was imported.
+    from agent_gantry_state.injection.tool import BoundTool, Tool
+
+    return isinstance(fn, (Tool, BoundTool))
 
 
 async def _awaited(coroutine: Coroutine[Any, Any, Any], enter: Callable[[], SessionBlock]) -> Any:

@@ -24,7 +24,6 @@ from agent_gantry_state.errors import DeclarationError, MissingIdentityError
 from agent_gantry_state.events import Callback, observers_of
 from agent_gantry_state.holding import Want
 from agent_gantry_state.injection.plan import Declaration, Kind
-from agent_gantry_state.injection.tool import Tool, decorate
 from agent_gantry_state.memory import Memory
 from agent_gantry_state.merge import Merge, newest
 from agent_gantry_state.namespace import Namespace
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from agent_gantry_state.admin import Admin
+    from agent_gantry_state.injection.tool import Tool
     from agent_gantry_state.prompt import Redaction
 
 __all__ = ["Gantry", "MemoryDecorator", "Stateful"]
@@ -78,6 +78,9 @@ class MemoryDecorator:
         Raises:
             DeclarationError: *fn* cannot get a memory that way; the message says what to do.
         """
+        # wrapt, on which tools are built, takes as long to import as all the rest: it is, with the first tool.
+        from agent_gantry_state.injection.tool import decorate
+
         self._refuse(fn)
         return decorate(self._wiring, fn, self._declaration)
 

@@ -11,7 +11,6 @@ import importlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote_to_bytes, urlsplit
 
@@ -155,6 +154,9 @@ def _near(name: str, known: Iterable[str]) -> list[str]:
 def _scheme(scheme: str) -> Callable[[StoreURL], Any]:
     if scheme in _MODULES:
         return importlib.import_module(f"agent_gantry_state.stores.{_MODULES[scheme]}").from_url  # type: ignore[no-any-return]
+    # Our own stores need it not, and it takes as long to import as several modules here.
+    from importlib.metadata import entry_points
+
     registered = {point.name.lower(): point for point in entry_points(group=ENTRY_POINT_GROUP)}
     if scheme in registered:
         return registered[scheme].load()  # type: ignore[no-any-return]
