@@ -37,7 +37,7 @@ from agent_gantry_state.stores.protocol import (
     Release,
     Snapshot,
 )
-from agent_gantry_state.stores.slots import ASK, Slot, Slots
+from agent_gantry_state.stores.slots import ASK, Slot, Slots, owner_of
 from agent_gantry_state.stores.urls import StoreURL
 from agent_gantry_state.stores.whole import applied, assigned, chosen, is_moved
 
@@ -105,6 +105,9 @@ class MemoryStore(Clocked):
         snapshot = slot.snapshot
         if snapshot is ASK:
             with self._lock:
+                if slot.home is not self.home:
+                    # It was put to rest since somebody has found it in the store.
+                    return self.snapshot(slot.namespace)
                 slot.special().by_key = False
                 snapshot = self._shared(slot)
         return snapshot
@@ -137,9 +140,10 @@ class MemoryStore(Clocked):
     def _slot(self, namespace: Namespace) -> Slot | None:
         """Needs the lock."""
         try:
-            return _peek(self._slots, namespace)
+            there = _peek(self._slots, namespace)
         except KeyError:
             return None
+        return self._slots.wake(namespace, there, self.home) if isinstance(there, tuple) else there
 
     def load(self, message: Load, /) -> Loaded:
         """Answer a `Load`."""
@@ -178,6 +182,7 @@ class MemoryStore(Clocked):
                     if snapshot.head != change.head and is_moved(change, snapshot):
                         return self._moved(changes)
                 self._write_all(changes, current, message.version, token)
+            self._slots.rest()
         if self._slots.evicted:
             self._warn()
         return _COMMITTED
@@ -185,11 +190,14 @@ class MemoryStore(Clocked):
     def slot(self, namespace: Namespace) -> Slot | None:
         """Where the namespace stands, if it is there."""
         try:
-            return _peek(self._slots, namespace)
+            there = _peek(self._slots, namespace)
         except KeyError:
-            # Not there, or just being moved by an eviction that gives it a second chance: then it is back in a moment.
-            with self._lock:
-                return self._slot(namespace)
+            return None
+        if type(there) is Slot:
+            return there
+        with self._lock:
+            self._slots.rest()
+            return self._slot(namespace)
 
     def assign(
         self,
@@ -334,13 +342,13 @@ class MemoryStore(Clocked):
         """Answer a `List`."""
         with self._lock:
             found = [
-                Listed(namespace, owner)
+                listed
                 for namespace in self._slots
                 if (message.app is None or namespace.app == message.app)
                 and (message.scope is None or namespace.scope == message.scope)
                 and (message.after is None or namespace.digest > message.after)
-                and (snapshot := self._glance(namespace)) is not EMPTY
-                and ((owner := snapshot.owner) == message.owner or message.owner is None)
+                and (listed := self._listed(namespace)) is not None
+                and (message.owner is None or listed.owner == message.owner)
             ]
         found.sort(key=lambda listed: listed.namespace.digest)
         page = tuple(found[: message.limit])
@@ -371,12 +379,15 @@ class MemoryStore(Clocked):
             self._slots.clear()
             self._leases.clear()
 
-    def _glance(self, namespace: Namespace) -> Snapshot:
-        """`snapshot` that does not count as a use."""
-        used = _peek(self._slots, namespace).used
+    def _listed(self, namespace: Namespace) -> Listed | None:
+        """How a namespace is listed, if it is there. That is no use of it."""
+        there = _peek(self._slots, namespace)
+        if isinstance(there, tuple):
+            return Listed(namespace, owner_of(there))
+        used = there.used
         snapshot = self.snapshot(namespace)
-        _peek(self._slots, namespace).used = used
-        return snapshot
+        there.used = used
+        return None if snapshot is EMPTY else Listed(namespace, snapshot.owner)
 
     def _refuse_closed(self) -> None:
         raise StoreClosedError("nothing was written: the memory store was closed while the call was running")

@@ -1,19 +1,24 @@
-"""The places of the memory store: bounded, and given up some at a time when what is in them has expired."""
+"""The places of the memory store: bounded, and given up some at a time when what is in them has expired.
+
+A namespace that was not used for some time has no place in which a call could find its snapshot, but is put down in as few
+bytes as can be, until somebody asks for it.
+"""
 
 from __future__ import annotations
 
 import heapq
 import math
+import struct
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import cachetools
 
 from agent_gantry_state.namespace import Namespace
 from agent_gantry_state.stores.protocol import EMPTY, Snapshot
 
-__all__ = ["ASK", "Slot", "Slots"]
+__all__ = ["ASK", "Idle", "Slot", "Slots", "owner_of"]
 
 #: An eviction looks at this many namespaces in search of one that was not used since it was last looked at.
 _CHANCES: Final = 16
@@ -21,6 +26,14 @@ _CHANCES: Final = 16
 _SWEPT: Final = 8
 #: So many entries of the queue may stand for nothing before it is made anew.
 _STALE: Final = 1024
+
+#: So many namespaces may be ready for a call before those that were not used lately are put to rest.
+_READY: Final = 1000
+#: One of more keys than this with versions of their own stays ready: nobody has to wait until these are in a row.
+_MOST_VERSIONS: Final = 1000
+#: Bytes of a version, as calls draw it; and what says where in a row the head and the first one stand.
+_VERSION: Final = 8
+_PLACES: Final = struct.Struct(">HH")
 
 #: Stands in a slot of which the store has to be asked: it has no key, and yet is not plain.
 ASK: Final = Snapshot({}, {}, {}, None, reserved=True)
@@ -57,11 +70,11 @@ class Slot:
 
     Attributes:
         namespace: Its address.
-        home: Stands for the store that it is in, or for none once it was dropped. The call path holds on to slots and asks.
-            (One whose last key expired may be in no store either; but of one with keys that expire it asks the store
-            anyhow.) It is not the store itself, which a slot must not keep alive.
+        home: Stands for the store that it is in, or for none once it was dropped or put to rest. The call path holds on to
+            slots and asks. (One whose last key expired may be in no store either; but of one with keys that expire it asks the
+            store anyhow.) It is not the store itself, which a slot must not keep alive.
         snapshot: What stands there now, or `ASK`.
-        used: Whether it was used since an eviction came by.
+        used: Whether it was used since somebody came by to put it to rest; None: not since then, but since an eviction did.
         more: The rest, to be read; `special` gives it to be changed.
     """
 
@@ -71,7 +84,7 @@ class Slot:
         self.namespace = namespace
         self.home = home
         self.snapshot = snapshot
-        self.used = False
+        self.used: bool | None = False
         self.more = _NO_MORE
 
     def special(self) -> More:
@@ -89,9 +102,63 @@ class Slot:
         if self.more.own is not None:
             self.more.own = None
 
+    def retire(self) -> None:
+        """Note that something else stands in its place, which is to be asked for."""
+        self.home = _GONE
+        self.snapshot = ASK
 
-class Slots(cachetools.Cache[Namespace, Slot]):
-    """Slots by namespace. An eviction takes them as they came, and gives one that was used a second chance.
+
+#: What stands in the place of a slot that was not used lately: its values, its versions in one row of bytes, its owner, and
+#: the bytes of its containers if it has any. Plain tuples, for of a million of them each field of a class is felt.
+Idle = tuple[Any, ...]
+
+
+def at_rest(slot: Slot) -> Idle | None:
+    """What stands for a slot; None: there is more to say of it."""
+    more, snapshot = slot.more, slot.snapshot
+    head, born, later, first = snapshot.head, snapshot.born, snapshot.later, snapshot.first
+    if more.own is not None or more.queued != math.inf or more.tokens:
+        return None
+    if head is None or born is None or snapshot.first_expiry != math.inf:
+        return None
+    if not later and head == born == first:
+        # All of it is what one commit wrote.
+        versions: list[Any] = [head]
+        row = head
+    elif len(snapshot.values) > _MOST_VERSIONS:
+        return None
+    else:
+        versions = [later.get(key, first) for key in snapshot.values]
+        # They are among those of the keys, unless what they wrote was written again, or deleted.
+        versions += {head, born}.difference(versions)
+        row = b"".join([*versions, _PLACES.pack(versions.index(head), versions.index(born))])
+    if {*map(len, versions)} != {_VERSION}:
+        return None
+    parts = snapshot.values, row, snapshot.owner
+    return (*parts, snapshot.packed) if snapshot.packed else parts
+
+
+def awake(idle: Idle) -> Snapshot:
+    """The snapshot that something stands for."""
+    values, row, owner, *rest = idle
+    packed = rest[0] if rest else {}
+    if len(row) == _VERSION:
+        return Snapshot(values, packed, {}, row, owner, born=row, first=row)
+    end = len(row) - _PLACES.size
+    versions = [row[at : at + _VERSION] for at in range(0, end, _VERSION)]
+    head, born = _PLACES.unpack_from(row, end)
+    return Snapshot(values, packed, dict(zip(values, versions, strict=False)), versions[head], owner, born=versions[born])
+
+
+def owner_of(idle: Idle) -> str | None:
+    """Who it belongs to."""
+    owner: str | None = idle[2]
+    return owner
+
+
+class Slots(cachetools.Cache[Namespace, Slot | Idle]):
+    """Slots by namespace, or what stands for them. An eviction takes them as they came, and gives one that was used a second
+    chance.
 
     cachetools has a cache that expires, but that removes all that is over at once, with everybody waiting for it; and one
     that takes them in turn, but that keeps a dict beside its own for the turns.
@@ -104,8 +171,11 @@ class Slots(cachetools.Cache[Namespace, Slot]):
         super().__init__(max_slots)
         #: Scopes of the namespaces that were evicted and that nobody was told of yet.
         self.evicted: list[str] = []
-        #: In which turn they go. One that was dropped stands here until its turn comes, or too many do.
-        self._turns: deque[Slot] = deque()
+        #: In which turn they go. One that was dropped stands here until its turn comes, or too many do; how often, is noted.
+        self._turns: deque[Namespace] = deque()
+        self._dropped: dict[Namespace, int] = {}
+        #: In which order it is asked whether they were used lately. One that was dropped stands here until then.
+        self._ready: deque[Slot] = deque()
         # Each slot that expires stands here once, perhaps too early; the number is so that no two slots are compared.
         self._queue: list[tuple[float, int, Slot]] = []
         self._number = self._stale = 0
@@ -116,11 +186,42 @@ class Slots(cachetools.Cache[Namespace, Slot]):
         self.sweep(now, new=new)
         if new:
             self[slot.namespace] = slot
-            self._turns.append(slot)
+            self._turns.append(slot.namespace)
+            self._ready.append(slot)
             if len(self._turns) > 2 * len(self) + _STALE:
-                self._turns = deque([each for each in self._turns if each.home is not _GONE])
+                self._turns.clear()
+                self._renew_turns()
         if slot.more.until < slot.more.queued:
             self._enqueue(slot)
+
+    def wake(self, namespace: Namespace, idle: Idle, home: object) -> Slot:
+        """Put a slot in the place of what stands for it."""
+        slot = Slot(namespace, awake(idle), home)
+        self[namespace] = slot
+        self._ready.append(slot)
+        return slot
+
+    def rest(self) -> None:
+        """Put slots to rest that were not used lately, if there are many, looking at a few."""
+        ready = self._ready
+        for _ in range(min(_SWEPT, len(ready) - _READY)):
+            slot = ready[0]
+            if slot.used:
+                slot.used = None
+                ready.append(slot)
+            elif (idle := at_rest(slot)) is not None:
+                self._retire(slot, idle)
+            ready.popleft()
+
+    def _retire(self, slot: Slot, idle: Idle) -> None:
+        try:
+            self[slot.namespace] = idle
+            slot.retire()
+        except BaseException:
+            # A signal came in between. Who holds on to the slot must not go on to write to it.
+            self[slot.namespace] = idle
+            slot.retire()
+            raise
 
     def sweep(self, now: float, most: float = _SWEPT, new: bool = False) -> None:
         """Drop slots that are over, looking at no more of the queue than *most*, or than it takes for a *new* one."""
@@ -131,7 +232,7 @@ class Slots(cachetools.Cache[Namespace, Slot]):
             slot, more = entry[2], entry[2].more
             if slot.home is not _GONE and entry[0] == more.queued:
                 if more.until <= now:
-                    self._remove(slot)
+                    self.discard(slot.namespace)
                 elif more.until != math.inf:
                     self._enqueue(slot)
                 else:
@@ -144,35 +245,46 @@ class Slots(cachetools.Cache[Namespace, Slot]):
 
     def discard(self, namespace: Namespace) -> None:
         """Drop a namespace, if it is there."""
-        slot = self.get(namespace)
-        if slot is not None:
-            self._remove(slot)
+        if namespace in self:
+            self._remove(namespace)
+            self._dropped[namespace] = self._dropped.get(namespace, 0) + 1
 
-    def popitem(self) -> tuple[Namespace, Slot]:
+    def popitem(self) -> tuple[Namespace, Slot | Idle]:
         chances, turns = _CHANCES, self._turns
         while True:
             if not turns:
                 # A signal has come between a slot and its turn.
-                turns.extend(self.values())
-            slot = turns.popleft()
-            if slot.home is _GONE:
+                self._renew_turns()
+            namespace = turns.popleft()
+            if times := self._dropped.pop(namespace, 0):
+                if times > 1:
+                    self._dropped[namespace] = times - 1
                 continue
-            if not slot.used or chances <= 0:
+            there = self.get(namespace)
+            if there is None:
+                continue
+            if isinstance(there, tuple) or there.used is False or chances <= 0:
                 break
             chances -= 1
-            slot.used = False
-            turns.append(slot)
-        self.evicted.append(slot.namespace.scope)
-        self._remove(slot)
-        return slot.namespace, slot
+            there.used = False
+            turns.append(namespace)
+        self.evicted.append(namespace.scope)
+        self._remove(namespace)
+        return namespace, there
 
     def clear(self) -> None:
         # Up to cachetools 7.0 theirs is a loop of `popitem`.
-        for slot in [*self.values()]:
-            self._remove(slot)
+        for namespace in [*self]:
+            self._remove(namespace)
         self._turns.clear()
+        self._dropped.clear()
+        self._ready.clear()
         self._queue.clear()
         self._stale = 0
+
+    def _renew_turns(self) -> None:
+        self._turns.extend(self)
+        self._dropped.clear()
 
     def _enqueue(self, slot: Slot) -> None:
         more = slot.more
@@ -182,15 +294,19 @@ class Slots(cachetools.Cache[Namespace, Slot]):
         if was_queued:
             self._leave()
 
-    def _remove(self, slot: Slot) -> None:
-        """Take a slot out."""
+    def _remove(self, namespace: Namespace) -> None:
+        """Take out what is there."""
+        slot = self[namespace]
+        if isinstance(slot, tuple):
+            del self[namespace]
+            return
         try:
             slot.drop()
-            del self[slot.namespace]
+            del self[namespace]
         except BaseException:
             # A signal came in between. Who holds on to the slot must not go on to write to it, nor may it be found here.
             slot.drop()
-            self.pop(slot.namespace, None)
+            self.pop(namespace, None)
             raise
         if slot.more.queued != math.inf:
             self._leave()
