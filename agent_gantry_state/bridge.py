@@ -217,10 +217,6 @@ class Inline(_Methods):
     def attempt(self, request: Message) -> Any:
         return self._answer[type(request)](request)
 
-    async def arun_uncut(self, steps: Steps[T]) -> T:
-        # A commit is one call of a function; there is nothing between sending it and its answer that could be cut.
-        return await _steps.arun(steps, self.aperform)
-
     def close(self) -> None:
         if self._owned:
             self.store.close()

@@ -37,6 +37,8 @@ EXCLUSIVE_SECONDS = 60.0
 LEASE_SECONDS = 10.0
 #: Seconds after which a lease is given back once more that may have been granted after it had been given back.
 _DOUBTFUL = 0.5
+#: Seconds after which who waits for his turn looks whether somebody before him is gone without having left.
+_LOOK = 1.0
 #: Longest pause before a lease that somebody else holds is asked for again, in seconds.
 _LONGEST_PAUSE = 0.05
 
@@ -44,7 +46,7 @@ _LONGEST_PAUSE = 0.05
 class Turn(Wait):
     """A place in a queue; waiting for it says whether its turn has come in time."""
 
-    __slots__ = ("_turns", "deadline", "granted", "namespace")
+    __slots__ = ("_home", "_turns", "deadline", "granted", "namespace")
 
     def __init__(self, turns: Turns, namespace: Namespace, deadline: float) -> None:
         self._turns = turns
@@ -52,17 +54,17 @@ class Turn(Wait):
         #: On the monotonic clock, in seconds.
         self.deadline = deadline
         self.granted: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._home: asyncio.AbstractEventLoop | None = None
 
     def wait(self) -> None:
         if self.granted.done():
             return
         refuse_on_loop(self.namespace.scope)
-        try:
-            self.granted.result(max(self.deadline - time.monotonic(), 0))
-        except concurrent.futures.TimeoutError:
-            raise too_late(self.namespace.scope) from None
+        while not self.granted.done():
+            concurrent.futures.wait([self.granted], self._patience())
 
     async def await_(self) -> None:
+        self._home = _home()
         if self.granted.done():
             return
         import anyio
@@ -70,10 +72,21 @@ class Turn(Wait):
         event = anyio.Event()
         wake = _waker()
         self.granted.add_done_callback(lambda _: wake(event.set))
-        with anyio.move_on_after(max(self.deadline - time.monotonic(), 0)):
-            await event.wait()
-        if not self.granted.done():
+        while not self.granted.done():
+            with anyio.move_on_after(self._patience()):
+                await event.wait()
+
+    def _patience(self) -> float:
+        """Seconds to wait for now."""
+        left = self.deadline - time.monotonic()
+        self._turns.move_up(self.namespace)
+        if left <= 0 and not self.granted.done():
             raise too_late(self.namespace.scope)
+        return min(max(left, 0.0), _LOOK)
+
+    def is_forsaken(self) -> bool:
+        """Whether whoever asked for it never goes on."""
+        return _is_over(self._home)
 
     def leave(self) -> None:
         """Give the turn to the next in the queue, or give up waiting for it."""
@@ -81,34 +94,58 @@ class Turn(Wait):
 
 
 class Turns:
-    """Queues of calls, one for each namespace."""
+    """Queues of calls, one for each namespace.
+
+    A turn belongs to the call that asked for it. If that is gone, ended by a signal before it could leave, so is its place;
+    and so it is if its event loop was closed over it.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._queues: dict[Namespace, deque[Turn]] = {}
+        # The garbage collector may close a call, which leaves then, in the middle of any of this.
+        self._lock = threading.RLock()
+        self._queues: dict[Namespace, deque[weakref.ref[Turn]]] = {}
 
     def ask(self, namespace: Namespace, deadline: float) -> Turn:
         """Stand in the queue for a namespace, until *deadline* on the monotonic clock."""
         turn = Turn(self, namespace, deadline)
         with self._lock:
-            queue = self._queues.setdefault(namespace, deque())
-            queue.append(turn)
-            if len(queue) == 1:
-                turn.granted.set_result(None)
+            queue = self._queues.get(namespace) or deque()
+            queue.append(weakref.ref(turn))
+            self._queues[namespace] = queue
+        self.move_up(namespace)
         return turn
 
     def leave(self, turn: Turn) -> None:
         with self._lock:
-            queue = self._queues.get(turn.namespace)
-            if queue is None or turn not in queue:
-                return
-            first = queue[0] is turn
-            queue.remove(turn)
-            if not queue:
-                del self._queues[turn.namespace]
-            following = queue[0] if first and queue else None
-        if following is not None:
-            following.granted.set_result(None)
+            if queue := self._queues.get(turn.namespace):
+                _remove(queue, weakref.ref(turn))
+        self.move_up(turn.namespace)
+
+    def move_up(self, namespace: Namespace) -> None:
+        """Give the turn to whoever is first in the queue."""
+        with self._lock:
+            queue = self._queues.get(namespace)
+            while queue:
+                place = queue[0]
+                if (turn := place()) is not None and not turn.is_forsaken():
+                    if not turn.granted.done():
+                        turn.granted.set_result(None)
+                    return
+                _remove(queue, place)
+            self._queues.pop(namespace, None)
+
+
+def _remove(queue: deque[weakref.ref[Turn]], place: weakref.ref[Turn]) -> None:
+    if place in queue:
+        queue.remove(place)
+
+
+def _home() -> asyncio.AbstractEventLoop | None:
+    return asyncio.get_running_loop() if in_asyncio() else None
+
+
+def _is_over(loop: asyncio.AbstractEventLoop | None) -> bool:
+    return loop is not None and loop.is_closed()
 
 
 def _waker() -> Any:
@@ -154,16 +191,17 @@ def too_late(scope: str) -> ExclusiveTimeoutError:
 _BY_STORE: weakref.WeakKeyDictionary[Any, Turns] = weakref.WeakKeyDictionary()
 #: Of stores that cannot be hashed or have no weak references; they stay until the program ends.
 _BY_ID: dict[int, tuple[Any, Turns]] = {}
-_LOCK = threading.Lock()
+_LOCK = threading.RLock()
 
 
 def turns_of(store: Any) -> Turns:
     """The queues of the calls that want a namespace of *store* to themselves."""
     with _LOCK:
         try:
-            return _BY_STORE.setdefault(store, Turns())
+            turns = _BY_STORE.setdefault(store, Turns())
         except TypeError:
-            return _BY_ID.setdefault(id(store), (store, Turns()))[1]
+            turns = _BY_ID.setdefault(id(store), (store, Turns()))[1]
+    return turns
 
 
 # Between processes.
@@ -181,13 +219,14 @@ class _Contended(Pause):
         super().wait()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Grant:
-    """A lease that was granted."""
+    """A lease that was granted. It is renewed as long as there is somebody who has it, and his event loop if he has one."""
 
     bridge: Bridge
     namespace: Namespace
     holder: bytes
+    home: asyncio.AbstractEventLoop | None = None
 
     def renew(self) -> Steps[float]:
         """Ask for it once more; what is left of somebody else's, if it was lost."""
@@ -205,7 +244,7 @@ def leased(bridge: Bridge, namespace: Namespace, deadline: float) -> Steps[Grant
     Raises:
         ExclusiveTimeoutError: Others held it until *deadline*.
     """
-    grant = Grant(bridge, namespace, os.urandom(16))
+    grant = Grant(bridge, namespace, os.urandom(16), _home())
     pause = 0.001
     while (left := (yield from _asked(grant))) > 0:
         if time.monotonic() >= deadline:
@@ -251,31 +290,34 @@ class _Renewer:
     """Renews the leases of one bridge in a thread that runs while there are any."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._held: dict[bytes, Grant] = {}
+        self._lock = threading.RLock()
+        # It is the lock itself that is entered: a signal may come when a condition has just taken it.
+        self._changed = threading.Condition(self._lock)
+        self._held: weakref.WeakValueDictionary[bytes, Grant] = weakref.WeakValueDictionary()
         #: What is to be done to give each back, and when on the monotonic clock.
         self._returned: list[tuple[float, Grant, Callable[[Grant], Steps[None]]]] = []
-        self._running = False
+        self._thread: threading.Thread | None = None
 
     def add(self, grant: Grant) -> None:
-        with self._changed:
+        with self._lock:
             self._held[grant.holder] = grant
             self._start()
 
     def _start(self) -> None:
-        if not self._running:
-            self._running = True
-            threading.Thread(target=self._run, name="agent-gantry-state-leases", daemon=True).start()
+        # One that a signal has kept from being started is not alive.
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._run, name="agent-gantry-state-leases", daemon=True)
+            self._thread.start()
 
     def remove(self, grant: Grant) -> None:
-        with self._changed:
+        with self._lock:
             self._held.pop(grant.holder, None)
             self._changed.notify()
 
     def give_back(self, grant: Grant, doubtful: bool) -> None:
         """Have a lease given back by the thread."""
         now = time.monotonic()
-        with self._changed:
+        with self._lock:
             self._held.pop(grant.holder, None)
             self._returned.append((now, grant, released))
             if doubtful:
@@ -286,7 +328,7 @@ class _Renewer:
     def _run(self) -> None:
         renewal = time.monotonic() + LEASE_SECONDS / 3
         while True:
-            with self._changed:
+            with self._lock:
                 while self._held or self._returned:
                     now = time.monotonic()
                     end = min([renewal, *(at for at, _, _ in self._returned)])
@@ -294,17 +336,25 @@ class _Renewer:
                         break
                     self._changed.wait(end - now)
                 else:
-                    self._running = False
+                    self._thread = None
                     return
                 returned = [each for each in self._returned if each[0] <= now]
                 self._returned = [each for each in self._returned if each[0] > now]
-                due = list(self._held.values()) if renewal <= now else []
             for _, grant, give in returned:
                 with contextlib.suppress(Exception):
                     grant.bridge.run(give(grant))
             if renewal <= now:
                 renewal = time.monotonic() + LEASE_SECONDS / 3
-            for grant in due:
+                self._renew_all()
+
+    def _renew_all(self) -> None:
+        # In a function of its own, for who waits for the next renewal must not be one who has them.
+        with self._lock:
+            due = list(self._held.values())
+        for grant in due:
+            if _is_over(grant.home):
+                self.give_back(grant, doubtful=False)
+            else:
                 self._renew(grant)
 
     def _renew(self, grant: Grant) -> None:
@@ -313,7 +363,7 @@ class _Renewer:
         except Exception as error:  # noqa: BLE001 - whatever a store raises: the thread has others to renew
             LOG.warning("a lease could not be renewed: %s", error, extra=fields("lease_not_renewed"))
             return
-        with self._changed:
+        with self._lock:
             there = grant.holder in self._held
         if left > 0 and there:
             LOG.warning(
@@ -337,7 +387,7 @@ def _renewer(bridge: Bridge) -> _Renewer:
 def _forget_all() -> None:
     """In a child process: what its parent holds is not the child's, and its locks may be held for ever."""
     global _LOCK
-    _LOCK = threading.Lock()
+    _LOCK = threading.RLock()
     _BY_STORE.clear()
     _BY_ID.clear()
     _RENEWERS.clear()

@@ -69,6 +69,43 @@ def test_turn_that_is_left_twice_is_left_once():
     assert not third.granted.done()
 
 
+@pytest.mark.parametrize("asked", [2, 3])
+def test_place_of_a_call_that_is_gone_is_nobodys(asked):
+    queue_of = Turns()
+    *gone, last = (queue_of.ask(A, time.monotonic() + PATIENCE) for _ in range(asked))
+    assert not last.granted.done()
+    del gone
+
+    last.wait()
+
+    last.leave()
+    assert queue_of.ask(A, 0.0).granted.done()
+
+
+def test_turn_that_is_left_in_the_middle_of_asking_for_another_stops_nobody():
+    """As by the garbage collector, which may close a call anywhere."""
+    queue_of, asked = Turns(), []
+
+    class Asked:
+        leaving = None
+
+        def __hash__(self):
+            if self.leaving is not None:
+                turn, self.leaving = self.leaving, None
+                turn.leave()
+            return 1
+
+    place = Asked()
+    first = queue_of.ask(place, 0.0)
+    place.leaving = first
+    thread = threading.Thread(target=lambda: asked.append(queue_of.ask(place, 0.0)), daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+
+    (second,) = asked
+    assert second.granted.done()
+
+
 def test_namespaces_have_queues_of_their_own_that_go_when_they_are_empty():
     queue_of = Turns()
     asked = [queue_of.ask(namespace, 0.0) for namespace in (A, B)]
@@ -559,6 +596,45 @@ def test_lease_is_renewed_while_the_body_runs(gantry, start, patience):
     holder.go()
     assert holder.hear() == "landed"
     assert content(gantry) == {"holder": True}
+
+
+def test_lease_that_nobody_has_any_more_is_not_renewed(gantry):
+    bridge = gantry._wiring.settings.bridge
+
+    def granted():
+        return bridge.run(turns.leased(bridge, A, time.monotonic() + PATIENCE))
+
+    # What a signal leaves of a call.
+    assert granted() is not None
+
+    bridge.run(turns.released(granted()))
+
+
+def test_call_over_which_its_event_loop_was_closed_keeps_nobody_waiting(gantry):
+    inside, end = threading.Event(), threading.Event()
+
+    @gantry.with_memory(exclusive=True)
+    async def forsaken(memory):
+        inside.set()
+        # The thread that anyio keeps for the next one has the task, so that it is not collected.
+        await anyio.to_thread.run_sync(end.wait)
+
+    async def begin():
+        # As a program that forgets what it has begun does.
+        task = asyncio.ensure_future(forsaken())
+        while not inside.is_set():
+            await asyncio.sleep(0.001)
+        return weakref.ref(task)
+
+    loop = asyncio.new_event_loop()
+    task = loop.run_until_complete(begin())
+    loop.close()
+    end.set()
+
+    gantry.with_memory(exclusive=True)(lambda memory: memory.update(x=1))()
+
+    assert task() is not None
+    assert content(gantry) == {"x": 1}
 
 
 @pytest.mark.anyio

@@ -166,7 +166,9 @@ def _moves(data: bytes) -> Sequence[tuple[str, str, bytes]] | None:
             f"knows {_LAYOUT[0]}): upgrade the package; nothing was changed"
         )
     try:
-        moves = [(str(new), str(name), bytes(sum_)) for new, name, sum_ in codec.unpack(body)]
+        moves = [(new, name, sum_) for new, name, sum_ in codec.unpack(body)]
+        # Nothing is made of what is of another type: bytes(number) are that many.
+        sound = all(is_new(new) and is_namespace(name) and isinstance(sum_, bytes) for new, name, sum_ in moves)
     except (StateError, TypeError, ValueError):
         return None
-    return moves if all(is_new(new) and is_namespace(name) for new, name, _ in moves) else None
+    return moves if sound else None

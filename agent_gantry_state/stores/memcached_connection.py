@@ -46,7 +46,7 @@ class Connection:
         sock: The socket.
     """
 
-    __slots__ = ("_poll", "life", "pid", "sock", "used")
+    __slots__ = ("__weakref__", "_poll", "life", "pid", "sock", "used")
 
     def __init__(self, sock: Any) -> None:
         self.sock = sock

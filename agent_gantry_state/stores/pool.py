@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -31,7 +32,7 @@ _SILENCE: Final = 0.25
 
 
 class Connection(Protocol):
-    """What a pool has to know of a connection."""
+    """What a pool has to know of a connection, to which there may be weak references."""
 
     #: Since when it is used, or when it was used last, on the monotonic clock; set by its pool.
     used: float
@@ -106,8 +107,15 @@ class Silence:
                 self._again = max(self._again, now + _FIRST_PAUSE)
 
 
+class _Place:
+    """Counts as a connection as long as that is being made."""
+
+
 class Pool(Generic[C]):
     """Connections for callers that may block. Any thread may use it.
+
+    A signal may end a caller anywhere, so what counts as open is what there is: a connection that is not in anybody's hands
+    any more is none, whether it was given back or not.
 
     Args:
         connect: Makes one, by a deadline on the monotonic clock.
@@ -118,8 +126,11 @@ class Pool(Generic[C]):
     def __init__(self, connect: Callable[[float], C], limit: int, crowded: Callable[[], StoreError]) -> None:
         self._connect, self._limit, self._crowded = connect, limit, crowded
         self._idle: deque[C] = deque()
-        self._freed = threading.Condition()
-        self._open = self._waiting = 0
+        self._lock = threading.RLock()
+        # It is the lock itself that is entered: a signal may come when a condition has just taken it.
+        self._freed = threading.Condition(self._lock)
+        self._open: weakref.WeakSet[C | _Place] = weakref.WeakSet()
+        self._waiting = 0
         self._closed = False
         self._silence = Silence()
 
@@ -152,7 +163,7 @@ class Pool(Generic[C]):
             try:
                 connection = self._idle.pop()
             except IndexError:
-                if self._make_room(deadline):
+                if (place := self._make_room(deadline)) is not None:
                     break
                 continue
             if connection.is_usable():
@@ -160,36 +171,42 @@ class Pool(Generic[C]):
             self._lose(connection)
         began = time.monotonic()
         try:
-            return self._connect(deadline)
+            connection = self._connect(deadline)
+            with self._lock:
+                self._open.add(connection)
+                self._open.discard(place)
         except BaseException as error:
             self._silence.note(error, began)
-            self._count_off()
+            self._count_off(place)
             if isinstance(error, StoreUnavailableError):
                 self._empty()
             raise
+        return connection
 
-    def _make_room(self, deadline: float) -> bool:
-        """Wait until there may be one more, which counts from then on; False if there may be one that nobody uses."""
-        with self._freed:
+    def _make_room(self, deadline: float) -> _Place | None:
+        """Wait until there may be one more, for which there is a place from then on; None if one may be there that nobody
+        uses."""
+        with self._lock:
             # Counted before it is looked: whoever gives one back looks in the other order, so that none is overlooked.
             self._waiting += 1
             try:
                 while not self._idle:
-                    if self._open < self._limit:
-                        self._open += 1
-                        return True
+                    if len(self._open) < self._limit:
+                        place = _Place()
+                        self._open.add(place)
+                        return place
                     if not self._freed.wait(max(deadline - time.monotonic(), 0.0)) and not self._idle:
                         raise self._crowded()
             finally:
                 self._waiting -= 1
-        return False
+        return None
 
     def _give(self, connection: C) -> None:
         self._idle.append(connection)
         if self._closed:
             self._empty()
         if self._waiting:
-            with self._freed:
+            with self._lock:
                 self._freed.notify()
         try:
             if self._idle[0].used < connection.used - IDLE_SECONDS:
@@ -213,7 +230,7 @@ class Pool(Generic[C]):
         try:
             connection.close()
         finally:
-            self._count_off()
+            self._count_off(connection)
 
     def _empty(self) -> None:
         while True:
@@ -223,9 +240,9 @@ class Pool(Generic[C]):
                 return
             self._lose(connection)
 
-    def _count_off(self) -> None:
-        with self._freed:
-            self._open -= 1
+    def _count_off(self, gone: C | _Place) -> None:
+        with self._lock:
+            self._open.discard(gone)
             self._freed.notify()
 
 

@@ -267,7 +267,7 @@ class _NotPreparedError(Exception):
 class Connection:
     """A connection of our own."""
 
-    __slots__ = ("pgconn", "prepared", "used")
+    __slots__ = ("__weakref__", "pgconn", "prepared", "used")
 
     def __init__(self, pgconn: pq.abc.PGconn) -> None:
         self.pgconn = pgconn

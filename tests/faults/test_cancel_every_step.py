@@ -49,7 +49,10 @@ def test_call_that_is_cancelled_at_any_step_of_any_other_store_is_whole_or_nothi
     end_everywhere(make_place(name), scenario)
 
 
-@pytest.mark.parametrize(("name", "scenario", "way"), combinations(("redis", "coroutines"), ("exclusive",), WAYS))
+@pytest.mark.parametrize(
+    ("name", "scenario", "way"),
+    [*combinations(("redis", "coroutines"), ("exclusive",), WAYS), ("memcached", "merged", "close")],
+)
 def test_call_that_is_ended_in_any_way_is_whole_or_nothing(make_place, name, scenario, way):
     end_everywhere(make_place(name), scenario, way)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import subprocess
 import sys
@@ -23,6 +24,10 @@ from agent_gantry_state import (
     StoreUnavailableError,
     bridge,
 )
+from agent_gantry_state import hop as hops
+from agent_gantry_state.bridge import bridge_to
+from agent_gantry_state.hop import hop
+from agent_gantry_state.steps import Pause
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.protocol import Change, Commit, Forget, Lease, List, Load, Put, Release, WouldBlock
 
@@ -970,3 +975,44 @@ def test_request_that_is_in_flight_when_an_async_store_is_closed_is_told_so_at_o
 
     assert not thread.is_alive()
     assert told == [None]
+
+
+def test_callers_that_are_closed_where_they_wait_for_a_thread_leave_room_for_others():
+    inside, end = threading.Semaphore(0), threading.Event()
+
+    def answer(message):
+        inside.release()
+        end.wait()
+
+    async def main():
+        calls = [asyncio.ensure_future(hop(answer, Load(()))) for _ in range(hops._WAITERS)]
+        for _ in calls:
+            while not inside.acquire(blocking=False):
+                await asyncio.sleep(0.001)
+        for call in calls:
+            # A cancel scope of anyio says that it is left in another task.
+            with contextlib.suppress(RuntimeError):
+                call.get_coro().close()
+        end.set()
+        await asyncio.wait(calls)
+        assert all(isinstance(call.exception(), RuntimeError) for call in calls)
+        with anyio.fail_after(5):
+            return await hop(lambda message: "answered", Load(()))
+
+    assert asyncio.run(main()) == "answered"
+
+
+@pytest.mark.anyio
+async def test_steps_on_a_store_that_never_waits_are_not_cut_in_a_pause():
+    bridge, ended = bridge_to(MemoryStore()), []
+
+    def steps():
+        yield Pause(0.01)
+        ended.append(True)
+
+    with anyio.CancelScope() as scope:
+        # As soon as it waits.
+        scope.cancel()
+        await bridge.arun_uncut(steps())
+
+    assert ended == [True]

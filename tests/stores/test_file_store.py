@@ -34,6 +34,7 @@ from agent_gantry_state import (
     StoreTimeoutError,
     StoreUnavailableError,
     StoreURLError,
+    codec,
 )
 from agent_gantry_state.bridge import Local, bridge_to
 from agent_gantry_state.stores import file as file_store
@@ -614,7 +615,24 @@ def test_memory_that_lies_under_anothers_name_is_not_given(path, talk):
     assert talk.content(A) == {"x": "s3cr3t"}
 
 
-@pytest.mark.parametrize("content", [b"", b"\x01", b"\x01damaged and long enough", b"\x00" * 40])
+def journal_of(*moves):
+    body = codec.pack([list(move) for move in moves])
+    return b"\x01" + zlib.crc32(b"\x01" + body).to_bytes(4, "big") + body
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x01",
+        b"\x01damaged and long enough",
+        b"\x00" * 40,
+        journal_of(("new-1", "0" * 64, 2**62)),
+        journal_of((1, "0" * 64, b"sum.")),
+        journal_of(("new-1", [], b"sum.")),
+    ],
+    ids=["empty", "cut", "damaged", "zeros", "number for a checksum", "number for a name", "list for a name"],
+)
 def test_journal_that_cannot_be_read_is_kept_aside(path, talk, make, content, caplog):
     talk.write(A, x=1)
     (path / "journal").write_bytes(content)

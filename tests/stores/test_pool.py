@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 
 import pytest
+from interrupting import moments
 
 from agent_gantry_state import StoreError, StoreTimeoutError, StoreUnavailableError
 from agent_gantry_state.stores import pool as pools
@@ -305,7 +307,7 @@ def test_threads_never_share_a_connection_nor_exceed_the_limit():
 
     assert shared == []
     assert most[0] <= 3
-    assert it.pool._open == len(it.pool._idle) <= 3
+    assert len(it.pool._open) == len(it.pool._idle) <= 3
 
 
 def test_task_waits_for_a_connection_and_no_longer_than_its_time():
@@ -388,3 +390,47 @@ def test_dropped_pool_has_closed_what_is_in_use_too():
         assert not it.pool._used
 
     asyncio.run(main())
+
+
+def unusable(it):
+    it.use().usable = False
+    it.use()
+
+
+def refused(it):
+    def work(wire):
+        # An error of its own each time, which nothing but its traceback holds.
+        raise StoreUnavailableError("gone")
+
+    it.use()
+    try:
+        it.use(work)
+    except StoreUnavailableError:
+        pass
+
+
+def full(it):
+    def use(wire):
+        try:
+            it.use(deadline=0.0)
+        except StoreTimeoutError:
+            pass
+
+    it.use(lambda wire: it.use(use))
+
+
+@pytest.mark.parametrize("act", [Sync.use, unusable, refused, full])
+def test_signal_wherever_it_comes_takes_no_connection_from_the_pool(act):
+    def prepare():
+        it = Sync(limit=2)
+
+        def look(ended):
+            it.made.clear()
+            # Up to Python 3.10 frames that were traced are in a ring with their errors.
+            gc.collect()
+            # As many as there may be are there at once, without waiting for one.
+            assert it.use(lambda one: it.use(lambda other: one is not other, deadline=0.0), deadline=0.0)
+
+        return lambda: act(it), look
+
+    moments(prepare)
