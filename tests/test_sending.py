@@ -27,7 +27,7 @@ from agent_gantry_state.sending import sent
 from agent_gantry_state.steps import Pause
 from agent_gantry_state.stores.memory import MemoryStore
 from agent_gantry_state.stores.protocol import Change, Commit, Committed, Forget, Moved, Put, Snapshot
-from agent_gantry_state.unit_of_work import State, finish_far
+from agent_gantry_state.unit_of_work import State, Tried, finish_far
 
 MESSAGE = Commit(b"t" * 16, b"v" * 8, (Change(A, None, {"x": Put(1)}, (), {"x": None}),))
 
@@ -288,7 +288,7 @@ def test_commit_that_a_store_has_tried_without_a_message_goes_on_with_what_is_le
     memory = open_memory(A, Snapshot({"x": 1}, {}, {"x": b"v1"}, b"h1", born=b"h1"), 0.0, Terms("session"))
     memory["y"] = 2
     ends = []
-    tried = b"t" * 16, clock.now + 2.5, down(None)
+    tried = Tried(b"t" * 16, clock.now + 2.5, {"y"}, down(None))
     steps = finish_far(memory, None, bridge_to(ShelfStore(server)), ends.append, tried)
 
     pause = next(steps)
@@ -312,13 +312,28 @@ def test_what_was_tried_stays_unknown_when_the_memory_has_changed_since(server, 
     ends = []
     # A thread that the body has left behind.
     memory["x"] = now
-    tried = b"t" * 16, time.monotonic() + 5.0, down(None)
+    tried = Tried(b"t" * 16, time.monotonic() + 5.0, {"x"}, down(None))
 
     with pytest.raises(StateError) as caught:
         next(finish_far(memory, None, bridge_to(ShelfStore(server)), ends.append, tried))
 
     assert caught.value.committed is None
     assert ends == [State.FAILED]
+
+
+@pytest.mark.parametrize("more", [False, True], ids=["what was tried", "more"])
+def test_what_a_first_try_found_is_merged_with_unless_more_was_written_since(server, more):
+    memory = open_memory(A, Snapshot({"x": 1, "z": 1}, {}, {}, b"h1", born=b"h1", first=b"h1"), 0.0, Terms("session"))
+    memory["y"] = 2
+    theirs = Snapshot({"x": 1, "z": 3}, {}, {"z": b"v2"}, b"h2", born=b"h1", first=b"h1")
+    if more:
+        # A thread that the body has left behind, of whose key it was not said what stands there.
+        memory["z"] = 4
+    tried = Tried(b"t" * 16, time.monotonic() + 5.0, {"y"}, Moved((theirs,), 0.0))
+
+    message = next(finish_far(memory, None, bridge_to(ShelfStore(server)), lambda state: None, tried))
+
+    assert (message.token, message.changes[0].head) == (b"t" * 16, b"h1" if more else b"h2")
 
 
 def test_conflict_after_a_lost_request_is_no_unknown_outcome(server, gantry):
