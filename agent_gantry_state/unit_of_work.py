@@ -12,7 +12,7 @@ import enum
 import os
 import threading
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -758,7 +758,7 @@ class Tried(NamedTuple):
 
     token: bytes
     deadline: float
-    keys: Container[str]
+    keys: Set[str]
     ended: StoreError | Moved | Literal[False]
 
 
@@ -788,7 +788,7 @@ def finish_far(
                 token, deadline = new_token(), time.monotonic() + bridge.commit_timeout
             else:
                 token, deadline = tried.token, tried.deadline
-            if tried is not None and type(ended) is Moved and all(key in tried.keys for key in made[1].checks):
+            if tried is not None and type(ended) is Moved and tried.keys >= made[1].checks.keys():
                 answer: Committed | Moved | None = ended
             else:
                 # A thread of the body may have written more since.

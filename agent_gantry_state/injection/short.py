@@ -409,7 +409,8 @@ def _finish_far(frame: list[Any], memory: Memory, bridge: Any, max_bytes: float)
             answer = error
         if answer is True:
             return
-        tried = Tried(token, deadline, values, answer)
+        # The keys alone: what a value is must stand in nothing that shows itself.
+        tried = Tried(token, deadline, frozenset(values), answer)
     bridge.run(finish_far(memory, frame[1], bridge, partial(_end, frame), tried))
 
 

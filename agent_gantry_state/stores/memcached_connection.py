@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
 import time
 from typing import Any, Final
@@ -25,13 +24,12 @@ from agent_gantry_state.stores.memcached_wire import (
     Request,
 )
 from agent_gantry_state.stores.network import reason
+from agent_gantry_state.stores.sockets import TimedSocket
 
-__all__ = ["CHUNK", "FAILURES", "Connection", "failed", "left", "new_socket", "outlived", "replied", "too_many"]
+__all__ = ["CHUNK", "FAILURES", "Connection", "failed", "new_socket", "outlived", "replied", "too_many"]
 
 #: Bytes that are taken from a socket at once.
 CHUNK: Final = 65536
-#: Not on Windows.
-_HAS_POLL: Final = hasattr(select, "poll")
 
 
 def outlived(request: Request, life: object) -> Replies:
@@ -44,30 +42,23 @@ class Connection:
 
     Args:
         sock: The socket.
+        polled: Whether it is made one that never waits by itself, see `TimedSocket`.
     """
 
-    __slots__ = ("__weakref__", "_poll", "life", "pid", "sock", "used")
+    __slots__ = ("__weakref__", "_timed", "life", "pid", "sock", "used")
 
-    def __init__(self, sock: Any) -> None:
+    def __init__(self, sock: Any, polled: bool = False) -> None:
         self.sock = sock
+        self._timed = TimedSocket(sock, polled)
         #: The process that opened it.
         self.pid = os.getpid()
         #: When it was used last, on the monotonic clock.
         self.used = 0.0
         self.life: object = None
-        self._poll: Any = None
-        if _HAS_POLL:
-            self._poll = select.poll()
-            self._poll.register(sock, select.POLLIN)
 
     def is_stale(self) -> bool:
         """Whether anything has come since the last reply, be it only the end."""
-        try:
-            if self._poll is None:
-                return bool(select.select([self.sock], [], [], 0)[0])
-            return bool(self._poll.poll(0))
-        except (OSError, ValueError):
-            return True
+        return self._timed.is_readable()
 
     def close(self) -> None:
         """Close it."""
@@ -80,18 +71,6 @@ def replied(request: Request, answers: list[Any], life: object, began: float) ->
     if request.kinds[0] is STATS:
         request.server.learn(answers.pop(0), began, time.monotonic())
     return answers, life
-
-
-def left(deadline: float) -> float:
-    """Seconds until *deadline*, on the monotonic clock.
-
-    Raises:
-        TimeoutError: It is over.
-    """
-    seconds = deadline - time.monotonic()
-    if seconds <= 0:
-        raise TimeoutError
-    return seconds
 
 
 #: What may go wrong on a connection.

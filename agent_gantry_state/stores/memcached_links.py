@@ -16,7 +16,6 @@ from agent_gantry_state.stores.memcached_connection import (
     FAILURES,
     Connection,
     failed,
-    left,
     new_socket,
     outlived,
     replied,
@@ -24,7 +23,6 @@ from agent_gantry_state.stores.memcached_connection import (
 )
 from agent_gantry_state.stores.memcached_server import Server
 from agent_gantry_state.stores.memcached_wire import STATS, Credentials, Disconnected, Kind, Replies, Request, greeting, read
-from agent_gantry_state.stores.patience import PATIENCE, is_patient, is_timed
 from agent_gantry_state.stores.pool import Pool
 
 __all__ = ["BorrowingLink", "MemcachedLink"]
@@ -35,14 +33,13 @@ class BlockingConnection(Connection):
 
     Args:
         sock: The socket.
-        patient: Whether it waits by itself, see `is_patient`.
+        polled: Whether it is made one that never waits by itself, see `TimedSocket`.
     """
 
-    __slots__ = ("_patient", "busy", "sent")
+    __slots__ = ("busy", "sent")
 
-    def __init__(self, sock: Any, patient: bool = False) -> None:
-        super().__init__(sock)
-        self._patient = patient
+    def __init__(self, sock: Any, polled: bool = True) -> None:
+        super().__init__(sock, polled)
         #: Whether a request is under way, or was left half-done.
         self.busy = False
         #: Whether anything of the present request may have reached the server.
@@ -58,27 +55,15 @@ class BlockingConnection(Connection):
         Raises:
             TimeoutError: Not all of them have come by *deadline*.
         """
-        sock, sent, buffer = self.sock, 0, bytearray()
+        timed, buffer = self._timed, bytearray()
         if deadline <= now:
             raise TimeoutError
         self.sent = True
-        if self._patient and deadline - now > PATIENCE and not is_timed():
-            try:
-                sent = sock.send(payload)
-                if sent == len(payload) and (answers := read(kinds, buffer, sock.recv(CHUNK))) is not None:
-                    return answers
-            except BlockingIOError:
-                pass
-        sock.settimeout(left(deadline))
-        if sent < len(payload):
-            sock.sendall(memoryview(payload)[sent:])
-            # What fits into a socket is sent at once; this may have taken its time.
-            sock.settimeout(left(deadline))
-        while (answers := read(kinds, buffer, sock.recv(CHUNK))) is None:
-            sock.settimeout(left(deadline))
-        if self._patient:
-            sock.settimeout(None)
-        return answers
+        timed.send(payload, deadline)
+        while True:
+            timed.wait(deadline)
+            if (answers := read(kinds, buffer, self.sock.recv(CHUNK))) is not None:
+                return answers
 
 
 class MemcachedLink:
@@ -123,7 +108,7 @@ def _connected(
     until = min(deadline, time.monotonic() + connect_timeout)
     try:
         sock = _open(server, until)
-        connection = BlockingConnection(sock, is_patient(sock))
+        connection = BlockingConnection(sock)
         try:
             connection.life = _greeted(connection, server, credentials, until)
         except BaseException:
@@ -219,7 +204,7 @@ class BorrowingLink:
             # Also one that somebody else has opened: it may be that of a parent process, which goes on using it.
             client.close()
             self._connect(client)
-            connection = BlockingConnection(client.sock)
+            connection = BlockingConnection(client.sock, polled=False)
             connection.life = _greeted(connection, self._server, None, deadline)
         except FAILURES as error:
             raise failed(error, self._server, deadline, connected=False) from None

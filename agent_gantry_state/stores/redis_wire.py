@@ -22,9 +22,9 @@ from agent_gantry_state.errors import (
     StoreUnavailableError,
 )
 from agent_gantry_state.stores.network import driver, hang_up, reason, within
-from agent_gantry_state.stores.patience import PATIENCE, is_patient, is_timed
 from agent_gantry_state.stores.redis_layout import damaged, newer
 from agent_gantry_state.stores.rows import to_bytes
+from agent_gantry_state.stores.sockets import TimedSocket
 
 with driver("redis"):
     import hiredis
@@ -152,8 +152,7 @@ class Wire:
                 raise unreachable(error, node) from None
             raise
         self._sock = sock
-        # What encrypts has more to do with a socket than to wait.
-        self._patient = access.tls is None and is_patient(sock)
+        self._timed = TimedSocket(sock, polled=access.tls is None)
         self._reader = hiredis.Reader(protocolError=_Garbled, replyError=Refusal, notEnoughData=_NOTHING)
         self._buffer = bytearray(_BUFFER_BYTES)
         greeting, count = access.greeting()
@@ -174,63 +173,33 @@ class Wire:
         Raises:
             StoreError: The connection broke, or the time was over.
         """
-        sock, sent, replies = self._sock, 0, list[Any]()
+        sock, timed, reader, buffer, replies = self._sock, self._timed, self._reader, self._buffer, list[Any]()
+        if deadline <= time.monotonic():
+            raise _late(False)
         try:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise _late(False)
             self._busy = True
-            if self._patient and left > PATIENCE and not is_timed():
-                try:
-                    sent = sock.send(payload)
-                    if sent == len(payload) and self._heard(replies, count):
-                        self._busy = False
-                        return replies
-                except BlockingIOError:
-                    pass
-                left = _left(deadline)
-            sock.settimeout(left)
-            if sent < len(payload):
-                sock.sendall(memoryview(payload)[sent:])
-                # What fits into a socket is sent at once; this may have taken its time.
-                sock.settimeout(_left(deadline))
-            while not self._heard(replies, count):
-                sock.settimeout(_left(deadline))
-            if self._patient:
-                sock.settimeout(None)
+            timed.send(payload, deadline)
+            while len(replies) < count:
+                timed.wait(deadline)
+                size = sock.recv_into(buffer)
+                if not size:
+                    raise _gone(None)
+                reader.feed(buffer, 0, size)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+                reply = reader.gets()
+                while reply is not _NOTHING:
+                    replies.append(reply)
+                    reply = reader.gets()
+            if len(replies) > count or reader.has_data():
+                raise _gone(None)
         except (OSError, EOFError) as error:
             raise _broken(error) from None
         self._busy = False
         return replies
 
-    def _heard(self, replies: list[Any], count: int) -> bool:
-        """Receive once, add the replies that are complete, and say whether these are all."""
-        reader, buffer = self._reader, self._buffer
-        size = self._sock.recv_into(buffer)
-        if not size:
-            raise _gone(None)
-        reader.feed(buffer, 0, size)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
-        reply = reader.gets()
-        while reply is not _NOTHING:
-            replies.append(reply)
-            reply = reader.gets()
-        if len(replies) < count:
-            return False
-        if len(replies) > count or reader.has_data():
-            raise _gone(None)
-        return True
-
     def close(self) -> None:
         """Close the socket."""
         with contextlib.suppress(OSError):
             self._sock.close()
-
-
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise _late(None)
-    return left
 
 
 class AWire(asyncio.Protocol):

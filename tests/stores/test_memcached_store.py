@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import random
+import select
 import signal
 import socket
 import subprocess
@@ -57,7 +58,6 @@ from agent_gantry_state.stores.memcached_item import NO_TOKENS, dropped_until, h
 from agent_gantry_state.stores.memcached_links import BlockingConnection
 from agent_gantry_state.stores.memcached_server import Server
 from agent_gantry_state.stores.memcached_wire import LINE, VALUES, Garbled, Refused, get, read
-from agent_gantry_state.stores.patience import is_patient
 from agent_gantry_state.stores.protocol import Change, Commit, Committed, Forget, Lease, Load, Moved, Release
 from agent_gantry_state.stores.urls import open_store
 from agent_gantry_state.testing import NOWHERE, A, B, StoreContract, Talk, put
@@ -1032,18 +1032,16 @@ def test_token_is_found_only_where_one_begins():
 
 
 @pytest.fixture
-def patient():
-    """A connection whose socket waits by itself, and the other end of it."""
+def pair():
+    """A connection and the other end of it."""
     with socket.create_server((HOST, 0)) as listener, socket.create_connection(listener.getsockname()) as sock:
         other, _ = listener.accept()
         with other:
-            assert is_patient(sock)
-            yield BlockingConnection(sock, patient=True), other
+            yield BlockingConnection(sock), other
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there no socket waits by itself")
-def test_reply_that_takes_longer_than_a_socket_waits_is_read(patient):
-    connection, other = patient
+def test_reply_that_comes_late_and_in_pieces_is_read(pair):
+    connection, other = pair
     now = time.monotonic()
     for _ in range(2):
         answer = threading.Timer(0.1, other.sendall, [b"LA"])
@@ -1053,14 +1051,12 @@ def test_reply_that_takes_longer_than_a_socket_waits_is_read(patient):
         assert connection.talk(b"x\r\n", (LINE,), now + 20, now) == [b"LATE"]
         answer.join()
         rest.join()
-        assert connection.sock.gettimeout() is None
     assert other.recv(100) == b"x\r\n" * 2
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there no socket waits by itself")
 @pytest.mark.parametrize("seconds", [0.01, 0.1])
-def test_socket_that_waits_by_itself_waits_no_longer_than_it_may(patient, seconds):
-    connection, _ = patient
+def test_reply_is_waited_for_no_longer_than_it_may_take(pair, seconds):
+    connection, _ = pair
     now = time.monotonic()
 
     with pytest.raises(TimeoutError):
@@ -1069,11 +1065,11 @@ def test_socket_that_waits_by_itself_waits_no_longer_than_it_may(patient, second
     assert seconds <= time.monotonic() - now < seconds + 5
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there no socket waits by itself")
-@pytest.mark.parametrize("timer", ["SIGALRM", "SIGPROF", "SIGVTALRM"])
-def test_signals_that_come_again_and_again_do_not_keep_a_socket_waiting(patient, timer):
-    connection, other = patient
-    number, main, over = getattr(signal, timer), threading.main_thread().ident, threading.Event()
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+@pytest.mark.parametrize("name", ["SIGALRM", "SIGPROF", "SIGUSR1", "SIGCHLD", "SIGWINCH"])
+def test_signals_that_come_again_and_again_do_not_keep_a_socket_waiting(pair, name):
+    connection, other = pair
+    number, main, over = getattr(signal, name), threading.main_thread().ident, threading.Event()
     before = signal.signal(number, lambda *_: None)
 
     def ring():
@@ -1097,9 +1093,8 @@ def test_signals_that_come_again_and_again_do_not_keep_a_socket_waiting(patient,
         signal.signal(number, before)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there no socket waits by itself")
-def test_what_does_not_fit_into_a_socket_that_waits_by_itself_is_sent_in_order(patient):
-    connection, other = patient
+def test_what_does_not_fit_into_a_socket_is_sent_in_order(pair):
+    connection, other = pair
     payload = b"".join(number.to_bytes(4, "big") for number in range(4_000_000))
 
     def take():
@@ -1115,18 +1110,19 @@ def test_what_does_not_fit_into_a_socket_that_waits_by_itself_is_sent_in_order(p
         now = time.monotonic()
         assert connection.talk(payload, (LINE,), now + 60, now) == [b"STORED"]
         assert taken.result(60) == payload
-    assert connection.sock.gettimeout() is None
+        # It is as it was.
+        assert connection.sock.gettimeout() == 0.0 or not hasattr(select, "poll")
+        answer = threading.Timer(0.05, other.sendall, [b"LATE\r\n"])
+        answer.start()
+        assert connection.talk(b"x\r\n", (LINE,), now + 60, now) == [b"LATE"]
+        answer.join()
 
 
-def test_socket_of_a_green_thread_is_not_left_to_wait_by_itself():
-    class Green(socket.socket):
-        """Is never blocked in the system, as those of gevent are not."""
+def test_wait_that_is_longer_than_the_system_knows_is_no_error(pair):
+    connection, other = pair
+    other.sendall(b"STORED\r\n")
 
-        def settimeout(self, seconds):
-            self.setblocking(False)
-
-    with Green() as sock:
-        assert not is_patient(sock)
+    assert connection.talk(b"x\r\n", (LINE,), math.inf, time.monotonic()) == [b"STORED"]
 
 
 def test_server_that_does_not_answer_is_given_up_in_time():
