@@ -120,6 +120,7 @@ class MemoryStore(Clocked):
 
     def _chosen(self, namespace: Namespace, keys: tuple[str, ...], names: bool) -> Snapshot:
         """Some keys of a namespace. Needs the lock."""
+        self._slots.rest()
         slot = self._slot(namespace)
         if slot is None:
             return EMPTY

@@ -30,10 +30,12 @@ _STALE: Final = 1024
 #: So many namespaces may be ready for a call before those that were not used lately are put to rest.
 _READY: Final = 1000
 #: One of more keys than this with versions of their own stays ready: nobody has to wait until these are in a row.
-_MOST_VERSIONS: Final = 1000
+_MOST_VERSIONS: Final = 64
 #: Bytes of a version, as calls draw it; and what says where in a row the head and the first one stand.
 _VERSION: Final = 8
 _PLACES: Final = struct.Struct(">HH")
+#: Ends a row of one that was used since an eviction came by.
+_USED: Final = b"u"
 
 #: Stands in a slot of which the store has to be asked: it has no key, and yet is not plain.
 ASK: Final = Snapshot({}, {}, {}, None, reserved=True)
@@ -102,11 +104,6 @@ class Slot:
         if self.more.own is not None:
             self.more.own = None
 
-    def retire(self) -> None:
-        """Note that something else stands in its place, which is to be asked for."""
-        self.home = _GONE
-        self.snapshot = ASK
-
 
 #: What stands in the place of a slot that was not used lately: its values, its versions in one row of bytes, its owner, and
 #: the bytes of its containers if it has any. Plain tuples, for of a million of them each field of a class is felt.
@@ -134,6 +131,8 @@ def at_rest(slot: Slot) -> Idle | None:
         row = b"".join([*versions, _PLACES.pack(versions.index(head), versions.index(born))])
     if {*map(len, versions)} != {_VERSION}:
         return None
+    if slot.used is not False:
+        row += _USED
     parts = snapshot.values, row, snapshot.owner
     return (*parts, snapshot.packed) if snapshot.packed else parts
 
@@ -142,12 +141,21 @@ def awake(idle: Idle) -> Snapshot:
     """The snapshot that something stands for."""
     values, row, owner, *rest = idle
     packed = rest[0] if rest else {}
+    if _is_used(idle):
+        row = row[:-1]
     if len(row) == _VERSION:
         return Snapshot(values, packed, {}, row, owner, born=row, first=row)
     end = len(row) - _PLACES.size
-    versions = [row[at : at + _VERSION] for at in range(0, end, _VERSION)]
+    # One object for all keys that one commit wrote.
+    seen = dict[bytes, bytes]()
+    versions = [seen.setdefault(each, each) for each in (row[at : at + _VERSION] for at in range(0, end, _VERSION))]
     head, born = _PLACES.unpack_from(row, end)
     return Snapshot(values, packed, dict(zip(values, versions, strict=False)), versions[head], owner, born=versions[born])
+
+
+def _is_used(idle: Idle) -> bool:
+    """Whether it was used since an eviction came by: all else in a row is of an even length."""
+    return len(idle[1]) % 2 == 1
 
 
 def owner_of(idle: Idle) -> str | None:
@@ -174,6 +182,8 @@ class Slots(cachetools.Cache[Namespace, Slot | Idle]):
         #: In which turn they go. One that was dropped stands here until its turn comes, or too many do; how often, is noted.
         self._turns: deque[Namespace] = deque()
         self._dropped: dict[Namespace, int] = {}
+        #: Those at rest that an eviction has given a second chance.
+        self._spared: set[Namespace] = set()
         #: In which order it is asked whether they were used lately. One that was dropped stands here until then.
         self._ready: deque[Slot] = deque()
         # Each slot that expires stands here once, perhaps too early; the number is so that no two slots are compared.
@@ -189,7 +199,6 @@ class Slots(cachetools.Cache[Namespace, Slot | Idle]):
             self._turns.append(slot.namespace)
             self._ready.append(slot)
             if len(self._turns) > 2 * len(self) + _STALE:
-                self._turns.clear()
                 self._renew_turns()
         if slot.more.until < slot.more.queued:
             self._enqueue(slot)
@@ -197,6 +206,9 @@ class Slots(cachetools.Cache[Namespace, Slot | Idle]):
     def wake(self, namespace: Namespace, idle: Idle, home: object) -> Slot:
         """Put a slot in the place of what stands for it."""
         slot = Slot(namespace, awake(idle), home)
+        if _is_used(idle):
+            slot.used = None
+        self._spared.discard(namespace)
         self[namespace] = slot
         self._ready.append(slot)
         return slot
@@ -206,22 +218,24 @@ class Slots(cachetools.Cache[Namespace, Slot | Idle]):
         ready = self._ready
         for _ in range(min(_SWEPT, len(ready) - _READY)):
             slot = ready[0]
+            before = slot.snapshot
             if slot.used:
                 slot.used = None
                 ready.append(slot)
             elif (idle := at_rest(slot)) is not None:
-                self._retire(slot, idle)
-            ready.popleft()
+                self._retire(slot, before, idle)
+            if ready and ready[0] is slot:
+                ready.popleft()
 
-    def _retire(self, slot: Slot, idle: Idle) -> None:
+    def _retire(self, slot: Slot, before: Snapshot, idle: Idle) -> None:
         try:
             self[slot.namespace] = idle
-            slot.retire()
-        except BaseException:
-            # A signal came in between. Who holds on to the slot must not go on to write to it.
-            self[slot.namespace] = idle
-            slot.retire()
-            raise
+            # What handles a signal may have written to the slot, in this thread, which has the lock. No call in between.
+            if slot.snapshot is before:
+                slot.home, slot.snapshot = _GONE, ASK
+        finally:
+            if slot.home is not _GONE and self.get(slot.namespace) is idle:
+                self[slot.namespace] = slot
 
     def sweep(self, now: float, most: float = _SWEPT, new: bool = False) -> None:
         """Drop slots that are over, looking at no more of the queue than *most*, or than it takes for a *new* one."""
@@ -238,6 +252,8 @@ class Slots(cachetools.Cache[Namespace, Slot | Idle]):
                 else:
                     more.queued = math.inf
                     self._leave()
+                    # From now on it can be put to rest.
+                    self._ready.append(slot)
             # Only now that it stands for nothing: a signal may come at any call.
             if queue and queue[0] is entry:
                 heapq.heappop(queue)
@@ -250,11 +266,12 @@ class Slots(cachetools.Cache[Namespace, Slot | Idle]):
             self._dropped[namespace] = self._dropped.get(namespace, 0) + 1
 
     def popitem(self) -> tuple[Namespace, Slot | Idle]:
-        chances, turns = _CHANCES, self._turns
+        chances = _CHANCES
         while True:
-            if not turns:
+            if not self._turns:
                 # A signal has come between a slot and its turn.
                 self._renew_turns()
+            turns = self._turns
             namespace = turns.popleft()
             if times := self._dropped.pop(namespace, 0):
                 if times > 1:
@@ -263,10 +280,17 @@ class Slots(cachetools.Cache[Namespace, Slot | Idle]):
             there = self.get(namespace)
             if there is None:
                 continue
-            if isinstance(there, tuple) or there.used is False or chances <= 0:
+            if chances <= 0:
                 break
+            if isinstance(there, tuple):
+                if not _is_used(there) or namespace in self._spared:
+                    break
+                self._spared.add(namespace)
+            elif there.used is False:
+                break
+            else:
+                there.used = False
             chances -= 1
-            there.used = False
             turns.append(namespace)
         self.evicted.append(namespace.scope)
         self._remove(namespace)
@@ -283,8 +307,9 @@ class Slots(cachetools.Cache[Namespace, Slot | Idle]):
         self._stale = 0
 
     def _renew_turns(self) -> None:
-        self._turns.extend(self)
-        self._dropped.clear()
+        turns, dropped = deque(self), dict[Namespace, int]()
+        # No call in between, at which a signal might come.
+        self._turns, self._dropped = turns, dropped
 
     def _enqueue(self, slot: Slot) -> None:
         more = slot.more
@@ -298,6 +323,7 @@ class Slots(cachetools.Cache[Namespace, Slot | Idle]):
         """Take out what is there."""
         slot = self[namespace]
         if isinstance(slot, tuple):
+            self._spared.discard(namespace)
             del self[namespace]
             return
         try:

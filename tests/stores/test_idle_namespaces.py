@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import gc
 import math
 import sys
@@ -128,7 +129,8 @@ def test_call_finds_what_it_wrote_before_its_session_was_put_to_rest(store):
     ],
 )
 @pytest.mark.parametrize("deletes", [(), ("y",), ("x", "y", "z")])
-def test_snapshot_comes_back_as_it_was(store, talk, writes, deletes):
+def test_snapshot_comes_back_as_it_was(store, talk, monkeypatch, writes, deletes):
+    monkeypatch.setattr(slots, "_MOST_VERSIONS", 1000)
     for values in writes:
         talk.write(A, **values)
     there = [key for key in deletes if key in talk.content(A)]
@@ -179,7 +181,7 @@ def test_what_expires_is_not_put_to_rest(store, talk, clock, special):
     assert talk.content(A) == ({"x": 1} if "y" in special else {})
 
 
-def test_what_was_to_expire_and_no_longer_is_can_wait(store, talk, monkeypatch):
+def test_what_was_to_expire_and_no_longer_is_can_wait(store, talk, clock, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(slots, "_READY", 100)
         talk.write(A, x=put(1, ttl=5))
@@ -189,6 +191,10 @@ def test_what_was_to_expire_and_no_longer_is_can_wait(store, talk, monkeypatch):
 
     # The queue of what expires still has it.
     assert ready(store) == [A]
+    clock.now += 10
+    talk.write(B, x=1)
+    put_to_rest(store)
+    assert ready(store) == []
     assert talk.content(A) == {"x": 1}
 
 
@@ -314,6 +320,72 @@ def test_namespace_that_was_used_before_it_was_asked_whether_it_is_idle_has_its_
     assert [*store._slots] == [session(0), session(2)]
 
 
+def test_namespace_that_was_used_before_it_was_put_to_rest_has_its_second_chance_and_no_third(clock, monkeypatch):
+    monkeypatch.setattr(slots, "_READY", 0)
+    store = MemoryStore(3, clock)
+    talk = Talk(bridge_to(store))
+    for index in range(3):
+        talk.write(session(index), x=1)
+        if index != 1:
+            talk.load(session(index))
+        put_to_rest(store)
+
+    left = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EvictionWarning)
+        for index in range(3, 6):
+            talk.write(session(index), x=1)
+            left.append([namespace.id for namespace in store._slots])
+
+    assert left == [["s0", "s2", "s3"], ["s2", "s3", "s4"], ["s2", "s4", "s5"]]
+    assert store._slots._spared == {session(2)}
+
+
+@pytest.mark.parametrize("way", ["woken", "forgotten", "closed"])
+def test_second_chance_is_forgotten_with_what_it_was_given_for(clock, monkeypatch, way):
+    monkeypatch.setattr(slots, "_READY", 0)
+    store = MemoryStore(2, clock)
+    talk = Talk(bridge_to(store))
+    for index in range(2):
+        talk.write(session(index), x=1)
+        if index == 0:
+            talk.load(session(0))
+        put_to_rest(store)
+    with pytest.warns(EvictionWarning):
+        talk.write(session(2), x=1)
+    assert store._slots._spared == {session(0)}
+
+    if way == "woken":
+        talk.load(session(0))
+    elif way == "forgotten":
+        store.forget(Forget((session(0),)))
+    else:
+        store.close()
+
+    assert not store._slots._spared
+
+
+def test_reading_keys_of_many_puts_others_to_rest(store, talk, monkeypatch):
+    monkeypatch.setattr(slots, "_READY", 10)
+    for index in range(100):
+        talk.write(session(index), x=index, y=1)
+
+    for index in range(100):
+        talk.load(session(index), keys=[("x",)])
+
+    assert len(ready(store)) <= 12
+
+
+def test_keys_that_one_commit_wrote_share_their_version_when_they_are_woken(store, talk):
+    talk.write(A, x=1, y=1, z=1)
+    talk.write(A, z=2)
+    put_to_rest(store)
+
+    (snapshot,) = talk.load(A)
+
+    assert snapshot.versions["x"] is snapshot.versions["y"]
+
+
 def test_namespace_that_was_forgotten_and_made_again_has_its_turn_when_it_came_again(clock):
     store = MemoryStore(3, clock)
     talk = Talk(bridge_to(store))
@@ -386,6 +458,56 @@ def test_nothing_is_lost_wherever_a_signal_comes(monkeypatch, act):
             assert read() == {"text": "fifth"}
 
         return (lambda: put_to_rest(store)) if act == "rest" else read, look
+
+    moments(prepare)
+
+
+def test_what_a_signals_handler_writes_meanwhile_is_not_lost():
+    """It runs in the thread that holds the lock."""
+    lost = []
+
+    class Handled(slots.Slots):
+        def __setitem__(self, namespace, there):
+            if type(there) is tuple and not lost:
+                lost.append(namespace)
+                contextvars.Context().run(note, "handler")
+            super().__setitem__(namespace, there)
+
+    store = MemoryStore()
+    gantry = Gantry(store, session="s")
+
+    @gantry.with_memory
+    def note(text, memory):
+        memory["text"] = text
+
+    # From the second time on it knows where its session stands.
+    for text in ("first", "second", "third"):
+        note(text)
+    store._slots.__class__ = Handled
+    with store._lock, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slots, "_READY", 0)
+        while store._slots._ready:
+            store._slots.rest()
+
+    assert [namespace.id for namespace in lost] == ["s"]
+    assert gantry.with_memory(lambda memory: memory["text"], name="read")() == "handler"
+
+
+def test_turns_are_made_anew_at_once_or_not_at_all():
+    def prepare():
+        store = MemoryStore(5)
+        talk = Talk(bridge_to(store))
+        for index in range(4):
+            talk.write(session(index), x=1)
+
+        def look(ended):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", EvictionWarning)
+                for index in range(10, 15):
+                    talk.write(session(index), x=1)
+            assert [namespace.id for namespace in store._slots] == [f"s{index}" for index in range(10, 15)]
+
+        return store._slots._renew_turns, look
 
     moments(prepare)
 
