@@ -252,8 +252,6 @@ class Slots(cachetools.Cache[Namespace, Slot | Idle]):
                 else:
                     more.queued = math.inf
                     self._leave()
-                    # From now on it can be put to rest.
-                    self._ready.append(slot)
             # Only now that it stands for nothing: a signal may come at any call.
             if queue and queue[0] is entry:
                 heapq.heappop(queue)

