@@ -771,8 +771,7 @@ def finish_far(
 ) -> Steps[None]:
     """`finish_one` for a store whose answer can be lost. *end* is told what has become of the call as soon as it is known,
     for whoever runs this may be cancelled while it lands. *tried* is what was done of it before."""
-    ended = None if tried is None else tried.ended
-    failed = ended if isinstance(ended, StoreError) else None
+    failed = tried.ended if tried is not None and isinstance(tried.ended, StoreError) else None
     try:
         try:
             made = _made_of(memory, identity)
@@ -785,10 +784,9 @@ def finish_far(
             raise
         if made is not None:
             if tried is None:
-                token, deadline = new_token(), time.monotonic() + bridge.commit_timeout
-            else:
-                token, deadline = tried.token, tried.deadline
-            if tried is not None and type(ended) is Moved and tried.keys >= made[1].checks.keys():
+                tried = Tried(new_token(), time.monotonic() + bridge.commit_timeout, frozenset(), False)
+            token, deadline, keys, ended = tried
+            if isinstance(ended, Moved) and keys >= made[1].checks.keys():
                 answer: Committed | Moved | None = ended
             else:
                 # A thread of the body may have written more since.

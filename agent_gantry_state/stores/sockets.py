@@ -6,7 +6,7 @@ import select
 import time
 from typing import Any, Final
 
-__all__ = ["TimedSocket", "left"]
+__all__ = ["TimedSocket"]
 
 #: Not on Windows.
 _HAS_POLL: Final = hasattr(select, "poll")
@@ -54,7 +54,7 @@ class TimedSocket:
                     return
             except BlockingIOError:
                 pass
-        sock.settimeout(left(deadline))
+        sock.settimeout(_left(deadline))
         sock.sendall(memoryview(payload)[sent:])
         if self._polled:
             sock.setblocking(False)
@@ -67,7 +67,7 @@ class TimedSocket:
         Raises:
             TimeoutError: The time was over.
         """
-        seconds = left(deadline)
+        seconds = _left(deadline)
         if not self._polled:
             self.sock.settimeout(seconds)
         elif not self._poll(min(seconds * 1000, _LONGEST)):
@@ -83,7 +83,7 @@ class TimedSocket:
             return True
 
 
-def left(deadline: float) -> float:
+def _left(deadline: float) -> float:
     """Seconds until *deadline*, on the monotonic clock.
 
     Raises:
