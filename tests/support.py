@@ -141,6 +141,22 @@ def wait_at_most(monkeypatch, seconds):
     return set_to
 
 
+class Watched:
+    """Mixed into a store, which then does in its own way what every store does."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.asked = []
+
+    def load(self, message):
+        self.asked.append("load")
+        return super().load(message)
+
+    def commit(self, message):
+        self.asked.append("commit")
+        return super().commit(message)
+
+
 class Before:
     """Stands before a store."""
 

@@ -33,7 +33,7 @@ import pytest
 from guarded import guarded_memcached, running
 from pymemcache.client.base import PooledClient
 from servers import HOST, PASSWORD, free_port, memcached, started, stopped
-from support import Before
+from support import Before, Watched
 
 from agent_gantry_state import (
     CorruptEntryError,
@@ -790,25 +790,13 @@ def assign(store, token=b"t" * 16, **values):
     return store.commit_at_once(A, base, values, {}, token, 5.0, math.inf)
 
 
-class Watched(MemcachedStore):
-    """Does in its own way what every store does."""
-
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.asked = []
-
-    def load(self, message):
-        self.asked.append("load")
-        return super().load(message)
-
-    def commit(self, message):
-        self.asked.append("commit")
-        return super().commit(message)
+class WatchedStore(Watched, MemcachedStore):
+    """A store of one's own."""
 
 
 @pytest.mark.parametrize("kind", ["derived", "before"])
 def test_store_of_ones_own_sees_every_load_and_commit(server, kind):
-    plain, watched = (made(f"{server.host}:{server.port}", prefix=fresh_prefix()) for made in (MemcachedStore, Watched))
+    plain, watched = (made(f"{server.host}:{server.port}", prefix=fresh_prefix()) for made in (MemcachedStore, WatchedStore))
     store = watched if kind == "derived" else Before(plain)
     with Gantry(store, session="s") as gantry:
 

@@ -28,7 +28,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from servers import PASSWORD, redis_6, redis_8, redis_cluster, redis_sentinel, started, started_cluster, valkey
-from support import Before
+from support import Before, Watched
 from wire import Wire
 
 from agent_gantry_state import (
@@ -1238,23 +1238,14 @@ def test_commit_whose_answer_is_lost_lands_once(server, kind):
 SESSION = Namespace("session", "s", "default")
 
 
-class Watched(RedisStore):
-    """Does in its own way what every store does."""
-
-    def load(self, message):
-        self.asked.append("load")
-        return super().load(message)
-
-    def commit(self, message):
-        self.asked.append("commit")
-        return super().commit(message)
+class WatchedStore(Watched, RedisStore):
+    """A store of one's own."""
 
 
 @pytest.mark.parametrize("kind", ["derived", "before"])
 def test_store_of_ones_own_sees_every_load_and_commit(kind):
     address, prefix = open_store(redis_8().url)._address, new_prefix()
-    store = Watched(address, prefix=prefix) if kind == "derived" else Before(RedisStore(address, prefix=prefix))
-    store.asked = []
+    store = WatchedStore(address, prefix=prefix) if kind == "derived" else Before(RedisStore(address, prefix=prefix))
     with Gantry(store, session="s") as gantry:
 
         @gantry.with_memory
